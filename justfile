@@ -1,0 +1,17 @@
+# `just` lists these; each is one command that can be typed by hand as well.
+
+# Serve on 127.0.0.1:8000
+run:
+    cargo run --release
+
+# Everything that has to pass before a change lands
+ci:
+    bash .ci/run
+
+# The tests alone
+test:
+    cargo test --workspace --locked
+
+# Licences, banned and doubled crates, sources (cargo install cargo-deny)
+deny:
+    cargo deny check licenses bans sources

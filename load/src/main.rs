@@ -1,0 +1,2 @@
+//! Load tools for Switchboard.
+fn main() {}

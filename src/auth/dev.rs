@@ -1,0 +1,91 @@
+//! The development issuer: tokens without an identity provider, signed by a key of this machine.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use aws_lc_rs::{
+    rand::SystemRandom,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
+};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, jwk::Jwk};
+use serde_json::json;
+use uuid::Uuid;
+
+/// The `iss` of development tokens.
+pub(super) const ISSUER: &str = "switchboard-dev";
+/// The `kid` of development tokens.
+pub(super) const KEY_ID: &str = "dev";
+pub(super) const ALGORITHM: Algorithm = Algorithm::ES256;
+
+/// Signs development tokens.
+pub struct DevIssuer {
+    key: EncodingKey,
+    client_id: String,
+}
+
+impl DevIssuer {
+    /// Reads the key, or makes it on first use, readable by its owner alone.
+    pub fn open(key_file: &Path, client_id: &str) -> io::Result<Self> {
+        let pem = match fs::read(key_file) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(key_file)?,
+            read => read?,
+        };
+        let key = EncodingKey::from_ec_pem(&pem).map_err(|error| {
+            let file = key_file.display();
+            io::Error::other(format!("{file} is no EC private key in PKCS#8 PEM form: {error}"))
+        })?;
+        Ok(Self { key, client_id: client_id.to_owned() })
+    }
+
+    /// A token for a user. The subject is derived from the name, so that nodes agree on it.
+    pub fn token(&self, username: &str, roles: &[&str], ttl: Duration) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let claims = json!({
+            "iss": ISSUER,
+            "azp": self.client_id,
+            "typ": "Bearer",
+            "sub": Uuid::new_v5(&Uuid::NAMESPACE_DNS, username.as_bytes()),
+            "jti": Uuid::new_v4(),
+            "preferred_username": username,
+            "iat": now.as_secs(),
+            "exp": (now + ttl).as_secs(),
+            "resource_access": { self.client_id.as_str(): { "roles": roles } },
+        });
+        self.sign(&claims)
+    }
+
+    /// Signs any claims, for tests of what the validator refuses.
+    pub fn sign(&self, claims: &serde_json::Value) -> String {
+        let header = Header { kid: Some(KEY_ID.into()), ..Header::new(ALGORITHM) };
+        jsonwebtoken::encode(&header, claims, &self.key).expect("claims are JSON and the key signs")
+    }
+
+    pub(super) fn public_key(&self) -> jsonwebtoken::errors::Result<DecodingKey> {
+        DecodingKey::from_jwk(&Jwk::from_encoding_key(&self.key, ALGORITHM)?)
+    }
+}
+
+/// Writes a new key beside its place and links it there: of two processes, one wins and both read it.
+fn create(key_file: &Path) -> io::Result<Vec<u8>> {
+    let folder = key_file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder {
+        fs::create_dir_all(folder)?;
+    }
+    let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
+        .map_err(|_| io::Error::other("the system has no randomness"))?;
+    let pem = pem::encode(&pem::Pem::new("PRIVATE KEY", key.as_ref()));
+    let draft = key_file.with_extension(format!("{}.tmp", Uuid::new_v4().simple()));
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft)?;
+    file.write_all(pem.as_bytes())?;
+    let linked = fs::hard_link(&draft, key_file);
+    fs::remove_file(&draft)?;
+    match linked {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => fs::read(key_file),
+    }
+}

@@ -1,0 +1,45 @@
+//! Who a client is: tokens in, [`Identity`] out. WebSocket and REST go through the same [`Validator`].
+
+mod dev;
+mod validator;
+
+use std::{
+    sync::Arc,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+pub use dev::DevIssuer;
+pub(crate) use validator::{AuthError, Validator};
+
+/// A user, as a valid token describes it.
+#[derive(Debug, Clone)]
+pub struct Identity {
+    /// The token's `sub`: who the limits are for.
+    pub subject: Arc<str>,
+    /// The user's name, for people and for pushes to one user.
+    pub username: Arc<str>,
+    /// The roles of this client.
+    pub roles: Vec<Box<str>>,
+    /// The token's `exp`, in seconds since 1970.
+    pub expires_at: u64,
+}
+
+impl Identity {
+    /// Whether the user has every one of `roles`.
+    pub fn has(&self, roles: &[&str]) -> bool {
+        roles.iter().all(|role| self.roles.iter().any(|known| &**known == *role))
+    }
+
+    /// Time until the token expires; zero if it has.
+    pub fn expires_in(&self) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Duration::from_secs(self.expires_at).saturating_sub(now)
+    }
+}
+
+/// The token of an `Authorization` value, whose scheme is `Bearer` in any case.
+pub(crate) fn bearer(authorization: &str) -> Option<&str> {
+    let (scheme, token) = authorization.trim().split_once(' ')?;
+    let token = token.trim();
+    (scheme.eq_ignore_ascii_case("bearer") && !token.is_empty()).then_some(token)
+}

@@ -1,0 +1,380 @@
+//! The configuration: read once before any port is bound, then passed down.
+//!
+//! A pure function of a lookup ([`Config::read`]), so that tests need no environment. Flags win over
+//! the environment, which wins over the TOML file, which wins over the defaults of [`SETTINGS`].
+
+mod settings;
+mod value;
+
+use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use settings::{SETTINGS, Setting};
+pub use value::{AllowList, Environment, LogFormat, Network};
+use value::{Bytes, Positive, Value};
+
+/// The whole configuration, one struct for each module that is configured.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// What the server is run for.
+    pub environment: Environment,
+    /// Sockets and shutdown.
+    pub server: ServerConfig,
+    /// WebSocket connections.
+    pub ws: WsConfig,
+    /// The work of handler actors.
+    pub handlers: HandlerConfig,
+    /// The REST API.
+    pub http: HttpConfig,
+    /// Who may come in.
+    pub auth: AuthConfig,
+    /// The database.
+    pub store: StoreConfig,
+    /// Log lines.
+    pub log: LogConfig,
+}
+
+/// Sockets and shutdown.
+#[derive(Debug, Clone)]
+pub struct ServerConfig {
+    /// `LISTEN_ADDR`.
+    pub listen_addr: SocketAddr,
+    /// `OPS_ADDR`; none: operations are served on `listen_addr`.
+    pub ops_addr: Option<SocketAddr>,
+    /// `DRAIN_GRACE`.
+    pub drain_grace: Duration,
+    /// `DRAIN_SPREAD`.
+    pub drain_spread: Duration,
+    /// `DRAIN_TIMEOUT`.
+    pub drain_timeout: Duration,
+}
+
+/// WebSocket connections.
+#[derive(Debug, Clone)]
+pub struct WsConfig {
+    /// `ALLOWED_WS_ORIGINS`.
+    pub allowed_origins: AllowList,
+    /// `WS_AUTH_TIMEOUT`.
+    pub auth_timeout: Duration,
+    /// `WS_QUERY_TOKEN`.
+    pub query_token: bool,
+    /// `WS_MAX_CONNECTIONS`.
+    pub max_connections: usize,
+    /// `WS_MAX_CONNECTIONS_PER_USER`; 0: no limit.
+    pub max_connections_per_user: u32,
+    /// `WS_MESSAGE_RATE_LIMIT`, a minute; 0: no limit.
+    pub message_rate_limit: u32,
+    /// `WS_MAX_STRIKES`, within a minute; 0: never close.
+    pub max_strikes: u32,
+    /// `WS_MAX_IN_FLIGHT`.
+    pub max_in_flight: usize,
+    /// `WS_SEND_QUEUE`, in pushes.
+    pub send_queue: usize,
+    /// `WS_MAX_MESSAGE_BYTES`.
+    pub max_message_bytes: usize,
+    /// `WS_WRITE_TIMEOUT`.
+    pub write_timeout: Duration,
+    /// `WS_PING_INTERVAL`.
+    pub ping_interval: Duration,
+    /// `WS_PONG_TIMEOUT`.
+    pub pong_timeout: Duration,
+}
+
+/// The work of handler actors.
+#[derive(Debug, Clone)]
+pub struct HandlerConfig {
+    /// `WS_HANDLER_TIMEOUT`, from a request's arrival.
+    pub timeout: Duration,
+    /// `WS_HANDLER_CONCURRENCY`, for each package.
+    pub concurrency: usize,
+    /// `WS_HANDLER_QUEUE`, for each package.
+    pub queue: usize,
+    /// `WS_BROADCAST_CHANGES`.
+    pub broadcast_changes: bool,
+}
+
+/// The REST API.
+#[derive(Debug, Clone)]
+pub struct HttpConfig {
+    /// `RATE_LIMIT_PER_MINUTE`; 0: no limit.
+    pub rate_limit_per_minute: u32,
+    /// `RATE_LIMIT_BURST`, on top.
+    pub rate_limit_burst: u32,
+    /// `MAX_REQUEST_BODY_SIZE`, in bytes.
+    pub max_body_bytes: usize,
+    /// `ALLOWED_HOSTS`.
+    pub allowed_hosts: AllowList,
+    /// `TRUSTED_PROXIES`.
+    pub trusted_proxies: Vec<Network>,
+    /// `CORS_ALLOWED_ORIGINS`.
+    pub cors_allowed_origins: AllowList,
+}
+
+/// Who may come in.
+#[derive(Debug, Clone)]
+pub struct AuthConfig {
+    /// `KEYCLOAK_CLIENT_ID`.
+    pub client_id: String,
+    /// `JWT_LEEWAY`.
+    pub leeway: Duration,
+    /// `DEV_KEY_FILE`.
+    pub dev_key_file: PathBuf,
+}
+
+/// The database.
+#[derive(Debug, Clone)]
+pub struct StoreConfig {
+    /// `DATABASE_URL` as a file of SQLite.
+    pub sqlite_file: PathBuf,
+    /// `DB_POOL_SIZE`.
+    pub pool_size: u32,
+}
+
+/// Log lines.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// `LOG_LEVEL`.
+    pub filter: String,
+    /// `LOG_FORMAT`.
+    pub format: LogFormat,
+}
+
+/// Reads a duration as settings have them; the error says what is allowed.
+pub fn duration(text: &str) -> Result<Duration, &'static str> {
+    Duration::read(text).ok_or(Duration::ALLOWED)
+}
+
+/// Everything that is wrong with a configuration.
+#[derive(Debug, thiserror::Error)]
+pub struct ConfigErrors(Vec<String>);
+
+impl ConfigErrors {
+    /// A single fault.
+    pub fn one(fault: impl Into<String>) -> Self {
+        Self(vec![fault.into()])
+    }
+}
+
+impl fmt::Display for ConfigErrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, fault) in self.0.iter().enumerate() {
+            if i > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{fault}")?;
+        }
+        Ok(())
+    }
+}
+
+impl Config {
+    /// Reads every setting through `lookup`, and reports every fault at once.
+    pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        let mut reader = Reader { lookup: &lookup, faults: Vec::new() };
+        let config = reader.config();
+        reader.check(&config);
+        if reader.faults.is_empty() { Ok(config) } else { Err(ConfigErrors(reader.faults)) }
+    }
+}
+
+struct Reader<'a> {
+    lookup: &'a dyn Fn(&str) -> Option<String>,
+    faults: Vec<String>,
+}
+
+impl Reader<'_> {
+    /// A bad value is noted and stands in as its default until the faults are reported.
+    fn get<T: Value>(&mut self, name: &str) -> T {
+        let setting =
+            SETTINGS.iter().find(|s| s.name == name).expect("every setting read is in the table");
+        let text = (self.lookup)(name);
+        let text = text.as_deref().map_or(setting.default, str::trim);
+        T::read(text).unwrap_or_else(|| {
+            self.faults.push(format!("{name}: {text:?} is not allowed; allowed: {}", T::ALLOWED));
+            T::read(setting.default).expect("defaults are allowed")
+        })
+    }
+
+    fn count(&mut self, name: &str) -> usize {
+        self.get::<Positive>(name).0
+    }
+
+    fn config(&mut self) -> Config {
+        let data_dir: PathBuf = self.get("DATA_DIR");
+        Config {
+            environment: self.get("ENV"),
+            server: ServerConfig {
+                listen_addr: self.get("LISTEN_ADDR"),
+                ops_addr: self.get("OPS_ADDR"),
+                drain_grace: self.get("DRAIN_GRACE"),
+                drain_spread: self.get("DRAIN_SPREAD"),
+                drain_timeout: self.get("DRAIN_TIMEOUT"),
+            },
+            ws: self.ws(),
+            handlers: HandlerConfig {
+                timeout: self.get("WS_HANDLER_TIMEOUT"),
+                concurrency: self.count("WS_HANDLER_CONCURRENCY"),
+                queue: self.count("WS_HANDLER_QUEUE"),
+                broadcast_changes: self.get("WS_BROADCAST_CHANGES"),
+            },
+            http: HttpConfig {
+                rate_limit_per_minute: self.get("RATE_LIMIT_PER_MINUTE"),
+                rate_limit_burst: self.get("RATE_LIMIT_BURST"),
+                max_body_bytes: self.get::<Bytes>("MAX_REQUEST_BODY_SIZE").0,
+                allowed_hosts: self.get("ALLOWED_HOSTS"),
+                trusted_proxies: self.get("TRUSTED_PROXIES"),
+                cors_allowed_origins: self.get("CORS_ALLOWED_ORIGINS"),
+            },
+            auth: AuthConfig {
+                client_id: self.get("KEYCLOAK_CLIENT_ID"),
+                leeway: self.get("JWT_LEEWAY"),
+                dev_key_file: self
+                    .get::<Option<PathBuf>>("DEV_KEY_FILE")
+                    .unwrap_or_else(|| data_dir.join("dev-key.pem")),
+            },
+            store: StoreConfig {
+                sqlite_file: self.sqlite_file().unwrap_or_else(|| data_dir.join("switchboard.db")),
+                pool_size: u32::try_from(self.count("DB_POOL_SIZE")).unwrap_or(u32::MAX),
+            },
+            log: LogConfig { filter: self.get("LOG_LEVEL"), format: self.get("LOG_FORMAT") },
+        }
+    }
+
+    fn ws(&mut self) -> WsConfig {
+        WsConfig {
+            allowed_origins: self.get("ALLOWED_WS_ORIGINS"),
+            auth_timeout: self.get("WS_AUTH_TIMEOUT"),
+            query_token: self.get("WS_QUERY_TOKEN"),
+            max_connections: self.count("WS_MAX_CONNECTIONS"),
+            max_connections_per_user: self.get("WS_MAX_CONNECTIONS_PER_USER"),
+            message_rate_limit: self.get("WS_MESSAGE_RATE_LIMIT"),
+            max_strikes: self.get("WS_MAX_STRIKES"),
+            max_in_flight: self.count("WS_MAX_IN_FLIGHT"),
+            send_queue: self.count("WS_SEND_QUEUE"),
+            max_message_bytes: self.get::<Bytes>("WS_MAX_MESSAGE_BYTES").0,
+            write_timeout: self.get("WS_WRITE_TIMEOUT"),
+            ping_interval: self.get("WS_PING_INTERVAL"),
+            pong_timeout: self.get("WS_PONG_TIMEOUT"),
+        }
+    }
+
+    fn sqlite_file(&mut self) -> Option<PathBuf> {
+        let url: Option<String> = self.get("DATABASE_URL");
+        let url = url?;
+        let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
+        if path.is_none_or(str::is_empty) {
+            // The URL may hold a password: only its scheme is shown.
+            let scheme = url.split(':').next().unwrap_or_default();
+            self.faults.push(format!(
+                "DATABASE_URL: a URL of scheme {scheme:?} is not allowed; allowed: sqlite://PATH"
+            ));
+        }
+        path.map(PathBuf::from)
+    }
+
+    /// What only shows when settings are seen together.
+    fn check(&mut self, config: &Config) {
+        let filter = &config.log.filter;
+        if let Err(error) = filter.parse::<tracing_subscriber::filter::targets::Targets>() {
+            self.faults.push(format!(
+                "LOG_LEVEL: {filter:?} is not allowed ({error}); allowed: error, warn, info, debug, trace, or a filter such as info,switchboard::http=debug"
+            ));
+        }
+        if config.environment != Environment::Production {
+            return;
+        }
+        self.faults.push(
+            "ENV: production refuses the development token issuer, and no other is configured; \
+             allowed without an identity provider: dev or staging"
+                .into(),
+        );
+        if config.ws.allowed_origins == AllowList::All {
+            self.faults.push(
+                "ALLOWED_WS_ORIGINS: \"*\" is not allowed with ENV=production; \
+                 allowed: a list of origins such as https://app.example.com"
+                    .into(),
+            );
+        }
+    }
+}
+
+/// Where the value of a setting came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// A flag of the command.
+    Flag,
+    /// The environment.
+    Environment,
+    /// The TOML file.
+    File,
+    /// Nothing set it.
+    Default,
+}
+
+/// The texts of the settings from every source, with the order of precedence.
+#[derive(Debug, Default)]
+pub struct Sources {
+    flags: HashMap<String, String>,
+    environment: HashMap<String, String>,
+    file: HashMap<String, String>,
+}
+
+impl Sources {
+    /// Takes flags by setting name, the environment, and the text of a TOML file with its name.
+    pub fn new(
+        flags: HashMap<String, String>,
+        environment: impl Iterator<Item = (String, String)>,
+        file: Option<(&str, &str)>,
+    ) -> Result<Self, ConfigErrors> {
+        let known = |name: &String| SETTINGS.iter().any(|setting| setting.name == *name);
+        Ok(Self {
+            flags,
+            environment: environment.filter(|(name, _)| known(name)).collect(),
+            file: file.map(|(name, text)| read_file(name, text)).transpose()?.unwrap_or_default(),
+        })
+    }
+
+    /// The text of a setting and where it came from; none where only the default is left.
+    pub fn get(&self, name: &str) -> Option<(&str, Source)> {
+        [
+            (&self.flags, Source::Flag),
+            (&self.environment, Source::Environment),
+            (&self.file, Source::File),
+        ]
+        .into_iter()
+        .find_map(|(texts, source)| Some((texts.get(name)?.as_str(), source)))
+    }
+}
+
+fn read_file(name: &str, text: &str) -> Result<HashMap<String, String>, ConfigErrors> {
+    let table: toml::Table =
+        text.parse().map_err(|error| ConfigErrors::one(format!("{name}: {error}")))?;
+    let mut faults = Vec::new();
+    let mut texts = HashMap::new();
+    for (key, value) in table {
+        let Some(setting) = SETTINGS.iter().find(|setting| setting.key() == key) else {
+            faults
+                .push(format!("{name}: {key:?} is not a setting; `switchboard config` lists them"));
+            continue;
+        };
+        match file_text(value) {
+            Some(text) => drop(texts.insert(setting.name.to_owned(), text)),
+            None => faults.push(format!(
+                "{name}: {key} must be a string, a number, a boolean or a list of strings"
+            )),
+        }
+    }
+    if faults.is_empty() { Ok(texts) } else { Err(ConfigErrors(faults)) }
+}
+
+fn file_text(value: toml::Value) -> Option<String> {
+    Some(match value {
+        toml::Value::String(text) => text,
+        toml::Value::Integer(number) => number.to_string(),
+        toml::Value::Float(number) => number.to_string(),
+        toml::Value::Boolean(value) => value.to_string(),
+        toml::Value::Array(items) => {
+            items.into_iter().map(file_text).collect::<Option<Vec<_>>>()?.join(",")
+        }
+        _ => return None,
+    })
+}

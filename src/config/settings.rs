@@ -1,0 +1,208 @@
+//! The table of settings: names, defaults, units and meaning, in the order of `--help`.
+
+/// One setting: an environment variable, a flag of `serve` and a key of the TOML file.
+#[derive(Debug)]
+pub struct Setting {
+    /// The environment variable; the flag is `--name-with-dashes`, the key `name_in_lower_case`.
+    pub name: &'static str,
+    /// The value where nothing sets it, as one would write it.
+    pub default: &'static str,
+    /// What a value looks like.
+    pub value: &'static str,
+    /// What it does, and what its special values mean.
+    pub help: &'static str,
+}
+
+impl Setting {
+    /// The flag, without its dashes.
+    pub fn flag(&self) -> String {
+        self.name.to_lowercase().replace('_', "-")
+    }
+
+    /// The key in the TOML file.
+    pub fn key(&self) -> String {
+        self.name.to_lowercase()
+    }
+
+    /// A value as it may be shown: without the password of a URL.
+    pub fn shown(&self, value: &str) -> String {
+        let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
+        match rest.rsplit_once('@') {
+            Some((login, host)) => {
+                let user = login.split(':').next().unwrap_or_default();
+                format!("{scheme}://{user}:***@{host}")
+            }
+            None => value.to_owned(),
+        }
+    }
+}
+
+const fn setting(
+    name: &'static str,
+    default: &'static str,
+    value: &'static str,
+    help: &'static str,
+) -> Setting {
+    Setting { name, default, value, help }
+}
+
+/// Every setting.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "LISTEN_ADDR",
+        "127.0.0.1:8000",
+        "ADDRESS",
+        "Where clients connect: WebSocket and REST on one port",
+    ),
+    setting(
+        "OPS_ADDR",
+        "",
+        "ADDRESS",
+        "Serve /metrics, /health* and /admin/* here and only here; empty: on LISTEN_ADDR",
+    ),
+    setting(
+        "ENV",
+        "dev",
+        "dev|staging|production",
+        "production refuses the development issuer and `*` origins",
+    ),
+    setting("DATA_DIR", "./data", "PATH", "Where the SQLite file and the development key live"),
+    setting("DATABASE_URL", "", "URL", "sqlite://PATH; empty: switchboard.db in DATA_DIR"),
+    setting("DB_POOL_SIZE", "20", "COUNT", "Database connections at most"),
+    setting(
+        "LOG_LEVEL",
+        "info",
+        "FILTER",
+        "error, warn, info, debug, trace, or a filter such as info,switchboard::http=debug",
+    ),
+    setting(
+        "LOG_FORMAT",
+        "auto",
+        "auto|json|human",
+        "auto: human on a terminal, else one JSON object a line",
+    ),
+    setting(
+        "DEV_KEY_FILE",
+        "",
+        "PATH",
+        "Signing key of the development issuer, made on first use; empty: dev-key.pem in DATA_DIR",
+    ),
+    setting(
+        "KEYCLOAK_CLIENT_ID",
+        "switchboard",
+        "NAME",
+        "The client that tokens must be for, and whose roles count",
+    ),
+    setting("JWT_LEEWAY", "10s", "DURATION", "Clock skew allowed in a token's exp and nbf"),
+    setting(
+        "ALLOWED_WS_ORIGINS",
+        "*",
+        "LIST",
+        "Origins that browsers may open WebSockets from; *: all",
+    ),
+    setting("WS_AUTH_TIMEOUT", "5s", "DURATION", "Time for the auth frame after the upgrade"),
+    setting(
+        "WS_QUERY_TOKEN",
+        "false",
+        "BOOL",
+        "Accept ?token= and ?Authorization= on the upgrade; such tokens end in access logs of proxies",
+    ),
+    setting(
+        "WS_MAX_CONNECTIONS",
+        "10000",
+        "COUNT",
+        "WebSocket connections of this node, those still authenticating included",
+    ),
+    setting("WS_MAX_CONNECTIONS_PER_USER", "5", "COUNT", "Connections of one user; 0: no limit"),
+    setting(
+        "WS_MESSAGE_RATE_LIMIT",
+        "6000",
+        "COUNT/MINUTE",
+        "Messages of one user over all connections; 0: no limit",
+    ),
+    setting(
+        "WS_MAX_STRIKES",
+        "20",
+        "COUNT",
+        "Refused messages within a minute that close a connection; 0: never",
+    ),
+    setting(
+        "WS_MAX_IN_FLIGHT",
+        "16",
+        "COUNT",
+        "Requests of one connection at once; 1 keeps answers in order",
+    ),
+    setting(
+        "WS_SEND_QUEUE",
+        "256",
+        "COUNT",
+        "Pushes waiting for one connection before it is closed as slow",
+    ),
+    setting("WS_MAX_MESSAGE_BYTES", "64KiB", "SIZE", "Largest message from a client"),
+    setting("WS_HANDLER_TIMEOUT", "10s", "DURATION", "Time from a request's arrival to its answer"),
+    setting(
+        "WS_HANDLER_CONCURRENCY",
+        "64",
+        "COUNT",
+        "Requests of one package that wait (for a database, say) at once",
+    ),
+    setting(
+        "WS_HANDLER_QUEUE",
+        "1024",
+        "COUNT",
+        "Requests of one package waiting for their turn before `overloaded`",
+    ),
+    setting(
+        "WS_WRITE_TIMEOUT",
+        "10s",
+        "DURATION",
+        "Time without a byte written before a client is closed as slow",
+    ),
+    setting("WS_PING_INTERVAL", "25s", "DURATION", "Silence before a ping"),
+    setting("WS_PONG_TIMEOUT", "10s", "DURATION", "Time for a sign of life after a ping"),
+    setting(
+        "WS_BROADCAST_CHANGES",
+        "true",
+        "BOOL",
+        "Push every change of an author to all other connections",
+    ),
+    setting(
+        "RATE_LIMIT_PER_MINUTE",
+        "60",
+        "COUNT/MINUTE",
+        "REST requests of one user, or of one address without a user; 0: no limit",
+    ),
+    setting("RATE_LIMIT_BURST", "10", "COUNT", "REST requests allowed on top at once"),
+    setting("MAX_REQUEST_BODY_SIZE", "1MiB", "SIZE", "Largest REST request body"),
+    setting("ALLOWED_HOSTS", "*", "LIST", "Host headers accepted; *: all"),
+    setting(
+        "TRUSTED_PROXIES",
+        "",
+        "LIST",
+        "Addresses or networks (10.0.0.0/8) whose X-Forwarded-* headers count",
+    ),
+    setting(
+        "CORS_ALLOWED_ORIGINS",
+        "",
+        "LIST",
+        "Origins that browsers may call the REST API from; *: all, empty: none",
+    ),
+    setting(
+        "DRAIN_GRACE",
+        "1s",
+        "DURATION",
+        "On shutdown: requests sent before a client saw `drain` are still accepted for this long",
+    ),
+    setting(
+        "DRAIN_SPREAD",
+        "10s",
+        "DURATION",
+        "On shutdown: clients are told to reconnect after a random part of this",
+    ),
+    setting(
+        "DRAIN_TIMEOUT",
+        "30s",
+        "DURATION",
+        "On shutdown: time for open requests to be answered",
+    ),
+];

@@ -1,0 +1,285 @@
+//! How the text of a setting becomes a value. Every type says what it allows.
+
+use std::{net::IpAddr, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+
+/// A type that settings have.
+pub(super) trait Value: Sized {
+    /// What is allowed, to follow "allowed: ".
+    const ALLOWED: &'static str;
+
+    /// None where the text is not allowed.
+    fn read(text: &str) -> Option<Self>;
+}
+
+impl Value for bool {
+    const ALLOWED: &'static str = "true or false";
+
+    fn read(text: &str) -> Option<Self> {
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Some(true),
+            "false" | "0" | "no" | "off" => Some(false),
+            _ => None,
+        }
+    }
+}
+
+impl Value for u32 {
+    const ALLOWED: &'static str = "a whole number from 0 to 4294967295";
+
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+}
+
+/// A count that cannot be 0.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Positive(pub(super) usize);
+
+impl Value for Positive {
+    const ALLOWED: &'static str = "a whole number from 1 to 1000000000";
+
+    fn read(text: &str) -> Option<Self> {
+        text.parse().ok().filter(|n| (1..=1_000_000_000).contains(n)).map(Self)
+    }
+}
+
+impl Value for Duration {
+    const ALLOWED: &'static str =
+        "a duration such as 500ms, 5s, 2m or 1h (a plain number is seconds), at most 365 days";
+
+    fn read(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text);
+        let number = f64::from_str(number).ok().filter(|n| n.is_finite() && *n >= 0.0)?;
+        let seconds = match unit {
+            "ms" => number / 1000.0,
+            "" | "s" => number,
+            "m" | "min" => number * 60.0,
+            "h" => number * 3600.0,
+            "d" => number * 86_400.0,
+            _ => return None,
+        };
+        (seconds <= 365.0 * 86_400.0).then(|| Self::from_secs_f64(seconds))
+    }
+}
+
+/// A size in bytes, from 1 to 1 GiB.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Bytes(pub(super) usize);
+
+impl Value for Bytes {
+    const ALLOWED: &'static str = "a size from 1 to 1GiB such as 65536, 64KiB or 1MiB";
+
+    fn read(text: &str) -> Option<Self> {
+        let (number, unit) = split_unit(text);
+        let factor = match unit.to_ascii_lowercase().as_str() {
+            "" | "b" => 1,
+            "kib" | "k" => 1 << 10,
+            "mib" | "m" => 1 << 20,
+            "gib" | "g" => 1 << 30,
+            _ => return None,
+        };
+        let bytes = usize::from_str(number).ok()?.checked_mul(factor)?;
+        (1..=1 << 30).contains(&bytes).then_some(Self(bytes))
+    }
+}
+
+/// The number and what follows it.
+fn split_unit(text: &str) -> (&str, &str) {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    (&text[..end], text[end..].trim())
+}
+
+impl Value for SocketAddr {
+    const ALLOWED: &'static str = "an address and port such as 127.0.0.1:8000 or [::]:8000";
+
+    fn read(text: &str) -> Option<Self> {
+        text.replace("localhost:", "127.0.0.1:").parse().ok()
+    }
+}
+
+impl Value for PathBuf {
+    const ALLOWED: &'static str = "a path";
+
+    fn read(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| text.into())
+    }
+}
+
+impl Value for String {
+    const ALLOWED: &'static str = "a text that is not empty";
+
+    fn read(text: &str) -> Option<Self> {
+        (!text.is_empty()).then(|| text.to_owned())
+    }
+}
+
+/// An empty text is no value.
+impl<T: Value> Value for Option<T> {
+    const ALLOWED: &'static str = T::ALLOWED;
+
+    fn read(text: &str) -> Option<Self> {
+        if text.is_empty() { Some(None) } else { T::read(text).map(Some) }
+    }
+}
+
+/// Separated by commas; an empty text is an empty list.
+impl<T: Value> Value for Vec<T> {
+    const ALLOWED: &'static str = T::ALLOWED;
+
+    fn read(text: &str) -> Option<Self> {
+        text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(T::read).collect()
+    }
+}
+
+/// Names to compare with (origins, hosts), or all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum AllowList {
+    /// `*`.
+    All,
+    /// These and no others, compared without regard to case.
+    Only(Vec<String>),
+}
+
+impl AllowList {
+    /// Whether `name` is on the list.
+    pub fn allows(&self, name: &str) -> bool {
+        match self {
+            Self::All => true,
+            Self::Only(names) => names.iter().any(|known| known.eq_ignore_ascii_case(name)),
+        }
+    }
+}
+
+impl Value for AllowList {
+    const ALLOWED: &'static str = "* or a list separated by commas";
+
+    fn read(text: &str) -> Option<Self> {
+        let names = Vec::<String>::read(text)?;
+        Some(if names.iter().any(|name| name == "*") { Self::All } else { Self::Only(names) })
+    }
+}
+
+/// A network of addresses, `10.0.0.0/8`, or a single one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    address: IpAddr,
+    prefix: u8,
+}
+
+impl Network {
+    /// Whether `address` is inside.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let (network, address, width) = match (self.address, address.to_canonical()) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                (u128::from(a.to_bits()), u128::from(b.to_bits()), 32)
+            }
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
+            _ => return false,
+        };
+        let host_bits = width - u32::from(self.prefix);
+        host_bits == 128 || (network ^ address) >> host_bits == 0
+    }
+}
+
+impl Value for Network {
+    const ALLOWED: &'static str =
+        "addresses or networks such as 127.0.0.1 or 10.0.0.0/8, separated by commas";
+
+    fn read(text: &str) -> Option<Self> {
+        let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
+        let address = address.parse::<IpAddr>().ok()?.to_canonical();
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = if prefix.is_empty() { width } else { prefix.parse().ok()? };
+        (prefix <= width).then_some(Self { address, prefix })
+    }
+}
+
+macro_rules! choice {
+    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? } allowed $allowed:literal) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $name { $($(#[$variant_meta])* $variant),+ }
+
+        impl $name {
+            /// The name in settings and labels.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+
+        impl Value for $name {
+            const ALLOWED: &'static str = $allowed;
+
+            fn read(text: &str) -> Option<Self> {
+                match text.to_ascii_lowercase().as_str() { $($text => Some(Self::$variant),)+ _ => None }
+            }
+        }
+    };
+}
+
+choice!(
+    /// What the server is run for.
+    Environment {
+        /// A developer's machine.
+        Dev = "dev",
+        /// Like production, with development tokens allowed.
+        Staging = "staging",
+        /// Only safe settings.
+        Production = "production",
+    } allowed "dev, staging or production"
+);
+
+choice!(
+    /// How log lines look.
+    LogFormat {
+        /// Human on a terminal, else JSON.
+        Auto = "auto",
+        /// One object a line.
+        Json = "json",
+        /// For eyes.
+        Human = "human",
+    } allowed "auto, json or human"
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, millis) in
+            [("5", 5000), ("500ms", 500), ("1.5s", 1500), ("2m", 120_000), ("1h", 3_600_000)]
+        {
+            assert_eq!(Duration::read(text), Some(Duration::from_millis(millis)), "{text}");
+        }
+        for text in ["", "-1s", "5 years", "1e9h", "nan", "s"] {
+            assert_eq!(Duration::read(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn networks_contain_their_addresses() {
+        let contains = |network: &str, address: &str| {
+            Network::read(network).unwrap().contains(address.parse().unwrap())
+        };
+        assert!(contains("10.0.0.0/8", "10.255.0.1"));
+        assert!(!contains("10.0.0.0/8", "11.0.0.1"));
+        assert!(contains("127.0.0.1", "127.0.0.1"));
+        assert!(contains("127.0.0.1", "::ffff:127.0.0.1"));
+        assert!(!contains("127.0.0.1", "127.0.0.2"));
+        assert!(contains("0.0.0.0/0", "8.8.8.8"));
+        assert!(contains("::/0", "fe80::1"));
+        assert!(contains("fe80::/10", "fe80::1"));
+        assert_eq!(Network::read("10.0.0.0/33"), None);
+        assert_eq!(Network::read("10.0.0"), None);
+    }
+
+    #[test]
+    fn sizes_have_units_and_an_end() {
+        assert_eq!(Bytes::read("64KiB").map(|b| b.0), Some(65536));
+        assert_eq!(Bytes::read("1MiB").map(|b| b.0), Some(1 << 20));
+        for text in ["0", "2GiB", "64 parsecs", "", "-1"] {
+            assert!(Bytes::read(text).is_none(), "{text}");
+        }
+    }
+}

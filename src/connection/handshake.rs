@@ -1,0 +1,135 @@
+//! From an upgraded socket to an [`Identity`]: the first message, or a token that came with the upgrade.
+//!
+//! Runs in the task of the upgrade, before anything is registered. A client that fails is told why in
+//! an error frame and then closed.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::time::timeout;
+use tokio_tungstenite::tungstenite::{self, Message, error::CapacityError};
+
+use super::socket::Socket;
+use crate::{
+    auth::{self, AuthError, Identity, Validator},
+    config::WsConfig,
+    metrics::{AuthOutcome, ConnectionOutcome, Metrics},
+    protocol::{self, ClientControl, CloseReason, Format, Incoming, ServerControl},
+};
+
+/// A refused client: what it is closed with, and the words of the error frame.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) reason: CloseReason,
+    pub(crate) msg: String,
+}
+
+impl Refusal {
+    fn unauthorized(msg: &str) -> Self {
+        Self { reason: CloseReason::Unauthorized, msg: msg.to_owned() }
+    }
+
+    /// The error frame ahead of the close frame, for the reasons that have one.
+    pub(crate) fn frame(&self) -> Option<Message> {
+        let code = self.reason.error_code()?;
+        Some(ServerControl::Error { code, msg: &self.msg }.frame())
+    }
+}
+
+impl From<CloseReason> for Refusal {
+    fn from(reason: CloseReason) -> Self {
+        Self { reason, msg: reason.text().to_owned() }
+    }
+}
+
+/// Waits for the auth frame and checks its token.
+pub(crate) async fn first_message(
+    socket: &mut Socket,
+    format: Format,
+    config: &WsConfig,
+    validator: &Validator,
+    metrics: &Metrics,
+) -> Result<Arc<Identity>, Refusal> {
+    let result = match timeout(config.auth_timeout, auth_frame(socket, format)).await {
+        Ok(Ok(token)) => check(validator, &token),
+        Ok(Err(refusal)) => Err(refusal),
+        Err(_) => Err(CloseReason::AuthTimeout.into()),
+    };
+    count(metrics, &result);
+    result
+}
+
+/// Checks a token that came with the upgrade, before it is answered.
+pub(crate) fn presented(
+    validator: &Validator,
+    authorization: &str,
+    metrics: &Metrics,
+) -> Result<Arc<Identity>, Refusal> {
+    let result = check(validator, authorization);
+    count(metrics, &result);
+    result
+}
+
+fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identity>, Refusal> {
+    let token = auth::bearer(authorization)
+        .ok_or_else(|| Refusal::unauthorized("the token must have the form `Bearer <jwt>`"))?;
+    validator.validate(token).map(Arc::new).map_err(|error| Refusal {
+        reason: match error {
+            AuthError::Expired => CloseReason::TokenExpired,
+            AuthError::Invalid(_) => CloseReason::Unauthorized,
+        },
+        msg: error.to_string(),
+    })
+}
+
+fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
+    let attempts = &metrics.auth.attempts;
+    match result {
+        Ok(_) => attempts.inc(AuthOutcome::Success),
+        Err(Refusal { reason: CloseReason::AuthTimeout, .. }) => {
+            metrics.ws.connections.inc(ConnectionOutcome::RejectedAuthTimeout);
+        }
+        Err(refusal) => {
+            attempts.inc(match refusal.reason {
+                CloseReason::TokenExpired => AuthOutcome::Expired,
+                _ => AuthOutcome::Failed,
+            });
+            metrics.ws.connections.inc(ConnectionOutcome::RejectedAuth);
+        }
+    }
+}
+
+/// The token of the first frame that is neither a ping nor a pong.
+async fn auth_frame(socket: &mut Socket, format: Format) -> Result<String, Refusal> {
+    loop {
+        let frame = match socket.next().await {
+            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Close(_))) | None => return Err(CloseReason::Normal.into()),
+            Some(Ok(frame)) => frame,
+            Some(Err(error)) => return Err(broken(&error).into()),
+        };
+        let Message::Text(text) = frame else {
+            return Err(Refusal::unauthorized("the first frame must be an auth frame"));
+        };
+        return match protocol::decode_text(format, &text) {
+            Incoming::Control(ClientControl::Auth { token: Some(token) }) => Ok(token),
+            Incoming::Control(ClientControl::Auth { token: None }) => {
+                Err(Refusal::unauthorized("an auth frame must have a string `token`"))
+            }
+            _ => Err(Refusal::unauthorized("the first frame must be an auth frame")),
+        };
+    }
+}
+
+/// The reason to close with after an error of the WebSocket layer.
+pub(super) fn broken(error: &tungstenite::Error) -> CloseReason {
+    match error {
+        tungstenite::Error::Capacity(CapacityError::MessageTooLong { .. }) => CloseReason::TooBig,
+        tungstenite::Error::Utf8(_) => CloseReason::NotUtf8,
+        tungstenite::Error::Protocol(
+            tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
+        ) => CloseReason::Abnormal,
+        tungstenite::Error::Protocol(_) => CloseReason::ProtocolError,
+        _ => CloseReason::Abnormal,
+    }
+}

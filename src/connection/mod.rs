@@ -1,0 +1,101 @@
+//! One connection: an actor for control, and one I/O task ([`session`]) that is the whole data path.
+//!
+//! The registry spawns the actor and supervises it. The actor owns the task: when the actor ends, for
+//! whatever cause, the task is told to close; when the task ends, the actor stops, and the registry
+//! cleans up.
+
+pub(crate) mod handshake;
+mod session;
+pub(crate) mod socket;
+
+use std::sync::Arc;
+
+use ractor::{Actor, ActorProcessingErr, ActorRef};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    auth::Identity,
+    config::WsConfig,
+    hub::{Command, Outbox},
+    limits::MessageBudget,
+    metrics::Metrics,
+    protocol::CloseReason,
+    router::Router,
+};
+use session::Session;
+use socket::Socket;
+
+/// What every connection works with.
+pub(crate) struct Shared {
+    pub(crate) config: WsConfig,
+    /// How long requests are still taken after a drain was announced.
+    pub(crate) drain_grace: std::time::Duration,
+    /// How long open requests may take after that.
+    pub(crate) drain_timeout: std::time::Duration,
+    pub(crate) router: Arc<Router>,
+    pub(crate) metrics: Arc<Metrics>,
+    /// The I/O tasks of all connections, for a shutdown to wait for.
+    pub(crate) tasks: TaskTracker,
+}
+
+/// An authenticated socket.
+pub(crate) struct Admission {
+    pub(crate) socket: Socket,
+    pub(crate) identity: Arc<Identity>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) budget: Arc<MessageBudget>,
+}
+
+/// The actor of a connection. Its messages are commands for the session; data never passes it.
+pub(crate) struct Connection {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Ends the session when the actor ends.
+pub(crate) struct Owned(Arc<Outbox>);
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.command(Command::Close(CloseReason::InternalError));
+    }
+}
+
+/// Stops the actor when the I/O task ends, also by a panic.
+struct StopOnDrop(ActorRef<Command>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop(None);
+    }
+}
+
+impl Actor for Connection {
+    type Msg = Command;
+    type State = Owned;
+    type Arguments = Box<Admission>;
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<Command>,
+        admission: Box<Admission>,
+    ) -> Result<Owned, ActorProcessingErr> {
+        let owned = Owned(Arc::clone(&admission.outbox));
+        let session = Session::new(*admission, Arc::clone(&self.shared));
+        let stop = StopOnDrop(myself);
+        self.shared.tasks.spawn(async move {
+            session.run().await;
+            drop(stop);
+        });
+        Ok(owned)
+    }
+
+    async fn handle(
+        &self,
+        _: ActorRef<Command>,
+        command: Command,
+        owned: &mut Owned,
+    ) -> Result<(), ActorProcessingErr> {
+        owned.0.command(command);
+        Ok(())
+    }
+}

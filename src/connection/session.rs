@@ -1,0 +1,373 @@
+//! The data path of a connection, in one task that owns the unsplit socket.
+//!
+//! Read every frame that has arrived → decode → limit → dispatch; take what the outbox holds → feed
+//! all → one flush. Reading stops while `WS_MAX_IN_FLIGHT` requests are open. Commands get through
+//! while a write waits.
+
+use std::{
+    collections::VecDeque,
+    future::poll_fn,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use futures_util::{FutureExt, SinkExt, StreamExt};
+use serde_json::json;
+use tokio::time::{Sleep, sleep_until, timeout};
+use tokio_tungstenite::tungstenite::{self, Bytes, Message};
+
+use super::{
+    Admission, Shared,
+    handshake::broken,
+    socket::{self, Socket},
+};
+use crate::{
+    auth::Identity,
+    handlers::Caller,
+    hub::{Batch, Command, Outbox},
+    limits::MessageBudget,
+    metrics::LimitType,
+    protocol::{
+        self, ClientControl, CloseReason, ErrorBody, Incoming, Malformed, ReplyHead, Request,
+        ServerControl, Status,
+    },
+    router::Responder,
+};
+
+/// Strikes are counted over this long.
+const STRIKE_WINDOW: Duration = Duration::from_secs(60);
+/// Time for open requests to be answered when the client's own fault ends the connection.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+pub(super) struct Session {
+    socket: Socket,
+    shared: Arc<Shared>,
+    outbox: Arc<Outbox>,
+    identity: Arc<Identity>,
+    budget: Arc<MessageBudget>,
+    batch: Batch,
+    /// Frames of this task itself: control answers.
+    control: VecDeque<Message>,
+    in_flight: usize,
+    /// When the answers of the batch being written were ready.
+    ready: Vec<Instant>,
+    /// Times of refused messages; allocated by the first.
+    strikes: VecDeque<Instant>,
+    expires: Instant,
+    last_seen: Instant,
+    /// Set while a ping is out.
+    pinged: Option<Instant>,
+    /// Set once a drain is announced: the end of the client's grace, and the latest end.
+    drain: Option<(Instant, Instant)>,
+}
+
+/// The connection is to end.
+type Flow = ControlFlow<CloseReason>;
+
+impl Session {
+    pub(super) fn new(admission: Admission, shared: Arc<Shared>) -> Self {
+        let Admission { socket, identity, outbox, budget } = admission;
+        let now = Instant::now();
+        Self {
+            expires: now + identity.expires_in().min(Duration::from_secs(365 * 86_400)),
+            socket,
+            shared,
+            outbox,
+            identity,
+            budget,
+            batch: Batch::default(),
+            control: VecDeque::new(),
+            in_flight: 0,
+            ready: Vec::new(),
+            strikes: VecDeque::new(),
+            last_seen: now,
+            pinged: None,
+            drain: None,
+        }
+    }
+
+    /// Serves the connection until it ends, and ends it.
+    pub(super) async fn run(mut self) {
+        let hello = ServerControl::AuthOk {
+            connection_id: self.outbox.id,
+            user: &self.identity.username,
+            expires_in: self.identity.expires_in().as_secs(),
+        };
+        self.control.push_back(hello.frame());
+        let ControlFlow::Break(reason) = self.serve().await else { return };
+        // Boxed: the state of an ending must not weigh on every idle connection.
+        Box::pin(self.end(reason)).await;
+    }
+
+    async fn serve(&mut self) -> Flow {
+        self.write().await?;
+        let timer = sleep_until(self.next_deadline().into());
+        tokio::pin!(timer);
+        loop {
+            let reading = self.in_flight < self.shared.config.max_in_flight;
+            tokio::select! {
+                biased;
+                command = poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch)) => {
+                    if let Some(command) = command {
+                        self.command(command)?;
+                        timer.as_mut().reset(self.next_deadline().into());
+                    }
+                }
+                frame = self.socket.next(), if reading => self.read(frame)?,
+                () = &mut timer => self.tick(timer.as_mut())?,
+            }
+            if !self.batch.is_empty() || !self.control.is_empty() {
+                self.write().await?;
+            }
+            if self.drained() && self.in_flight == 0 {
+                match self.socket.next().now_or_never() {
+                    Some(frame) => self.read(frame)?,
+                    None => return Flow::Break(CloseReason::GoingAway),
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) -> Flow {
+        match command {
+            Command::Close(reason) => Flow::Break(reason),
+            Command::Drain { reconnect_after } => {
+                let reconnect_after_ms = reconnect_after.as_millis().try_into().unwrap_or(u64::MAX);
+                self.control.push_back(ServerControl::Drain { reconnect_after_ms }.frame());
+                let now = Instant::now();
+                self.drain = Some((now + self.shared.drain_grace, now + self.shared.drain_timeout));
+                Flow::Continue(())
+            }
+        }
+    }
+
+    /// Whether the connection is to end as soon as it is quiet.
+    fn drained(&self) -> bool {
+        self.drain.is_some_and(|(grace, _)| Instant::now() >= grace)
+    }
+
+    /// Takes the frame that woke the task and all that arrived with it.
+    fn read(&mut self, first: Option<tungstenite::Result<Message>>) -> Flow {
+        let now = Instant::now();
+        self.last_seen = now;
+        self.pinged = None;
+        let mut next = Some(first);
+        while let Some(frame) = next {
+            match frame {
+                Some(Ok(frame)) => self.frame(frame, now)?,
+                Some(Err(error)) => return Flow::Break(broken(&error)),
+                None => return Flow::Break(CloseReason::Normal),
+            }
+            if self.in_flight >= self.shared.config.max_in_flight {
+                break;
+            }
+            // Polls without a waker of its own; the loop in `serve` polls again with one.
+            next = self.socket.next().now_or_never();
+        }
+        self.outbox.set_in_flight(self.in_flight);
+        Flow::Continue(())
+    }
+
+    fn frame(&mut self, frame: Message, now: Instant) -> Flow {
+        let format = self.outbox.format;
+        let incoming = match &frame {
+            Message::Text(text) => protocol::decode_text(format, text),
+            Message::Binary(bytes) => protocol::decode_binary(format, bytes),
+            Message::Close(_) => return Flow::Break(CloseReason::Normal),
+            // tungstenite answers pings by itself.
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Flow::Continue(()),
+        };
+        match incoming {
+            Incoming::Request(request) => self.request(request, now),
+            Incoming::Malformed(malformed) => self.malformed(malformed, now),
+            Incoming::Control(control) => self.control(control, now),
+            Incoming::WrongKind => Flow::Break(CloseReason::WrongKind),
+        }
+    }
+
+    fn request(&mut self, request: Request, now: Instant) -> Flow {
+        let responder = self.responder(request.pkg_id, request.req_id, now);
+        if let Err(wait) = self.budget.take() {
+            let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+            let error = ErrorBody::new("rate_limit_exceeded", "Too many messages")
+                .with(json!({ "retry_after_ms": retry_after_ms.max(1) }));
+            self.shared.metrics.rate_limit_hits.inc(LimitType::Message);
+            responder.refuse(Status::Error, &error);
+            return self.strike(now);
+        }
+        let identity = Arc::clone(&self.identity);
+        let caller = Caller { identity, connection: Some(self.outbox.id) };
+        self.shared.router.dispatch(request, caller, responder);
+        Flow::Continue(())
+    }
+
+    fn malformed(&mut self, malformed: Malformed, now: Instant) -> Flow {
+        let Malformed { pkg_id, req_id, msg } = malformed;
+        let responder = self.responder(pkg_id, req_id, now);
+        responder.refuse(Status::InvalidData, &ErrorBody::new("invalid_message", msg));
+        self.strike(now)
+    }
+
+    /// Opens a request. What it answers comes back through the outbox, which closes it in `write`.
+    fn responder(&mut self, pkg_id: i32, req_id: uuid::Uuid, now: Instant) -> Responder {
+        let ws = &self.shared.metrics.ws;
+        ws.received.inc();
+        self.in_flight += 1;
+        let head = ReplyHead { format: self.outbox.format, pkg_id, req_id };
+        Responder::new(head, now, ws.package(pkg_id), Arc::clone(&self.outbox))
+    }
+
+    fn control(&mut self, control: ClientControl, now: Instant) -> Flow {
+        let msg = match control {
+            ClientControl::Ping => {
+                self.control.push_back(ServerControl::Pong.frame());
+                return Flow::Continue(());
+            }
+            ClientControl::Auth { .. } => "this connection is authenticated already".to_owned(),
+            ClientControl::Unknown(kind) => {
+                format!("unknown control type {kind:?}: auth and ping are allowed")
+            }
+        };
+        let error = ServerControl::Error { code: "invalid_message", msg: &msg };
+        self.control.push_back(error.frame());
+        self.strike(now)
+    }
+
+    fn strike(&mut self, now: Instant) -> Flow {
+        let limit = self.shared.config.max_strikes as usize;
+        if limit == 0 {
+            return Flow::Continue(());
+        }
+        while self.strikes.front().is_some_and(|first| now - *first > STRIKE_WINDOW) {
+            self.strikes.pop_front();
+        }
+        self.strikes.push_back(now);
+        if self.strikes.len() < limit {
+            return Flow::Continue(());
+        }
+        Flow::Break(CloseReason::TooManyStrikes)
+    }
+
+    /// Looks at what is due: expiry, the end of a drain, a ping, its pong.
+    fn tick(&mut self, timer: std::pin::Pin<&mut Sleep>) -> Flow {
+        let now = Instant::now();
+        let config = &self.shared.config;
+        if now >= self.expires {
+            return Flow::Break(CloseReason::SessionExpired);
+        }
+        if self.drain.is_some_and(|(_, end)| now >= end) {
+            return Flow::Break(CloseReason::GoingAway);
+        }
+        // While reading is held up a pong cannot be seen: the client is not to blame.
+        if self.in_flight >= config.max_in_flight {
+            self.last_seen = now;
+            self.pinged = None;
+        }
+        match self.pinged {
+            Some(pinged) if now - pinged >= config.pong_timeout => {
+                return Flow::Break(CloseReason::PongTimeout);
+            }
+            None if now - self.last_seen >= config.ping_interval => {
+                self.control.push_back(Message::Ping(Bytes::new()));
+                self.pinged = Some(now);
+            }
+            _ => {}
+        }
+        timer.reset(self.next_deadline().into());
+        Flow::Continue(())
+    }
+
+    /// Not moved by every message: a tick that comes early looks again.
+    fn next_deadline(&self) -> Instant {
+        let config = &self.shared.config;
+        let life = match self.pinged {
+            Some(pinged) => pinged + config.pong_timeout,
+            None => self.last_seen + config.ping_interval,
+        };
+        let drain = self.drain.map(|(grace, end)| if Instant::now() < grace { grace } else { end });
+        life.min(self.expires).min(drain.unwrap_or(life))
+    }
+
+    /// Writes what is there with one flush. A command gets through while the client does not read.
+    async fn write(&mut self) -> Flow {
+        let answers = self.batch.replies.len();
+        self.shared.metrics.ws.sent.inc_by((answers + self.batch.pushes.len()) as u64);
+        self.in_flight -= answers;
+        self.outbox.set_in_flight(self.in_flight);
+        self.ready.extend(self.batch.replies.iter().map(|(_, ready)| *ready));
+        loop {
+            let written = self.socket.get_ref().written();
+            tokio::select! {
+                biased;
+                done = feed(&mut self.socket, &mut self.control, &mut self.batch) => match done {
+                    Ok(()) => break,
+                    Err(_) => return Flow::Break(CloseReason::Abnormal),
+                },
+                command = poll_fn(|cx| self.outbox.poll_command(cx)) => self.command(command)?,
+                () = pause(self.shared.config.write_timeout) => {
+                    if self.socket.get_ref().written() == written {
+                        return Flow::Break(CloseReason::SlowConsumer);
+                    }
+                }
+            }
+        }
+        if answers > 0 {
+            let flushed = Instant::now();
+            for ready in self.ready.drain(..) {
+                let took = (flushed - ready).as_secs_f64();
+                self.shared.metrics.ws.phase_write.observe(took);
+            }
+        }
+        Flow::Continue(())
+    }
+
+    /// Ends the connection. What was asked before is answered first, where the client can still hear.
+    async fn end(mut self, reason: CloseReason) {
+        match reason {
+            CloseReason::Normal => {
+                // Lets tungstenite answer the client's close frame.
+                let closing = async { while let Some(Ok(_)) = self.socket.next().await {} };
+                drop(timeout(LAST_ANSWERS, closing).await);
+            }
+            CloseReason::Abnormal | CloseReason::SlowConsumer | CloseReason::InternalError => {}
+            _ => drop(timeout(LAST_ANSWERS, self.last_answers()).await),
+        }
+        self.outbox.end(reason);
+        socket::close(self.socket, reason, None).await;
+    }
+
+    async fn last_answers(&mut self) -> Flow {
+        self.write().await?;
+        while self.in_flight > 0 {
+            if poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch)).await.is_none() {
+                self.write().await?;
+            }
+        }
+        Flow::Continue(())
+    }
+}
+
+/// Feeds everything and flushes once. Can be dropped and called again: a frame is taken from its queue
+/// when the socket has room for it.
+async fn feed(
+    socket: &mut Socket,
+    control: &mut VecDeque<Message>,
+    batch: &mut Batch,
+) -> tungstenite::Result<()> {
+    loop {
+        poll_fn(|cx| socket.poll_ready_unpin(cx)).await?;
+        let next = control.pop_front();
+        let next = next.or_else(|| batch.replies.pop_front().map(|(frame, _)| frame));
+        match next.or_else(|| batch.pushes.pop_front()) {
+            Some(frame) => socket.start_send_unpin(frame)?,
+            None => break,
+        }
+    }
+    poll_fn(|cx| socket.poll_flush_unpin(cx)).await
+}
+
+/// A timer that is made only when it is polled: a write that does not wait pays nothing for it.
+async fn pause(time: Duration) {
+    tokio::time::sleep(time).await;
+}

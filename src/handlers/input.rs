@@ -1,0 +1,83 @@
+//! Reading a request's `data` or body, with the path to what does not fit.
+
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::HandlerError;
+use crate::protocol::ErrorBody;
+
+/// Reads JSON text. The path to a fault is looked for only when there is one: it costs a second pass.
+pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, HandlerError> {
+    serde_json::from_str(text).map_err(|first| {
+        let again = &mut serde_json::Deserializer::from_str(text);
+        match serde_path_to_error::deserialize::<_, T>(again) {
+            Err(error) => HandlerError::InvalidData {
+                path: match error.path().to_string() {
+                    path if path == "." => String::new(),
+                    path => path,
+                },
+                msg: plain(error.inner()),
+            },
+            // Only what follows the value can be wrong then.
+            Ok(_) => HandlerError::InvalidData { path: String::new(), msg: plain(&first) },
+        }
+    })
+}
+
+/// The message without its position, which means nothing to the sender of one value.
+fn plain(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    match text.rfind(" at line ") {
+        Some(end) if error.is_data() => text[..end].to_owned(),
+        _ => text,
+    }
+}
+
+/// The answer to input that does not fit.
+pub(crate) fn invalid_data(path: &str, msg: &str) -> ErrorBody {
+    ErrorBody::new("invalid_data", "The data does not fit")
+        .with(json!({ "errors": [{ "path": path, "msg": msg }] }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        #[serde(rename = "inner")]
+        _inner: Inner,
+    }
+
+    #[derive(Debug, Deserialize)]
+    struct Inner {
+        #[serde(rename = "id")]
+        _id: i32,
+    }
+
+    #[test]
+    fn a_fault_is_named_by_its_path() {
+        for (text, path, msg) in [
+            (r#"{"inner":{"id":"x"}}"#, "inner.id", r#"invalid type: string "x", expected i32"#),
+            (r#"{"inner":{"id":1},"b":2}"#, "b", "unknown field `b`, expected `inner`"),
+            ("{}", "", "missing field `inner`"),
+        ] {
+            match read::<Outer>(text) {
+                Err(HandlerError::InvalidData { path: p, msg: m }) => {
+                    assert_eq!((p.as_str(), m.as_str()), (path, msg));
+                }
+                other => panic!("{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_text_is_invalid_data() {
+        for text in ["", "{", "[1", r#"{"inner":{"id":1}} x"#] {
+            assert!(matches!(read::<Outer>(text), Err(HandlerError::InvalidData { .. })), "{text}");
+        }
+    }
+}

@@ -1,0 +1,250 @@
+//! What the packages do: one file a resource, and [`packages`], the table of all of them.
+//!
+//! A handler takes typed, validated input and returns typed output or a [`HandlerError`]; it knows
+//! nothing of sockets, formats or status codes. REST calls the same operations as the packages.
+//!
+//! To add one: write an `impl Handler` in its resource's file, and a line in [`packages`]. Without the
+//! line the handler is dead code, which does not compile.
+
+pub(crate) mod authors;
+mod echo;
+pub(crate) mod input;
+
+use std::{future::Future, pin::Pin, sync::Arc};
+
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::{
+    auth::Identity,
+    hub::Hub,
+    protocol::{ErrorBody, Meta, Push, Reply, ReplyHead, Status},
+    store::{Store, StoreError},
+};
+
+/// The roles of the built-in packages and routes.
+pub mod roles {
+    /// May read authors.
+    pub const GET_AUTHORS: &str = "get-authors";
+    /// May add authors.
+    pub const CREATE_AUTHOR: &str = "create-author";
+    /// May rename authors.
+    pub const UPDATE_AUTHOR: &str = "update-author";
+    /// May remove authors.
+    pub const DELETE_AUTHOR: &str = "delete-author";
+    /// May operate the server.
+    pub const ADMIN: &str = "admin";
+    /// All of them.
+    pub const ALL: [&str; 5] = [GET_AUTHORS, CREATE_AUTHOR, UPDATE_AUTHOR, DELETE_AUTHOR, ADMIN];
+}
+
+/// The table of packages: id, name, roles that are all needed, handler.
+pub fn packages() -> Vec<Package> {
+    use authors::{CreateAuthor, DeleteAuthor, GetAuthors, GetPaginatedAuthors, UpdateAuthor};
+    use roles::{CREATE_AUTHOR, DELETE_AUTHOR, GET_AUTHORS, UPDATE_AUTHOR};
+    vec![
+        Package::new(1, "GET_AUTHORS", &[GET_AUTHORS], GetAuthors),
+        Package::new(2, "GET_PAGINATED_AUTHORS", &[GET_AUTHORS], GetPaginatedAuthors),
+        Package::new(3, "CREATE_AUTHOR", &[CREATE_AUTHOR], CreateAuthor),
+        Package::new(4, "UPDATE_AUTHOR", &[UPDATE_AUTHOR], UpdateAuthor),
+        Package::new(5, "DELETE_AUTHOR", &[DELETE_AUTHOR], DeleteAuthor),
+        Package::new(100, "ECHO", &[], echo::Echo),
+    ]
+}
+
+/// What a package does.
+pub trait Handler: Send + Sync + 'static {
+    /// Read from `data`; what does not fit is answered `invalid_data` before the handler is called.
+    type Input: DeserializeOwned + Send;
+    /// Written to `data`.
+    type Output: Serialize + Send;
+    /// The input for people, as `switchboard packages` shows it.
+    const INPUT: &'static str;
+    /// The output for people.
+    const OUTPUT: &'static str;
+
+    /// Carries out one request. It may wait: other requests of the package go on meanwhile.
+    fn handle(
+        &self,
+        context: &Context,
+        caller: &Caller,
+        input: Self::Input,
+    ) -> impl Future<Output = Result<Answer<Self::Output>, HandlerError>> + Send;
+}
+
+/// What handlers work with.
+pub struct Context {
+    pub(crate) store: Store,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) broadcast_changes: bool,
+    pub(crate) broadcast_errors: prometheus::IntCounter,
+}
+
+impl Context {
+    /// Pushes a change to every connection but its author's, if changes are pushed at all.
+    pub(crate) fn changed<T: Serialize>(&self, pkg_id: i32, data: &T, caller: &Caller) {
+        if !self.broadcast_changes {
+            return;
+        }
+        match Push::new(pkg_id, data) {
+            Ok(push) => drop(self.hub.push_to_all(&push, caller.connection)),
+            Err(error) => {
+                self.broadcast_errors.inc();
+                tracing::error!(pkg_id, %error, "a change cannot be pushed");
+            }
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    /// The user.
+    pub identity: Arc<Identity>,
+    /// The connection asked on; none over REST.
+    pub connection: Option<Uuid>,
+}
+
+/// What a handler returns.
+#[derive(Debug)]
+pub struct Answer<T> {
+    /// For `data`.
+    pub data: T,
+    /// For `meta`.
+    pub meta: Option<Meta>,
+}
+
+impl<T> From<T> for Answer<T> {
+    fn from(data: T) -> Self {
+        Self { data, meta: None }
+    }
+}
+
+/// Why a request was not carried out. The connection lives on.
+#[derive(Debug, thiserror::Error)]
+pub enum HandlerError {
+    /// What was asked for is not there.
+    #[error("{0}")]
+    NotFound(String),
+    /// It clashes with what is there.
+    #[error("{0}")]
+    Conflict(String),
+    /// A part of the input is out of range: the path to it, and what is allowed.
+    #[error("{path}: {msg}")]
+    InvalidData {
+        /// Such as `filters.id`.
+        path: String,
+        /// For people.
+        msg: String,
+    },
+    /// A dependency is down; the cause is logged, not sent.
+    #[error("unavailable: {0}")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A bug; the cause is logged, not sent.
+    #[error("internal error: {0}")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl HandlerError {
+    /// What the client is told. The two wire protocols add their own status.
+    pub(crate) fn body(&self) -> ErrorBody {
+        match self {
+            Self::NotFound(msg) => ErrorBody::new("not_found", msg.clone()),
+            Self::Conflict(msg) => ErrorBody::new("conflict", msg.clone()),
+            Self::InvalidData { path, msg } => input::invalid_data(path, msg),
+            Self::Unavailable(_) => {
+                ErrorBody::new("unavailable", "A part of the server is down; try again later")
+            }
+            Self::Internal(_) => ErrorBody::internal(),
+        }
+    }
+
+    fn status(&self) -> Status {
+        match self {
+            Self::NotFound(_) | Self::Unavailable(_) | Self::Internal(_) => Status::Error,
+            // Deployed clients expect 2 for a conflict.
+            Self::Conflict(_) | Self::InvalidData { .. } => Status::InvalidData,
+        }
+    }
+}
+
+impl From<StoreError> for HandlerError {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::Conflict => Self::Conflict("This name is taken".into()),
+            StoreError::Unavailable(_) => Self::Unavailable(error.into()),
+            StoreError::Other(_) => Self::Internal(error.into()),
+        }
+    }
+}
+
+/// A line of the table of packages.
+#[derive(Clone)]
+pub struct Package {
+    /// What clients call it by.
+    pub id: i32,
+    /// For people, metrics and the audit trail.
+    pub name: &'static str,
+    /// All of these are needed.
+    pub roles: &'static [&'static str],
+    /// See [`Handler::INPUT`].
+    pub input: &'static str,
+    /// See [`Handler::OUTPUT`].
+    pub output: &'static str,
+    pub(crate) handler: Arc<dyn AnyHandler>,
+}
+
+impl Package {
+    /// Binds a handler to its id.
+    pub fn new<H: Handler>(
+        id: i32,
+        name: &'static str,
+        roles: &'static [&'static str],
+        handler: H,
+    ) -> Self {
+        let (input, output) = (H::INPUT, H::OUTPUT);
+        Self { id, name, roles, input, output, handler: Arc::new(handler) }
+    }
+}
+
+/// An answer, and the error to log and count where it was the server's fault.
+pub(crate) type Outcome = (Reply, Option<HandlerError>);
+
+/// A [`Handler`] without its types: text in, encoded answer out.
+pub(crate) trait AnyHandler: Send + Sync {
+    /// Starts a request; nothing happens before the future is polled.
+    fn start(
+        self: Arc<Self>,
+        context: Arc<Context>,
+        caller: Caller,
+        head: ReplyHead,
+        data: Option<Box<RawValue>>,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>>;
+}
+
+impl<H: Handler> AnyHandler for H {
+    fn start(
+        self: Arc<Self>,
+        context: Arc<Context>,
+        caller: Caller,
+        head: ReplyHead,
+        data: Option<Box<RawValue>>,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+        Box::pin(async move {
+            let result = match input::read(data.as_deref().map_or("{}", RawValue::get)) {
+                Ok(input) => self.handle(&context, &caller, input).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(answer) => (head.ok(&answer.data, answer.meta.as_ref()), None),
+                Err(error) => {
+                    let reply = head.error(error.status(), &error.body());
+                    let ours =
+                        matches!(error, HandlerError::Unavailable(_) | HandlerError::Internal(_));
+                    (reply, ours.then_some(error))
+                }
+            }
+        })
+    }
+}

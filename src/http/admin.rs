@@ -1,0 +1,46 @@
+//! `/admin`: what operators do to open connections.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::{Request, StatusCode},
+    response::{IntoResponse, Response},
+};
+use serde::Deserialize;
+use serde_json::{json, value::RawValue};
+
+use super::{Api, Problem, guard::caller, input};
+use crate::{
+    handlers::{HandlerError, roles},
+    protocol::Push,
+};
+
+/// A push to everyone, or to one user by name.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Broadcast {
+    pkg_id: i32,
+    data: Box<RawValue>,
+    user: Option<String>,
+}
+
+pub(super) async fn broadcast(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    caller(&request, roles::ADMIN)?;
+    let Broadcast { pkg_id, data, user } = input::body(request, api.config.max_body_bytes).await?;
+    let push = Push::new(pkg_id, &data).map_err(|error| {
+        api.metrics.ws.broadcast_errors.inc();
+        HandlerError::Internal(error.into())
+    })?;
+    let connections = match user {
+        Some(user) => api.context.hub.push_to_user(&user, &push),
+        None => api.context.hub.push_to_all(&push, None),
+    };
+    let reached = json!({ "nodes": 1, "connections": connections });
+    Ok((StatusCode::ACCEPTED, Json(reached)).into_response())
+}

@@ -1,0 +1,54 @@
+//! What probes and Prometheus ask for. Open to all, not limited, not logged at info.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde_json::json;
+
+use super::Api;
+
+fn word(healthy: bool) -> &'static str {
+    if healthy { "healthy" } else { "unhealthy" }
+}
+
+fn status(healthy: bool) -> StatusCode {
+    if healthy { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }
+}
+
+pub(super) async fn health(State(api): State<Arc<Api>>) -> Response {
+    let database = api.context.store.is_healthy().await;
+    let body = json!({
+        "status": word(database),
+        "database": word(database),
+        "redis": "disabled",
+        "websocket": {
+            "status": word(!api.draining.is_cancelled()),
+            "active_connections": api.context.hub.len(),
+        },
+    });
+    (status(database), Json(body)).into_response()
+}
+
+/// The process runs.
+pub(super) async fn live() -> Json<serde_json::Value> {
+    Json(json!({ "status": "healthy" }))
+}
+
+/// New clients may be sent here.
+pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
+    let ready = !api.draining.is_cancelled() && api.context.store.is_healthy().await;
+    (status(ready), Json(json!({ "status": word(ready) }))).into_response()
+}
+
+pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+    api.context.store.measure();
+    let in_flight = i64::try_from(api.context.hub.in_flight()).unwrap_or(i64::MAX);
+    api.metrics.ws.requests_in_flight.set(in_flight);
+    let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
+    (kind, api.metrics.render()).into_response()
+}

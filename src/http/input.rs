@@ -1,0 +1,102 @@
+//! Reading paths, queries and bodies into the same types that the WebSocket packages take.
+
+use axum::{
+    body::{Body, Bytes},
+    http::{HeaderMap, Request, StatusCode, header},
+};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::Problem;
+use crate::{
+    handlers::{HandlerError, input},
+    protocol::ErrorBody,
+};
+
+/// Reads a JSON body of at most `limit` bytes.
+pub(super) async fn body<T: DeserializeOwned>(
+    request: Request<Body>,
+    limit: usize,
+) -> Result<T, Problem> {
+    if !is_json(request.headers()) {
+        let body = ErrorBody::new("unsupported_media_type", "The body must be application/json");
+        return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, body));
+    }
+    let bytes = bytes(request.into_body(), limit).await?;
+    let text = std::str::from_utf8(&bytes).map_err(|_| invalid("", "the body is not UTF-8"))?;
+    Ok(input::read(text)?)
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
+    let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let kind = kind.to_ascii_lowercase();
+    kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
+}
+
+async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    match Limited::new(body, limit).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => {
+            let msg = format!("The body is larger than {limit} bytes");
+            let body = ErrorBody::new("payload_too_large", msg);
+            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, body))
+        }
+        Err(_) => {
+            let body = ErrorBody::new("bad_request", "The body could not be read to its end");
+            Err(Problem::new(StatusCode::BAD_REQUEST, body))
+        }
+    }
+}
+
+/// A parameter of a query: its name there, the path of the member it becomes, and what it holds.
+pub(super) struct Parameter(pub(super) &'static str, pub(super) &'static str, pub(super) Kind);
+
+/// What a parameter holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A number; anything else is left to be refused by the type it is read into.
+    Number,
+    /// A text; empty is as good as absent.
+    Text,
+    /// A text that may be empty.
+    Cursor,
+}
+
+/// Reads the known parameters of a query; unknown ones are ignored.
+pub(super) fn query<T: DeserializeOwned>(
+    request: &Request<Body>,
+    parameters: &[Parameter],
+) -> Result<T, Problem> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut object = Map::new();
+    for (name, value) in form_urlencoded::parse(query.as_bytes()) {
+        let Some(Parameter(_, member, kind)) = parameters.iter().find(|known| known.0 == name)
+        else {
+            continue;
+        };
+        if value.is_empty() && *kind != Kind::Cursor {
+            continue;
+        }
+        let number = (*kind == Kind::Number).then(|| value.parse::<i64>().ok()).flatten();
+        let value = number.map_or_else(|| Value::from(value.as_ref()), Value::from);
+        match member.split_once('.') {
+            None => drop(object.insert((*member).to_owned(), value)),
+            Some((outer, inner)) => {
+                object.entry(outer).or_insert_with(|| Value::Object(Map::new()))[inner] = value;
+            }
+        }
+    }
+    Ok(input::read(&Value::Object(object).to_string())?)
+}
+
+/// Reads an id out of a path such as `/authors/{id}`.
+pub(super) fn id(request: &Request<Body>) -> Result<i32, Problem> {
+    let text = request.uri().path().rsplit('/').next().unwrap_or_default();
+    text.parse().map_err(|_| invalid("id", "an id is a whole number up to 2147483647"))
+}
+
+fn invalid(path: &str, msg: &str) -> Problem {
+    HandlerError::InvalidData { path: path.into(), msg: msg.into() }.into()
+}

@@ -1,0 +1,188 @@
+//! The REST sidecar: routes, and what every request passes on its way to them.
+//!
+//! From the outside in: [`observe`] (correlation id, log line, metrics, security headers) → panics →
+//! host → CORS → gzip → [`guard`] (who asks, and how often) → the handler, which asks for its role,
+//! then reads its input, then calls the same operation as the WebSocket package.
+
+mod admin;
+mod authors;
+mod guard;
+mod health;
+mod input;
+mod observe;
+mod problem;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    body::Body,
+    extract::State,
+    http::{Request, StatusCode, header},
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::{MethodRouter, delete, get, post, put},
+};
+use tokio_util::sync::CancellationToken;
+use tower_http::{
+    catch_panic::CatchPanicLayer,
+    compression::{
+        CompressionLayer,
+        predicate::{And, DefaultPredicate, Predicate, SizeAbove},
+    },
+    cors::{AllowOrigin, CorsLayer},
+};
+
+pub(crate) use observe::{CorrelationId, Peer};
+pub(crate) use problem::Problem;
+
+use crate::{
+    auth::Validator,
+    config::{AllowList, HttpConfig},
+    handlers::Context,
+    limits::Limits,
+    metrics::Metrics,
+    protocol::ErrorBody,
+};
+
+/// What the routes work with.
+pub(crate) struct Api {
+    pub(crate) context: Arc<Context>,
+    pub(crate) validator: Arc<Validator>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) config: HttpConfig,
+    pub(crate) draining: CancellationToken,
+}
+
+/// Bytes; smaller bodies are not compressed.
+const GZIP_ABOVE: u16 = 1024;
+
+/// Statuses that a route with a role can answer, beside its own.
+const GUARDED: &[u16] = &[401, 403, 422, 429, 500, 503];
+
+/// The routes for clients, with `web` under `/web`, and those for operators: on the same listener, or
+/// on one of their own.
+pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Router, Router) {
+    declare(&api.metrics);
+    let guarded = |routes: Router<Arc<Api>>| {
+        routes.route_layer(from_fn_with_state(Arc::clone(api), guard::guard))
+    };
+    let authors = Router::new()
+        .route("/authors", get(authors::list).post(authors::create))
+        .route("/authors/paginated", get(authors::page))
+        .route(
+            "/authors/{id}",
+            get(authors::read).merge(put(authors::update)).merge(delete(authors::remove)),
+        );
+    let admin = Router::new().route("/admin/broadcast", post(admin::broadcast));
+    let health = Router::new()
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/metrics", get(health::metrics));
+    let clients = guarded(authors);
+    let ops = guarded(admin).merge(health);
+    let (clients, ops) =
+        if ops_apart { (clients, ops) } else { (clients.merge(ops), Router::new()) };
+    let finish = |routes: Router<Arc<Api>>| finish(routes.with_state(Arc::clone(api)), api);
+    // An upgrade has its own ways with origins and sizes; only the outermost layer is for it too.
+    (finish(clients.route("/web", web.with_state(()))), finish(ops))
+}
+
+fn declare(metrics: &Metrics) {
+    let routes: &[(&str, &str, &[u16])] = &[
+        ("GET", "/authors", &[200]),
+        ("POST", "/authors", &[201, 409, 413, 415]),
+        ("GET", "/authors/paginated", &[200]),
+        ("GET", "/authors/{id}", &[200, 404]),
+        ("PUT", "/authors/{id}", &[200, 404, 409, 413, 415]),
+        ("DELETE", "/authors/{id}", &[204, 404]),
+        ("POST", "/admin/broadcast", &[202, 413, 415]),
+    ];
+    for (method, route, statuses) in routes {
+        metrics.http.declare(method, route, &[*statuses, GUARDED].concat());
+    }
+    for (route, statuses) in [
+        ("/health", &[200, 503][..]),
+        ("/health/live", &[200]),
+        ("/health/ready", &[200, 503]),
+        ("/metrics", &[200]),
+        ("/web", &[101, 400, 401, 403, 426, 503]),
+        ("unmatched", &[404]),
+    ] {
+        metrics.http.declare("GET", route, statuses);
+    }
+}
+
+fn finish(routes: Router, api: &Arc<Api>) -> Router {
+    let big_enough: And<DefaultPredicate, SizeAbove> =
+        DefaultPredicate::new().and(SizeAbove::new(GZIP_ABOVE));
+    routes
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(CompressionLayer::new().gzip(true).compress_when(big_enough))
+        .layer(cors(&api.config.cors_allowed_origins))
+        .layer(from_fn_with_state(Arc::clone(api), check_host))
+        .layer(CatchPanicLayer::custom({
+            let metrics = Arc::clone(&api.metrics);
+            move |_| {
+                metrics.errors.panicked("http");
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal())
+                    .into_response()
+            }
+        }))
+        .layer(from_fn_with_state(Arc::clone(api), observe::observe))
+}
+
+fn cors(origins: &AllowList) -> CorsLayer {
+    let origins = match origins {
+        AllowList::All => AllowOrigin::any(),
+        AllowList::Only(_) => {
+            let origins = origins.clone();
+            AllowOrigin::predicate(move |origin, _| {
+                origin.to_str().is_ok_and(|origin| origins.allows(origin))
+            })
+        }
+    };
+    use axum::http::Method;
+    CorsLayer::new()
+        .allow_origin(origins)
+        .allow_methods([Method::GET, Method::POST, Method::PUT, Method::DELETE])
+        .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, observe::CORRELATION_HEADER])
+        .expose_headers([
+            header::LOCATION,
+            header::RETRY_AFTER,
+            observe::CORRELATION_HEADER,
+            guard::LIMIT,
+            guard::REMAINING,
+            guard::RESET,
+        ])
+}
+
+async fn check_host(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
+    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    let name = host.map(without_port).unwrap_or_default();
+    if api.config.allowed_hosts.allows(name) {
+        return next.run(request).await;
+    }
+    let body = ErrorBody::new("bad_request", "this Host is not served here");
+    Problem::new(StatusCode::BAD_REQUEST, body).into_response()
+}
+
+/// `example.com:8000` and `[::1]:8000` without their ports.
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+        _ => host,
+    }
+}
+
+async fn not_found() -> Problem {
+    Problem::new(StatusCode::NOT_FOUND, ErrorBody::new("not_found", "There is nothing here"))
+}
+
+async fn method_not_allowed() -> Problem {
+    let body = ErrorBody::new("method_not_allowed", "This path does not take this method");
+    Problem::new(StatusCode::METHOD_NOT_ALLOWED, body)
+}

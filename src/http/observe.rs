@@ -1,0 +1,127 @@
+//! What every request gets, whatever becomes of it: a correlation id, a log line, its place in the
+//! metrics, and the security headers.
+
+use std::{net::IpAddr, sync::Arc, time::Instant};
+
+use axum::{
+    body::Body,
+    extract::{MatchedPath, State},
+    http::{HeaderMap, HeaderName, HeaderValue, Request, header},
+    middleware::Next,
+    response::Response,
+};
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::{Api, guard::UserId, problem::ErrorCode};
+use crate::metrics::Endpoint;
+
+pub(super) const CORRELATION_HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
+
+/// The address at the other end of the TCP connection.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer(pub(crate) IpAddr);
+
+/// Links the lines and rows of a request: the client's id, or one made here.
+#[derive(Debug, Clone)]
+pub(crate) struct CorrelationId(Arc<str>);
+
+impl CorrelationId {
+    fn of(headers: &HeaderMap) -> Self {
+        let fits = |id: &&str| {
+            (1..=64).contains(&id.len())
+                && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+        };
+        let given = headers.get(CORRELATION_HEADER).and_then(|id| id.to_str().ok()).filter(fits);
+        given.map_or_else(Self::default, |id| Self(id.into()))
+    }
+}
+
+impl Default for CorrelationId {
+    fn default() -> Self {
+        Self(Uuid::new_v4().simple().to_string()[..8].into())
+    }
+}
+
+impl From<CorrelationId> for Arc<str> {
+    fn from(id: CorrelationId) -> Self {
+        id.0
+    }
+}
+
+pub(super) async fn observe(
+    State(api): State<Arc<Api>>,
+    mut request: Request<Body>,
+    next: Next,
+) -> Response {
+    let started = Instant::now();
+    let correlation = CorrelationId::of(request.headers());
+    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let endpoint = Endpoint::new(request.method().as_str(), route.as_deref());
+    let secure = is_secure(&api, &request);
+    let span = tracing::info_span!(
+        "request",
+        request_id = &*correlation.0,
+        method = request.method().as_str(),
+        // The path without its query, which may hold a token.
+        endpoint = request.uri().path(),
+    );
+    request.extensions_mut().insert(correlation.clone());
+
+    let in_progress = api.metrics.http.begin(&endpoint);
+    let mut response = next.run(request).instrument(span.clone()).await;
+    drop(in_progress);
+
+    let took = started.elapsed();
+    let status = response.status().as_u16();
+    api.metrics.http.finish(&endpoint, status, took);
+    if status >= 500 && status != 503 {
+        let code = response.extensions().get::<ErrorCode>().map_or("internal_error", |code| code.0);
+        api.metrics.errors.count(code, "http");
+    }
+    let quiet = route.is_some_and(|route| route == "/metrics" || route.starts_with("/health"));
+    span.in_scope(|| log(&response, status, took.as_secs_f64() * 1000.0, quiet));
+    add_headers(response.headers_mut(), &correlation, secure);
+    response
+}
+
+fn log(response: &Response, status_code: u16, duration_ms: f64, quiet: bool) {
+    let user_id = response.extensions().get::<UserId>().map(|user| &*user.0);
+    if quiet {
+        tracing::debug!(status_code, duration_ms, user_id, "request");
+    } else {
+        tracing::info!(status_code, duration_ms, user_id, "request");
+    }
+}
+
+/// Whether the client speaks TLS, as far as a trusted proxy says.
+fn is_secure(api: &Api, request: &Request<Body>) -> bool {
+    let peer = request.extensions().get::<Peer>();
+    let trusted = peer.is_some_and(|peer| {
+        api.config.trusted_proxies.iter().any(|network| network.contains(peer.0))
+    });
+    trusted
+        && request
+            .headers()
+            .get("x-forwarded-proto")
+            .is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
+}
+
+fn add_headers(headers: &mut HeaderMap, correlation: &CorrelationId, secure: bool) {
+    let correlation =
+        HeaderValue::from_str(&correlation.0).expect("a correlation id is plain ASCII");
+    headers.insert(CORRELATION_HEADER, correlation);
+    for (name, value) in [
+        (header::X_FRAME_OPTIONS, "DENY"),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (HeaderName::from_static("permissions-policy"), "camera=(), geolocation=(), microphone=()"),
+        (header::CONTENT_SECURITY_POLICY, "default-src 'none'; frame-ancestors 'none'"),
+    ] {
+        headers.entry(name).or_insert(HeaderValue::from_static(value));
+    }
+    if secure {
+        let year = HeaderValue::from_static("max-age=31536000; includeSubDomains");
+        headers.insert(header::STRICT_TRANSPORT_SECURITY, year);
+    }
+}

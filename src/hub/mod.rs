@@ -1,0 +1,85 @@
+//! The index of open connections by id and by user, through which pushes go out.
+//!
+//! Handlers and REST push; the registry alone adds and removes. Delivery takes no turn of any actor:
+//! a push is encoded once for each format and its bytes are shared by every outbox.
+
+mod outbox;
+
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use prometheus::IntCounter;
+use uuid::Uuid;
+
+pub(crate) use outbox::{Batch, Command, Outbox};
+
+use crate::protocol::Push;
+
+/// Every open connection of this node.
+pub(crate) struct Hub {
+    connections: DashMap<Uuid, Arc<Outbox>>,
+    users: DashMap<Arc<str>, Vec<Arc<Outbox>>>,
+    dropped: IntCounter,
+}
+
+impl Hub {
+    /// An empty hub; `dropped` counts pushes that found a full lane.
+    pub(crate) fn new(dropped: IntCounter) -> Self {
+        Self { connections: DashMap::new(), users: DashMap::new(), dropped }
+    }
+
+    /// Lists a connection. The registry's alone to call.
+    pub(crate) fn insert(&self, outbox: Arc<Outbox>) {
+        self.users.entry(Arc::clone(&outbox.username)).or_default().push(Arc::clone(&outbox));
+        self.connections.insert(outbox.id, outbox);
+    }
+
+    /// Takes a connection off. The registry's alone to call.
+    pub(crate) fn remove(&self, outbox: &Outbox) {
+        self.connections.remove(&outbox.id);
+        if let Some(mut of_user) = self.users.get_mut(&outbox.username) {
+            of_user.retain(|other| other.id != outbox.id);
+        }
+        self.users.remove_if(&outbox.username, |_, of_user| of_user.is_empty());
+    }
+
+    /// Takes every connection off, when the registry starts with an empty table.
+    pub(crate) fn clear(&self) {
+        self.connections.clear();
+        self.users.clear();
+    }
+
+    /// Pushes to every connection but `except`; returns to how many.
+    pub(crate) fn push_to_all(&self, push: &Push, except: Option<Uuid>) -> usize {
+        self.connections
+            .iter()
+            .filter(|entry| Some(*entry.key()) != except)
+            .filter(|entry| self.deliver(entry.value(), push))
+            .count()
+    }
+
+    /// Pushes to every connection of a user, by name; returns to how many.
+    pub(crate) fn push_to_user(&self, username: &str, push: &Push) -> usize {
+        self.users
+            .get(username)
+            .map_or(0, |of_user| of_user.iter().filter(|outbox| self.deliver(outbox, push)).count())
+    }
+
+    /// Open connections.
+    pub(crate) fn len(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// Requests taken and not answered yet, over all connections.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.connections.iter().map(|entry| entry.in_flight()).sum()
+    }
+
+    fn deliver(&self, outbox: &Outbox, push: &Push) -> bool {
+        let delivered = outbox.push(push).is_ok();
+        if !delivered {
+            self.dropped.inc();
+        }
+        delivered
+    }
+}

@@ -1,0 +1,252 @@
+//! What waits to be written to one connection: replies, pushes, and the command that ends or drains it.
+//!
+//! Responders, the hub and the connection's actor put in; the session alone takes out. The queues
+//! allocate when they are first used: a tokio channel would cost an idle connection over a KiB a lane.
+
+use std::{
+    collections::VecDeque,
+    mem,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use crate::protocol::{CloseReason, Format, Push};
+
+/// The way out of one connection.
+pub(crate) struct Outbox {
+    /// The connection's id.
+    pub(crate) id: Uuid,
+    /// The user's name, under which the hub lists the connection.
+    pub(crate) username: Arc<str>,
+    /// The format of data frames.
+    pub(crate) format: Format,
+    /// The correlation id of the upgrade, for log lines.
+    pub(crate) correlation: Arc<str>,
+    push_limit: usize,
+    in_flight: AtomicUsize,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    batch: Batch,
+    command: Option<Command>,
+    session: Option<Waker>,
+    ended: Option<CloseReason>,
+}
+
+/// What a session is told beside its data.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Command {
+    /// End the connection.
+    Close(CloseReason),
+    /// Tell the client to come back later, finish what is open, end with 1001.
+    Drain {
+        /// What the client is told.
+        reconnect_after: Duration,
+    },
+}
+
+/// What a session takes out at once.
+#[derive(Default)]
+pub(crate) struct Batch {
+    /// Answers, each with the time it was ready. Bounded by the requests in flight.
+    pub(crate) replies: VecDeque<(Message, Instant)>,
+    /// Pushes in the order they were accepted. Bounded by `WS_SEND_QUEUE`.
+    pub(crate) pushes: VecDeque<Message>,
+}
+
+impl Batch {
+    /// Whether there is nothing to write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.replies.is_empty() && self.pushes.is_empty()
+    }
+}
+
+/// A push found no room: its connection is being closed as slow.
+#[derive(Debug)]
+pub(crate) struct Overflow;
+
+impl Outbox {
+    /// An empty outbox that holds `push_limit` pushes at most.
+    pub(crate) fn new(
+        id: Uuid,
+        username: Arc<str>,
+        format: Format,
+        push_limit: usize,
+        correlation: Arc<str>,
+    ) -> Self {
+        Self {
+            id,
+            username,
+            format,
+            correlation,
+            push_limit,
+            in_flight: AtomicUsize::new(0),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Puts an answer in. One that comes after the end of the connection has nowhere to go.
+    pub(crate) fn reply(&self, frame: Message, ready: Instant) {
+        let mut state = self.state();
+        if state.ended.is_none() {
+            state.batch.replies.push_back((frame, ready));
+            wake(state);
+        }
+    }
+
+    /// Puts a push in; a full lane closes the connection.
+    pub(crate) fn push(&self, push: &Push) -> Result<(), Overflow> {
+        let mut state = self.state();
+        if state.ended.is_some() {
+            return Ok(());
+        }
+        if state.batch.pushes.len() >= self.push_limit {
+            state.command = Some(Command::Close(CloseReason::SlowConsumer));
+            wake(state);
+            return Err(Overflow);
+        }
+        state.batch.pushes.push_back(push.frame(self.format));
+        wake(state);
+        Ok(())
+    }
+
+    /// Tells the session something; a close is never replaced by a drain.
+    pub(crate) fn command(&self, command: Command) {
+        let mut state = self.state();
+        if !matches!(state.command, Some(Command::Close(_))) {
+            state.command = Some(command);
+            wake(state);
+        }
+    }
+
+    /// Requests taken from the client and not answered yet.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// Written by the session, for the gauge.
+    pub(crate) fn set_in_flight(&self, requests: usize) {
+        self.in_flight.store(requests, Ordering::Relaxed);
+    }
+
+    /// Closes the outbox for good. The first reason stands.
+    pub(crate) fn end(&self, reason: CloseReason) {
+        let mut state = self.state();
+        state.ended.get_or_insert(reason);
+        state.batch = Batch::default();
+    }
+
+    /// Why the connection ended; none while it lives, or if its task broke.
+    pub(crate) fn ended(&self) -> Option<CloseReason> {
+        self.state().ended
+    }
+
+    /// Waits for a command, or for data, which is swapped with the empty `batch`.
+    pub(crate) fn poll_take(
+        &self,
+        context: &mut Context<'_>,
+        batch: &mut Batch,
+    ) -> Poll<Option<Command>> {
+        let mut state = self.state();
+        if let Some(command) = state.command.take() {
+            return Poll::Ready(Some(command));
+        }
+        if !state.batch.is_empty() {
+            mem::swap(&mut state.batch, batch);
+            return Poll::Ready(None);
+        }
+        state.park(context);
+        Poll::Pending
+    }
+
+    /// Waits for a command alone, while a write holds up the data.
+    pub(crate) fn poll_command(&self, context: &mut Context<'_>) -> Poll<Command> {
+        let mut state = self.state();
+        match state.command.take() {
+            Some(command) => Poll::Ready(command),
+            None => {
+                state.park(context);
+                Poll::Pending
+            }
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held leaves queues of whole messages.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn park(&mut self, context: &Context<'_>) {
+        match &mut self.session {
+            Some(waker) => waker.clone_from(context.waker()),
+            empty => *empty = Some(context.waker().clone()),
+        }
+    }
+}
+
+/// Wakes the session after the lock is released, so that it does not run into it.
+fn wake(mut state: MutexGuard<'_, State>) {
+    let session = state.session.take();
+    drop(state);
+    if let Some(session) = session {
+        session.wake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use super::*;
+
+    fn outbox(push_limit: usize) -> Outbox {
+        Outbox::new(Uuid::nil(), "ann".into(), Format::Json, push_limit, "c".into())
+    }
+
+    #[tokio::test]
+    async fn replies_and_pushes_have_lanes_of_their_own() {
+        let outbox = outbox(1);
+        let push = Push::new(3, &1).unwrap();
+        outbox.push(&push).unwrap();
+        for _ in 0..100 {
+            outbox.reply(Message::text("a"), Instant::now());
+        }
+        let mut batch = Batch::default();
+        assert!(poll_fn(|cx| outbox.poll_take(cx, &mut batch)).await.is_none());
+        assert_eq!((batch.replies.len(), batch.pushes.len()), (100, 1));
+    }
+
+    #[tokio::test]
+    async fn a_full_push_lane_closes_as_slow_consumer() {
+        let outbox = outbox(2);
+        let push = Push::new(3, &1).unwrap();
+        outbox.push(&push).unwrap();
+        outbox.push(&push).unwrap();
+        assert!(outbox.push(&push).is_err());
+        outbox.command(Command::Drain { reconnect_after: Duration::ZERO });
+        let command = poll_fn(|cx| outbox.poll_command(cx)).await;
+        assert!(matches!(command, Command::Close(CloseReason::SlowConsumer)));
+    }
+
+    #[test]
+    fn nothing_enters_after_the_end() {
+        let outbox = outbox(2);
+        outbox.end(CloseReason::Normal);
+        outbox.end(CloseReason::InternalError);
+        outbox.reply(Message::text("late"), Instant::now());
+        let mut batch = Batch::default();
+        assert!(outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut batch).is_pending());
+        assert_eq!(outbox.ended(), Some(CloseReason::Normal));
+    }
+}

@@ -1,0 +1,30 @@
+//! Switchboard: an actor-based real-time WebSocket server.
+//!
+//! The life of a message, which is also the order to read the modules in:
+//!
+//! 1. [`server`] accepts TCP; hyper serves the connection. `GET /web` is checked and upgraded.
+//! 2. [`connection`]`::handshake` authenticates the socket through [`auth`].
+//! 3. [`registry`], an actor, checks the limits, spawns the connection's actor and lists it in [`hub`].
+//! 4. [`connection`]`::session`, one task, reads frames, and [`protocol`] decodes them.
+//! 5. [`router`] finds the handler actor of the `pkg_id`, checks the roles and casts the job.
+//! 6. [`handlers`] do the work on [`store`]; REST ([`http`]) calls the same operations.
+//! 7. The job's `Responder` encodes the answer into the connection's outbox ([`hub`]), and the session
+//!    writes all that is there with one flush.
+//!
+//! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`]. A module imports only from
+//! modules below it; `tests/it/direction.rs` has the order and enforces it.
+
+pub mod auth;
+pub mod config;
+mod connection;
+pub mod handlers;
+mod http;
+mod hub;
+mod limits;
+pub mod metrics;
+pub mod protocol;
+mod registry;
+mod router;
+pub mod server;
+pub mod store;
+pub mod telemetry;

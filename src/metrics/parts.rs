@@ -1,0 +1,248 @@
+//! The database, identity, errors, and the families of parts that a server can run without.
+
+use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge};
+
+use super::{Counters, Family, HTTP_BUCKETS, Histograms, Label, WS_BUCKETS};
+
+macro_rules! label {
+    ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub(crate) enum $name { $($variant),+ }
+
+        impl Label for $name {
+            const ALL: &'static [Self] = &[$(Self::$variant),+];
+
+            fn label(self) -> &'static str {
+                match self { $(Self::$variant => $text),+ }
+            }
+        }
+    };
+}
+
+label!(
+    /// Which limit refused something.
+    LimitType { Http = "http", Connection = "websocket_connection", Message = "websocket_message" }
+);
+label!(
+    /// Which actor a supervisor started again.
+    Actor { Handler = "handler", Registry = "registry" }
+);
+label!(
+    /// What became of an authentication, over WebSocket and REST.
+    AuthOutcome { Success = "success", Failed = "failed", Expired = "token_expired" }
+);
+label!(
+    /// What the validator said of a token.
+    TokenOutcome { Valid = "valid", Invalid = "invalid", Expired = "expired" }
+);
+label!(
+    /// The kind of a statement.
+    DbOperation { Select = "select", Insert = "insert", Update = "update", Delete = "delete" }
+);
+label!(
+    /// Why a statement failed.
+    DbErrorKind {
+        Integrity = "integrity_error",
+        Timeout = "timeout",
+        Connection = "connection_error",
+        Other = "other",
+    }
+);
+
+/// The series of the database.
+#[derive(Clone)]
+pub(crate) struct DbMetrics {
+    pub(crate) query_duration: Histograms<DbOperation>,
+    pub(crate) connections_active: IntGauge,
+    pub(crate) connections_idle: IntGauge,
+    pub(crate) connections_max: IntGauge,
+    errors: IntCounterVec,
+}
+
+impl DbMetrics {
+    pub(super) fn new(family: &Family) -> Self {
+        let errors = family.counter_vec(
+            "db_errors_total",
+            "Statements that failed.",
+            &["operation", "error_type"],
+        );
+        for operation in DbOperation::ALL {
+            for kind in DbErrorKind::ALL {
+                errors.with_label_values(&[operation.label(), kind.label()]);
+            }
+        }
+        Self {
+            query_duration: family.histograms(
+                "db_query_duration_seconds",
+                "Seconds of a statement, with the wait for a connection.",
+                WS_BUCKETS,
+                "operation",
+            ),
+            connections_active: family.gauge("db_connections_active", "Pool connections in use."),
+            connections_idle: family.gauge("db_connections_idle", "Pool connections at rest."),
+            connections_max: family.gauge("db_connections_max", "Pool connections allowed."),
+            errors,
+        }
+    }
+
+    /// Counts a failed statement.
+    pub(crate) fn failed(&self, operation: DbOperation, kind: DbErrorKind) {
+        self.errors.with_label_values(&[operation.label(), kind.label()]).inc();
+    }
+}
+
+/// The series of authentication.
+#[derive(Clone)]
+pub(crate) struct AuthMetrics {
+    pub(crate) attempts: Counters<AuthOutcome>,
+    pub(crate) validations: Counters<TokenOutcome>,
+}
+
+impl AuthMetrics {
+    pub(super) fn new(family: &Family) -> Self {
+        Self {
+            attempts: family.counters(
+                "auth_attempts_total",
+                "Authentications over WebSocket and REST.",
+                "status",
+            ),
+            validations: family.counters(
+                "token_validation_total",
+                "Tokens looked at by the validator.",
+                "status",
+            ),
+        }
+    }
+}
+
+/// Errors that are bugs or failed dependencies, by the handler they showed in.
+#[derive(Clone)]
+pub(crate) struct ErrorMetrics(IntCounterVec);
+
+impl ErrorMetrics {
+    const PANIC: &str = "panic";
+    const INTERNAL: &str = "internal_error";
+
+    pub(super) fn new(family: &Family, packages: &[(i32, &'static str)]) -> Self {
+        let errors = family.counter_vec(
+            "app_errors_total",
+            "Errors that are bugs or failed dependencies.",
+            &["error_type", "handler"],
+        );
+        for (_, handler) in packages {
+            for kind in [Self::PANIC, Self::INTERNAL, "unavailable", "timeout"] {
+                errors.with_label_values(&[kind, handler]);
+            }
+        }
+        for handler in ["http", "connection"] {
+            for kind in [Self::PANIC, Self::INTERNAL] {
+                errors.with_label_values(&[kind, handler]);
+            }
+        }
+        Self(errors)
+    }
+
+    /// Counts a panic in a handler, or in `http` or `connection`.
+    pub(crate) fn panicked(&self, handler: &str) {
+        self.count(Self::PANIC, handler);
+    }
+
+    /// Counts an error under its code.
+    pub(crate) fn count(&self, code: &str, handler: &str) {
+        self.0.with_label_values(&[code, handler]).inc();
+    }
+}
+
+/// Registers the families of Redis, Keycloak and the audit trail, which stay at 0 without those parts.
+pub(super) fn register_dormant(family: &Family) {
+    let counter = |name, help| -> IntCounter { family.counter(name, help) };
+    let counters = |name, help, labels: &[&str], values: &[&[&str]]| {
+        let made = family.counter_vec(name, help, labels);
+        for value in values {
+            made.with_label_values(value);
+        }
+    };
+    counters(
+        "db_slow_queries_total",
+        "Statements over DB_SLOW_QUERY_MS.",
+        &["operation"],
+        &[&["select"], &["insert"], &["update"], &["delete"]],
+    );
+    counters("redis_operations_total", "Redis operations.", &["operation", "status"], &[]);
+    let _: HistogramVec = family.histogram_vec(
+        "redis_operation_duration_seconds",
+        "Seconds of a Redis operation.",
+        WS_BUCKETS,
+        &["operation"],
+    );
+    family.gauge("redis_connected", "1 while connected to Redis.");
+    counter("token_cache_hits_total", "Tokens found in the cache.");
+    counter("token_cache_misses_total", "Tokens validated anew.");
+    counters(
+        "keycloak_auth_attempts_total",
+        "Logins and refreshes at Keycloak.",
+        &["status", "method"],
+        &[
+            &["success", "password"],
+            &["failure", "password"],
+            &["error", "password"],
+            &["success", "refresh"],
+            &["failure", "refresh"],
+            &["error", "refresh"],
+        ],
+    );
+    let keycloak = family.histogram_vec(
+        "keycloak_operation_duration_seconds",
+        "Seconds of a call to Keycloak.",
+        HTTP_BUCKETS,
+        &["operation"],
+    );
+    for operation in ["login", "refresh", "logout", "jwks"] {
+        keycloak.with_label_values(&[operation]);
+    }
+    counters(
+        "jwks_refreshes_total",
+        "Fetches of the identity provider's keys.",
+        &["status"],
+        &[&["success"], &["error"]],
+    );
+    let breaker =
+        family.gauge_vec("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", &["service"]);
+    for service in ["keycloak", "redis"] {
+        breaker.with_label_values(&[service]);
+    }
+    counters(
+        "circuit_breaker_state_changes_total",
+        "State changes of a circuit breaker.",
+        &["service"],
+        &[&["keycloak"], &["redis"]],
+    );
+    counters(
+        "circuit_breaker_failures_total",
+        "Failures seen by a circuit breaker.",
+        &["service"],
+        &[&["keycloak"], &["redis"]],
+    );
+    family.gauge("audit_queue_size", "Audit rows waiting to be written.");
+    counters(
+        "audit_logs_total",
+        "Audited actions.",
+        &["outcome"],
+        &[&["success"], &["error"], &["permission_denied"]],
+    );
+    counter("audit_logs_written_total", "Audit rows written to the database.");
+    counter("audit_logs_spooled_total", "Audit rows written to the spool.");
+    counter("audit_logs_dropped_total", "Audit rows lost: the spool was full.");
+    family.histogram(
+        "audit_batch_size",
+        "Rows in an audit batch.",
+        &[1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0],
+    );
+    family.histogram(
+        "audit_log_creation_duration_seconds",
+        "Seconds to write an audit batch.",
+        WS_BUCKETS,
+    );
+    counters("audit_log_errors_total", "Failures to write audit rows.", &["error_type"], &[]);
+}

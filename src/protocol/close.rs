@@ -1,0 +1,133 @@
+//! Why the server ends a connection: one reason, one close code, one metric label.
+
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, frame::coding::CloseCode};
+
+/// The end of a connection. Not an error of a request: that is answered, and the connection lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CloseReason {
+    /// The client closed.
+    Normal,
+    /// The server drains.
+    GoingAway,
+    /// The client broke RFC 6455.
+    ProtocolError,
+    /// A data frame of the other format's kind.
+    WrongKind,
+    /// A text frame that is not UTF-8.
+    NotUtf8,
+    /// A message over `WS_MAX_MESSAGE_BYTES`.
+    TooBig,
+    /// The user has `WS_MAX_CONNECTIONS_PER_USER` connections.
+    ConnectionLimit,
+    /// `WS_MAX_STRIKES` refused messages within a minute.
+    TooManyStrikes,
+    /// A bug, or the restart of a supervisor.
+    InternalError,
+    /// No or no valid authentication.
+    Unauthorized,
+    /// The token presented is expired.
+    TokenExpired,
+    /// No authentication within `WS_AUTH_TIMEOUT`.
+    AuthTimeout,
+    /// The token of a running connection expired.
+    SessionExpired,
+    /// The push queue is full, or nothing could be written for `WS_WRITE_TIMEOUT`.
+    SlowConsumer,
+    /// No sign of life within `WS_PONG_TIMEOUT` of a ping.
+    PongTimeout,
+    /// The connection broke without a close frame.
+    Abnormal,
+}
+
+impl CloseReason {
+    /// Every reason, for the closed label set of `ws_disconnections_total`.
+    pub const ALL: [Self; 16] = [
+        Self::Normal,
+        Self::GoingAway,
+        Self::ProtocolError,
+        Self::WrongKind,
+        Self::NotUtf8,
+        Self::TooBig,
+        Self::ConnectionLimit,
+        Self::TooManyStrikes,
+        Self::InternalError,
+        Self::Unauthorized,
+        Self::TokenExpired,
+        Self::AuthTimeout,
+        Self::SessionExpired,
+        Self::SlowConsumer,
+        Self::PongTimeout,
+        Self::Abnormal,
+    ];
+
+    /// The code on the wire; 1006, which never travels, for a broken connection.
+    pub fn code(self) -> u16 {
+        match self {
+            Self::Normal => 1000,
+            Self::GoingAway => 1001,
+            Self::ProtocolError => 1002,
+            Self::WrongKind => 1003,
+            Self::Abnormal => 1006,
+            Self::NotUtf8 => 1007,
+            Self::ConnectionLimit | Self::TooManyStrikes => 1008,
+            Self::TooBig => 1009,
+            Self::InternalError => 1011,
+            Self::Unauthorized | Self::TokenExpired => 4001,
+            Self::AuthTimeout => 4002,
+            Self::SessionExpired => 4003,
+            Self::SlowConsumer => 4005,
+            Self::PongTimeout => 4006,
+        }
+    }
+
+    /// The reason on the wire, in words.
+    pub fn text(self) -> &'static str {
+        match self {
+            Self::Normal => "",
+            Self::GoingAway => "server going away",
+            Self::ProtocolError => "protocol error",
+            Self::WrongKind => "wrong frame kind for this format",
+            Self::NotUtf8 => "text is not UTF-8",
+            Self::TooBig => "message too large",
+            Self::ConnectionLimit => "too many connections for this user",
+            Self::TooManyStrikes => "too many refused messages",
+            Self::InternalError => "internal error",
+            Self::Unauthorized => "unauthorized",
+            Self::TokenExpired | Self::SessionExpired => "token expired",
+            Self::AuthTimeout => "authentication timeout",
+            Self::SlowConsumer => "slow consumer",
+            Self::PongTimeout => "no pong",
+            Self::Abnormal => "connection lost",
+        }
+    }
+
+    /// The `code` of the error frame that goes ahead of the close frame, where there is one.
+    pub fn error_code(self) -> Option<&'static str> {
+        match self {
+            Self::Unauthorized => Some("unauthorized"),
+            Self::TokenExpired => Some("token_expired"),
+            Self::AuthTimeout => Some("auth_timeout"),
+            Self::ConnectionLimit => Some("connection_limit"),
+            _ => None,
+        }
+    }
+
+    /// The `code` label of `ws_disconnections_total`.
+    pub fn label(self) -> String {
+        match self {
+            Self::Abnormal => "abnormal".into(),
+            reason => reason.code().to_string(),
+        }
+    }
+
+    /// The close frame to send; none where the socket is beyond use or the client closed first.
+    pub fn frame(self) -> Option<CloseFrame> {
+        match self {
+            Self::Normal | Self::Abnormal => None,
+            reason => Some(CloseFrame {
+                code: CloseCode::from(reason.code()),
+                reason: reason.text().into(),
+            }),
+        }
+    }
+}

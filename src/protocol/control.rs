@@ -1,0 +1,77 @@
+//! Control frames: text in both formats, told from data by their `type`.
+
+use serde::{Deserialize, Serialize};
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use super::text_frame;
+
+/// A control frame from a client.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ClientControl {
+    /// `{"type":"auth","token":"Bearer …"}`; no token where it is missing or no string.
+    Auth {
+        /// With its scheme.
+        token: Option<String>,
+    },
+    /// `{"type":"ping"}`.
+    Ping,
+    /// Any other `type`.
+    Unknown(String),
+}
+
+impl ClientControl {
+    /// Reads a text that is known to be an object with a string `type`.
+    pub(super) fn parse(text: &str) -> Self {
+        #[derive(Deserialize)]
+        struct Members {
+            #[serde(rename = "type")]
+            kind: String,
+            token: Option<serde_json::Value>,
+        }
+        let Ok(Members { kind, token }) = serde_json::from_str(text) else {
+            return Self::Unknown(String::new());
+        };
+        match kind.as_str() {
+            "auth" => Self::Auth { token: token.and_then(|t| t.as_str().map(ToOwned::to_owned)) },
+            "ping" => Self::Ping,
+            _ => Self::Unknown(kind),
+        }
+    }
+}
+
+/// A control frame to a client.
+#[derive(Debug, Serialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum ServerControl<'a> {
+    /// The connection is authenticated and serves requests from now on.
+    AuthOk {
+        /// Also in the logs and in the administrator's list.
+        connection_id: Uuid,
+        /// The token's user name.
+        user: &'a str,
+        /// Seconds until the token expires.
+        expires_in: u64,
+    },
+    /// A control frame was refused, or the connection is about to be closed.
+    Error {
+        /// For machines.
+        code: &'static str,
+        /// For people.
+        msg: &'a str,
+    },
+    /// Answers `ping`.
+    Pong,
+    /// The server goes away: send nothing more here, and come back after the time given.
+    Drain {
+        /// Milliseconds, different for each client.
+        reconnect_after_ms: u64,
+    },
+}
+
+impl ServerControl<'_> {
+    /// Encodes it: a text frame in both formats.
+    pub fn frame(&self) -> Message {
+        text_frame(serde_json::to_string(self).expect("a control frame is plain JSON"))
+    }
+}

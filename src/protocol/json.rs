@@ -1,0 +1,123 @@
+//! The JSON codec: one text frame a message.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, value::RawValue};
+use tokio_tungstenite::tungstenite::Message;
+use uuid::Uuid;
+
+use super::{ClientControl, Incoming, Malformed, Meta, ReplyHead, Request, Status, text_frame};
+
+/// Every member that a frame may have, in one pass; unknown ones are skipped.
+#[derive(Deserialize)]
+struct Members<'a> {
+    #[serde(borrow, rename = "type")]
+    kind: Option<&'a RawValue>,
+    pkg_id: Option<i32>,
+    req_id: Option<Uuid>,
+    #[serde(borrow)]
+    method: Option<&'a RawValue>,
+    #[serde(borrow)]
+    data: Option<&'a RawValue>,
+}
+
+pub(super) fn decode(text: &str) -> Incoming {
+    // A struct of serde also reads from an array, which is no message here.
+    if !text.trim_start().starts_with('{') {
+        return malformed(text);
+    }
+    let Ok(members) = serde_json::from_str::<Members<'_>>(text) else {
+        return malformed(text);
+    };
+    if members.kind.is_some_and(is_string) {
+        return Incoming::Control(ClientControl::parse(text));
+    }
+    match (members.pkg_id, members.req_id) {
+        (Some(pkg_id), Some(req_id))
+            if members.method.is_none_or(is_string) && members.data.is_none_or(is_object) =>
+        {
+            Incoming::Request(Request { pkg_id, req_id, data: members.data.map(ToOwned::to_owned) })
+        }
+        _ => malformed(text),
+    }
+}
+
+fn is_string(raw: &RawValue) -> bool {
+    raw.get().starts_with('"')
+}
+
+fn is_object(raw: &RawValue) -> bool {
+    raw.get().starts_with('{')
+}
+
+/// Reads a refused frame once more, slowly, for its ids and for the reason.
+fn malformed(text: &str) -> Incoming {
+    let refused = |msg: String| Malformed { pkg_id: 0, req_id: Uuid::nil(), msg };
+    let object = match serde_json::from_str::<Value>(text) {
+        Ok(Value::Object(object)) => object,
+        Ok(_) => return Incoming::Malformed(refused("a message must be a JSON object".into())),
+        Err(error) => {
+            return Incoming::Malformed(refused(format!("the message is not valid JSON: {error}")));
+        }
+    };
+    if object.get("type").is_some_and(Value::is_string) {
+        return Incoming::Control(ClientControl::parse(text));
+    }
+    let pkg_id = object.get("pkg_id").and_then(Value::as_i64).and_then(|id| i32::try_from(id).ok());
+    let req_id =
+        object.get("req_id").and_then(Value::as_str).and_then(|id| Uuid::try_parse(id).ok());
+    let fits = |name: &str, is: fn(&Value) -> bool| {
+        object.get(name).is_none_or(|value| value.is_null() || is(value))
+    };
+    let mut reasons = Vec::new();
+    if pkg_id.is_none() {
+        reasons.push("pkg_id must be an integer of 32 bits");
+    }
+    if req_id.is_none() {
+        reasons.push("req_id must be a UUID");
+    }
+    if !fits("method", Value::is_string) {
+        reasons.push("method must be a string, null or absent");
+    }
+    if !fits("data", Value::is_object) {
+        reasons.push("data must be an object, null or absent");
+    }
+    if reasons.is_empty() {
+        reasons.push("a member stands twice in the message");
+    }
+    Incoming::Malformed(Malformed {
+        pkg_id: pkg_id.unwrap_or(0),
+        req_id: req_id.unwrap_or(Uuid::nil()),
+        msg: reasons.join("; "),
+    })
+}
+
+#[derive(Serialize)]
+struct Response<'a, T> {
+    pkg_id: i32,
+    req_id: Uuid,
+    status_code: i32,
+    meta: Option<&'a Meta>,
+    data: &'a T,
+}
+
+pub(super) fn encode<T: Serialize>(
+    head: &ReplyHead,
+    status: Status,
+    data: &T,
+    meta: Option<&Meta>,
+) -> serde_json::Result<Message> {
+    let ReplyHead { pkg_id, req_id, .. } = *head;
+    serde_json::to_string(&Response { pkg_id, req_id, status_code: status as i32, meta, data })
+        .map(text_frame)
+}
+
+#[derive(Serialize)]
+struct PushBody<'a, T> {
+    pkg_id: i32,
+    req_id: Uuid,
+    data: &'a T,
+}
+
+pub(super) fn encode_push<T: Serialize>(pkg_id: i32, data: &T) -> serde_json::Result<Message> {
+    serde_json::to_string(&PushBody { pkg_id, req_id: Uuid::nil(), data }).map(text_frame)
+}

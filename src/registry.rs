@@ -1,0 +1,208 @@
+//! The registry actor: admits connections, supervises them, and cleans up after them.
+//!
+//! One actor, so that no two checks of a limit can pass each other. Its table is the truth behind
+//! `ws_connections_active`; it alone writes the hub. It never waits for a socket.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwapOption;
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+
+use crate::{
+    connection::{Admission, Connection, Shared},
+    hub::{Command, Hub, Outbox},
+    metrics::{ConnectionOutcome, LimitType},
+    protocol::CloseReason,
+};
+
+/// What the registry is told.
+pub(crate) enum RegistryMessage {
+    /// Let a connection in. A refused one comes back with the reason.
+    Admit {
+        admission: Box<Admission>,
+        /// The connection's place under `WS_MAX_CONNECTIONS`.
+        place: OwnedSemaphorePermit,
+        refused: oneshot::Sender<(Box<Admission>, CloseReason)>,
+    },
+    /// Drain every connection and admit no more.
+    Drain {
+        /// Clients are told to come back after a random part of this.
+        spread: Duration,
+    },
+}
+
+/// The way to the registry of the moment: a restart swaps the actor behind it.
+#[derive(Default)]
+pub(crate) struct RegistryAddress(ArcSwapOption<ActorRef<RegistryMessage>>);
+
+impl RegistryAddress {
+    /// Tells the registry something; between its end and its restart, nobody.
+    pub(crate) fn tell(&self, message: RegistryMessage) {
+        if let Some(actor) = &*self.0.load() {
+            drop(actor.cast(message));
+        }
+    }
+
+    /// Starts a registry with an empty table under `supervisor`.
+    pub(crate) async fn start(
+        &self,
+        hub: Arc<Hub>,
+        shared: Arc<Shared>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
+        let registry = Registry { hub, shared };
+        let (actor, _) = Actor::spawn_linked(None, registry, (), supervisor).await?;
+        let cell = actor.get_cell();
+        self.0.store(Some(Arc::new(actor)));
+        Ok(cell)
+    }
+}
+
+struct Registry {
+    hub: Arc<Hub>,
+    shared: Arc<Shared>,
+}
+
+struct Entry {
+    actor: ActorRef<Command>,
+    outbox: Arc<Outbox>,
+    subject: Arc<str>,
+    /// Given back when the entry goes.
+    _place: OwnedSemaphorePermit,
+}
+
+#[derive(Default)]
+struct Table {
+    connections: HashMap<ActorId, Entry>,
+    of_user: HashMap<Arc<str>, u32>,
+    draining: bool,
+}
+
+impl Actor for Registry {
+    type Msg = RegistryMessage;
+    type State = Table;
+    type Arguments = ();
+
+    async fn pre_start(
+        &self,
+        _: ActorRef<RegistryMessage>,
+        (): (),
+    ) -> Result<Table, ActorProcessingErr> {
+        // A predecessor's connections end with it; nothing of them may stay listed.
+        self.hub.clear();
+        self.shared.metrics.ws.connections_active.set(0);
+        Ok(Table::default())
+    }
+
+    async fn handle(
+        &self,
+        myself: ActorRef<RegistryMessage>,
+        message: RegistryMessage,
+        table: &mut Table,
+    ) -> Result<(), ActorProcessingErr> {
+        match message {
+            RegistryMessage::Admit { admission, place, refused } => {
+                match self.refusal(&admission, table) {
+                    Some(reason) => drop(refused.send((admission, reason))),
+                    None => self.admit(admission, place, myself.get_cell(), table).await?,
+                }
+            }
+            RegistryMessage::Drain { spread } => {
+                table.draining = true;
+                for entry in table.connections.values() {
+                    let reconnect_after = spread.mul_f64(fastrand::f64());
+                    drop(entry.actor.cast(Command::Drain { reconnect_after }));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        _: ActorRef<RegistryMessage>,
+        event: SupervisionEvent,
+        table: &mut Table,
+    ) -> Result<(), ActorProcessingErr> {
+        match event {
+            SupervisionEvent::ActorTerminated(cell, ..) => self.ended(cell.get_id(), table),
+            SupervisionEvent::ActorFailed(cell, error) => {
+                tracing::error!(%error, "a connection actor failed");
+                self.ended(cell.get_id(), table);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Registry {
+    fn refusal(&self, admission: &Admission, table: &Table) -> Option<CloseReason> {
+        if table.draining {
+            return Some(CloseReason::GoingAway);
+        }
+        let limit = self.shared.config.max_connections_per_user;
+        let open = table.of_user.get(&admission.identity.subject).copied().unwrap_or(0);
+        if limit == 0 || open < limit {
+            return None;
+        }
+        self.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedLimit);
+        self.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+        Some(CloseReason::ConnectionLimit)
+    }
+
+    async fn admit(
+        &self,
+        admission: Box<Admission>,
+        place: OwnedSemaphorePermit,
+        myself: ActorCell,
+        table: &mut Table,
+    ) -> Result<(), ActorProcessingErr> {
+        let outbox = Arc::clone(&admission.outbox);
+        let subject = Arc::clone(&admission.identity.subject);
+        tracing::info!(
+            connection_id = %outbox.id, request_id = &*outbox.correlation, user_id = &*subject,
+            "connection opened"
+        );
+        // Listed before it can answer: who has seen `auth_ok` gets every push from then on.
+        self.hub.insert(Arc::clone(&outbox));
+        let connection = Connection { shared: Arc::clone(&self.shared) };
+        let (actor, _) = Actor::spawn_linked(None, connection, admission, myself).await?;
+        *table.of_user.entry(Arc::clone(&subject)).or_insert(0) += 1;
+        let id = actor.get_id();
+        table.connections.insert(id, Entry { actor, outbox, subject, _place: place });
+        self.shared.metrics.ws.connections.inc(ConnectionOutcome::Accepted);
+        self.measure(table);
+        Ok(())
+    }
+
+    /// The only place where a connection is taken off, whatever ended it.
+    fn ended(&self, id: ActorId, table: &mut Table) {
+        let Some(entry) = table.connections.remove(&id) else { return };
+        self.hub.remove(&entry.outbox);
+        if let Some(open) = table.of_user.get_mut(&entry.subject) {
+            *open -= 1;
+            if *open == 0 {
+                table.of_user.remove(&entry.subject);
+            }
+        }
+        self.measure(table);
+        let reason = entry.outbox.ended().unwrap_or_else(|| {
+            // The session's task broke before it could say why.
+            self.shared.metrics.errors.panicked("connection");
+            CloseReason::InternalError
+        });
+        self.shared.metrics.ws.disconnected(reason);
+        tracing::info!(
+            connection_id = %entry.outbox.id, request_id = &*entry.outbox.correlation,
+            user_id = &*entry.subject, code = reason.code(),
+            "connection closed"
+        );
+    }
+
+    fn measure(&self, table: &Table) {
+        let open = i64::try_from(table.connections.len()).unwrap_or(i64::MAX);
+        self.shared.metrics.ws.connections_active.set(open);
+    }
+}

@@ -1,0 +1,101 @@
+//! From `pkg_id` to the handler actor: is there one, may the caller, is there room.
+//!
+//! `connection/session` dispatches; the [`Responder`] that goes along with a job answers into the
+//! connection's outbox, whatever becomes of the job.
+
+mod handler_actor;
+mod responder;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use ractor::{ActorCell, ActorRef, SpawnErr};
+use serde_json::json;
+
+pub(crate) use responder::Responder;
+
+use crate::{
+    config::HandlerConfig,
+    handlers::{Caller, Context, Package},
+    metrics::Metrics,
+    protocol::{ErrorBody, Request, Status},
+};
+use handler_actor::{HandlerActor, Job, Work};
+
+/// What a client is told to wait when a handler's queue is full.
+const OVERLOADED_RETRY_MS: u64 = 500;
+
+/// The routing table. Read by every session, swapped when a handler actor is restarted.
+pub(crate) struct Router {
+    routes: ArcSwap<Vec<Arc<Route>>>,
+    context: Arc<Context>,
+    config: HandlerConfig,
+    metrics: Arc<Metrics>,
+}
+
+/// The way to one package.
+struct Route {
+    package: Package,
+    actor: ActorRef<Work>,
+    /// Jobs cast and not yet begun. Of this incarnation of the actor: a restart starts anew.
+    queued: Arc<AtomicUsize>,
+}
+
+impl Router {
+    /// A router without routes.
+    pub(crate) fn new(context: Arc<Context>, config: HandlerConfig, metrics: Arc<Metrics>) -> Self {
+        Self { routes: ArcSwap::default(), context, config, metrics }
+    }
+
+    /// Starts the handler actor of a package under `supervisor` and routes to it from now on.
+    pub(crate) async fn start(
+        &self,
+        package: Package,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
+        let queued = Arc::new(AtomicUsize::new(0));
+        let actor = HandlerActor {
+            package: package.clone(),
+            context: Arc::clone(&self.context),
+            config: self.config.clone(),
+            metrics: Arc::clone(&self.metrics),
+            queued: Arc::clone(&queued),
+        };
+        let (actor, _) = ractor::Actor::spawn_linked(None, actor, (), supervisor).await?;
+        let cell = actor.get_cell();
+        let mut routes = Vec::clone(&self.routes.load());
+        routes.retain(|route| route.package.id != package.id);
+        routes.push(Arc::new(Route { package, actor, queued }));
+        routes.sort_by_key(|route| route.package.id);
+        self.routes.store(Arc::new(routes));
+        Ok(cell)
+    }
+
+    /// Sends a request on its way. The responder answers if it cannot go.
+    pub(crate) fn dispatch(&self, request: Request, caller: Caller, responder: Responder) {
+        let routes = self.routes.load();
+        let Ok(found) = routes.binary_search_by_key(&request.pkg_id, |route| route.package.id)
+        else {
+            let msg = format!("No handler found for pkg_id {}", request.pkg_id);
+            return responder.refuse(Status::Error, &ErrorBody::new("unknown_pkg", msg));
+        };
+        let route = &routes[found];
+        if !caller.identity.has(route.package.roles) {
+            let msg = format!("No permission for pkg_id {}", request.pkg_id);
+            let error = ErrorBody::new("permission_denied", msg)
+                .with(json!({ "required_roles": route.package.roles }));
+            return responder.refuse(Status::PermissionDenied, &error);
+        }
+        if route.queued.fetch_add(1, Ordering::Relaxed) >= self.config.queue {
+            route.queued.fetch_sub(1, Ordering::Relaxed);
+            let error = ErrorBody::new("overloaded", "Too many requests wait for this handler")
+                .with(json!({ "retry_after_ms": OVERLOADED_RETRY_MS }));
+            return responder.refuse(Status::Error, &error);
+        }
+        // A dead actor returns the job, and dropping its responder answers it.
+        drop(route.actor.cast(Work::Run(Job { data: request.data, caller, responder })));
+    }
+}

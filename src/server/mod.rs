@@ -1,0 +1,236 @@
+//! The server as a function of its configuration, its sockets and the future that ends it.
+//!
+//! [`run`] opens the parts from the bottom up, starts the root actor, accepts until `shutdown`, and
+//! drains: not ready → new upgrades refused → every connection told and closed with 1001 → listeners
+//! closed → parts closed.
+
+mod accept;
+mod root;
+mod upgrade;
+
+use std::{io, sync::Arc, time::Duration};
+
+use ractor::Actor;
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    auth::{DevIssuer, Validator},
+    config::{Config, ServerConfig},
+    connection::Shared,
+    handlers::{Context, Package},
+    http::{self, Api},
+    hub::Hub,
+    limits::Limits,
+    metrics::Metrics,
+    registry::{RegistryAddress, RegistryMessage},
+    router::Router,
+    store::{OpenError, Store},
+};
+use root::Root;
+use upgrade::Web;
+
+/// Time for sockets to close after the last answer, on top of `DRAIN_TIMEOUT`.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// Bound sockets. Port 0 in the configuration binds a free one.
+pub struct Listeners {
+    /// WebSocket and REST.
+    pub clients: TcpListener,
+    /// `/metrics`, `/health*`, `/admin/*`, if they have a socket of their own.
+    pub ops: Option<TcpListener>,
+}
+
+impl Listeners {
+    /// Binds the addresses of the configuration.
+    pub async fn bind(config: &ServerConfig) -> io::Result<Self> {
+        let bind = |address| async move {
+            TcpListener::bind(address)
+                .await
+                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
+        };
+        let ops = match config.ops_addr {
+            Some(address) => Some(bind(address).await?),
+            None => None,
+        };
+        Ok(Self { clients: bind(config.listen_addr).await?, ops })
+    }
+}
+
+/// Why a server cannot start or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The key of the development issuer.
+    #[error("cannot use the development key: {0}")]
+    DevKey(#[from] io::Error),
+    /// A public key.
+    #[error("cannot use the development key: {0}")]
+    Key(#[from] jsonwebtoken::errors::Error),
+    /// The supervision tree did not come up.
+    #[error("cannot start the actors: {0}")]
+    Actors(#[from] ractor::SpawnErr),
+    /// The supervision tree gave up.
+    #[error("the actors keep failing")]
+    Supervision,
+}
+
+/// Serves until `shutdown` is done, then drains and returns.
+pub async fn run(
+    config: Config,
+    packages: Vec<Package>,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), ServeError> {
+    let server = Server::open(config, packages).await?;
+    let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
+    let accepting = server.accept(listeners);
+    tracing::info!("ready");
+
+    let supervision = tokio::select! {
+        () = shutdown => Ok(()),
+        _ = &mut root_ended => Err(ServeError::Supervision),
+    };
+    server.drain().await;
+    accepting.stop().await;
+    root.stop(None);
+    drop(root_ended.await);
+    server.context.store.close().await;
+    tracing::info!("stopped");
+    supervision
+}
+
+/// The parts of a running server.
+struct Server {
+    config: Config,
+    packages: Vec<Package>,
+    context: Arc<Context>,
+    shared: Arc<Shared>,
+    registry: Arc<RegistryAddress>,
+    limits: Arc<Limits>,
+    validator: Arc<Validator>,
+    places: Arc<Semaphore>,
+    draining: CancellationToken,
+}
+
+impl Server {
+    async fn open(config: Config, packages: Vec<Package>) -> Result<Self, ServeError> {
+        let names: Vec<_> = packages.iter().map(|package| (package.id, package.name)).collect();
+        let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
+        let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id)?;
+        let validator = Validator::trusting(&issuer, &config.auth, metrics.auth.clone())?;
+        let context = Arc::new(Context {
+            store: Store::open(&config.store, metrics.db.clone()).await?,
+            hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
+            broadcast_changes: config.handlers.broadcast_changes,
+            broadcast_errors: metrics.ws.broadcast_errors.clone(),
+        });
+        let router =
+            Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));
+        let shared = Arc::new(Shared {
+            config: config.ws.clone(),
+            drain_grace: config.server.drain_grace,
+            drain_timeout: config.server.drain_timeout,
+            router: Arc::new(router),
+            metrics,
+            tasks: TaskTracker::new(),
+        });
+        Ok(Self {
+            limits: Arc::new(Limits::new(&config.http, &config.ws)),
+            places: Arc::new(Semaphore::new(config.ws.max_connections)),
+            validator: Arc::new(validator),
+            registry: Arc::default(),
+            draining: CancellationToken::new(),
+            config,
+            packages,
+            context,
+            shared,
+        })
+    }
+
+    fn root(&self) -> Root {
+        Root {
+            router: Arc::clone(&self.shared.router),
+            registry: Arc::clone(&self.registry),
+            hub: Arc::clone(&self.context.hub),
+            shared: Arc::clone(&self.shared),
+            packages: self.packages.clone(),
+        }
+    }
+
+    fn accept(&self, listeners: Listeners) -> Accepting {
+        let api = Arc::new(Api {
+            context: Arc::clone(&self.context),
+            validator: Arc::clone(&self.validator),
+            limits: Arc::clone(&self.limits),
+            metrics: Arc::clone(&self.shared.metrics),
+            config: self.config.http.clone(),
+            draining: self.draining.clone(),
+        });
+        let web = Arc::new(Web {
+            shared: Arc::clone(&self.shared),
+            validator: Arc::clone(&self.validator),
+            limits: Arc::clone(&self.limits),
+            registry: Arc::clone(&self.registry),
+            places: Arc::clone(&self.places),
+            draining: self.draining.clone(),
+        });
+        let web = axum::routing::any(upgrade::web).with_state(web);
+        let (clients, ops) = http::routes(&api, web, listeners.ops.is_some());
+        let (stop, requests) = (CancellationToken::new(), TaskTracker::new());
+        let loop_on = |listener, routes| {
+            tokio::spawn(accept::accept(listener, routes, stop.clone(), requests.clone()))
+        };
+        let mut loops = vec![loop_on(listeners.clients, clients)];
+        loops.extend(listeners.ops.map(|listener| loop_on(listener, ops)));
+        loops.push(tokio::spawn(forget_idle(Arc::clone(&self.limits), stop.clone())));
+        Accepting { stop, requests, loops }
+    }
+
+    /// Ends every WebSocket: those in their handshake at once, the others when they are quiet.
+    async fn drain(&self) {
+        tracing::info!(connections = self.context.hub.len(), "draining");
+        self.draining.cancel();
+        let spread = self.config.server.drain_spread;
+        self.registry.tell(RegistryMessage::Drain { spread });
+        self.shared.tasks.close();
+        let limit = self.config.server.drain_timeout + CLOSING;
+        if timeout(limit, self.shared.tasks.wait()).await.is_err() {
+            tracing::warn!(connections = self.shared.tasks.len(), "connections are cut off");
+        }
+    }
+}
+
+/// The accept loops and the HTTP requests they started.
+struct Accepting {
+    stop: CancellationToken,
+    requests: TaskTracker,
+    loops: Vec<JoinHandle<()>>,
+}
+
+impl Accepting {
+    /// Closes the listeners and lets open requests finish.
+    async fn stop(self) {
+        self.stop.cancel();
+        for accepting in self.loops {
+            drop(accepting.await);
+        }
+        self.requests.close();
+        if timeout(CLOSING, self.requests.wait()).await.is_err() {
+            tracing::warn!(requests = self.requests.len(), "HTTP requests are cut off");
+        }
+    }
+}
+
+/// Drops the limits of users that have not come back.
+async fn forget_idle(limits: Arc<Limits>, stop: CancellationToken) {
+    let mut minute = tokio::time::interval(Duration::from_secs(60));
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = minute.tick() => limits.forget_idle(),
+        }
+    }
+}

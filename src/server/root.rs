@@ -1,0 +1,118 @@
+//! The root of the supervision tree: starts the registry and the handler actors, and starts them again.
+//!
+//! Actors that keep ending are a fault that restarts do not mend: past the budget the root ends too,
+//! and with it the server.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+
+use crate::{
+    connection::Shared, handlers::Package, hub::Hub, metrics, registry::RegistryAddress,
+    router::Router,
+};
+
+/// Restarts allowed within [`RESTART_WINDOW`], over all children.
+const MAX_RESTARTS: usize = 10;
+const RESTART_WINDOW: Duration = Duration::from_secs(60);
+
+/// Knows how to start every child.
+pub(super) struct Root {
+    pub(super) router: Arc<Router>,
+    pub(super) registry: Arc<RegistryAddress>,
+    pub(super) hub: Arc<Hub>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) packages: Vec<Package>,
+}
+
+#[derive(Clone)]
+enum Child {
+    Registry,
+    Handler(Package),
+}
+
+#[derive(Default)]
+pub(super) struct Children {
+    running: HashMap<ActorId, Child>,
+    restarts: VecDeque<Instant>,
+}
+
+impl Actor for Root {
+    type Msg = ();
+    type State = Children;
+    type Arguments = ();
+
+    async fn pre_start(
+        &self,
+        myself: ActorRef<()>,
+        (): (),
+    ) -> Result<Children, ActorProcessingErr> {
+        let mut children = Children::default();
+        let handlers = self.packages.iter().cloned().map(Child::Handler);
+        for child in handlers.chain([Child::Registry]) {
+            self.start(child, &myself, &mut children).await?;
+        }
+        Ok(children)
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<()>,
+        event: SupervisionEvent,
+        children: &mut Children,
+    ) -> Result<(), ActorProcessingErr> {
+        let (cell, cause) = match event {
+            SupervisionEvent::ActorTerminated(cell, _, reason) => {
+                (cell, reason.unwrap_or_default())
+            }
+            SupervisionEvent::ActorFailed(cell, error) => (cell, error.to_string()),
+            _ => return Ok(()),
+        };
+        let Some(child) = children.running.remove(&cell.get_id()) else { return Ok(()) };
+        let (label, name) = match &child {
+            Child::Registry => (metrics::Actor::Registry, "registry"),
+            Child::Handler(package) => (metrics::Actor::Handler, package.name),
+        };
+        self.shared.metrics.actor_restarts.inc(label);
+        tracing::error!(actor = name, cause, "an actor ended and is started again");
+        children.spend_restart()?;
+        self.start(child, &myself, children).await?;
+        Ok(())
+    }
+}
+
+impl Root {
+    async fn start(
+        &self,
+        child: Child,
+        myself: &ActorRef<()>,
+        children: &mut Children,
+    ) -> Result<(), SpawnErr> {
+        let supervisor: ActorCell = myself.get_cell();
+        let started = match &child {
+            Child::Handler(package) => self.router.start(package.clone(), supervisor).await?,
+            Child::Registry => {
+                let (hub, shared) = (Arc::clone(&self.hub), Arc::clone(&self.shared));
+                self.registry.start(hub, shared, supervisor).await?
+            }
+        };
+        children.running.insert(started.get_id(), child);
+        Ok(())
+    }
+}
+
+impl Children {
+    fn spend_restart(&mut self) -> Result<(), ActorProcessingErr> {
+        let now = Instant::now();
+        self.restarts.retain(|at| now - *at < RESTART_WINDOW);
+        self.restarts.push_back(now);
+        if self.restarts.len() > MAX_RESTARTS {
+            return Err(format!("{MAX_RESTARTS} restarts within a minute did not help").into());
+        }
+        Ok(())
+    }
+}

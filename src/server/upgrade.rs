@@ -1,0 +1,212 @@
+//! `GET /web`: what is refused before the upgrade, the upgrade, and the way to the registry.
+
+use std::sync::Arc;
+
+use axum::{
+    body::Body,
+    extract::State,
+    http::{HeaderMap, Method, Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::TcpStream,
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::{
+    auth::{Identity, Validator},
+    connection::{
+        Admission, Shared,
+        handshake::{self, Refusal},
+        socket::{self, Socket},
+    },
+    http::{CorrelationId, Problem},
+    hub::Outbox,
+    limits::Limits,
+    metrics::ConnectionOutcome,
+    protocol::{CloseReason, ErrorBody, Format},
+    registry::{RegistryAddress, RegistryMessage},
+};
+
+/// Seconds after which a client may try a full or draining node again.
+const RETRY_AFTER: &str = "5";
+
+/// What `/web` works with.
+pub(super) struct Web {
+    pub(super) shared: Arc<Shared>,
+    pub(super) validator: Arc<Validator>,
+    pub(super) limits: Arc<Limits>,
+    pub(super) registry: Arc<RegistryAddress>,
+    /// One for each connection that may be open, those in their handshake included.
+    pub(super) places: Arc<Semaphore>,
+    /// Cancelled when the server drains.
+    pub(super) draining: CancellationToken,
+}
+
+/// What a client asked for, checked.
+struct Accepted {
+    format: Format,
+    presented: Option<Arc<Identity>>,
+    place: OwnedSemaphorePermit,
+    correlation: CorrelationId,
+}
+
+pub(super) async fn web(
+    State(web): State<Arc<Web>>,
+    mut request: Request<Body>,
+) -> Result<Response, Problem> {
+    let upgrade = request.extensions_mut().remove::<OnUpgrade>();
+    let headers = request.headers();
+    if *request.method() != Method::GET || !has_token(headers, header::UPGRADE, "websocket") {
+        let body = ErrorBody::new("upgrade_required", "This is a WebSocket endpoint");
+        let upgrade = [(header::UPGRADE, "websocket"), (header::CONNECTION, "Upgrade")];
+        return Ok((upgrade, Problem::new(StatusCode::UPGRADE_REQUIRED, body)).into_response());
+    }
+    let key = accept_key(headers)?;
+    let accepted = check(&web, &request)?;
+    let Some(upgrade) = upgrade else {
+        return Err(bad_request("this connection cannot be upgraded"));
+    };
+    let shared = Arc::clone(&web);
+    web.shared.tasks.spawn(async move {
+        match upgrade.await {
+            Ok(upgraded) => admit(&shared, upgraded, accepted).await,
+            Err(error) => tracing::debug!(%error, "an upgrade broke"),
+        }
+    });
+    let switch = [
+        (header::CONNECTION, "Upgrade"),
+        (header::UPGRADE, "websocket"),
+        (header::SEC_WEBSOCKET_ACCEPT, &key),
+    ];
+    Ok((StatusCode::SWITCHING_PROTOCOLS, switch).into_response())
+}
+
+/// Whether a header that is a list has a token, in any case.
+fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+/// The answer to the client's key, if the request is as RFC 6455 wants it.
+fn accept_key(headers: &HeaderMap) -> Result<String, Problem> {
+    if !has_token(headers, header::CONNECTION, "upgrade") {
+        return Err(bad_request("a WebSocket request has `Connection: Upgrade`"));
+    }
+    if headers.get(header::SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err(bad_request("Sec-WebSocket-Version must be 13"));
+    }
+    let key = headers.get(header::SEC_WEBSOCKET_KEY).map(|key| key.as_bytes()).unwrap_or_default();
+    match BASE64_STANDARD.decode(key) {
+        Ok(nonce) if nonce.len() == 16 => Ok(derive_accept_key(key)),
+        _ => Err(bad_request("Sec-WebSocket-Key must be 16 bytes in base64")),
+    }
+}
+
+fn check(web: &Web, request: &Request<Body>) -> Result<Accepted, Problem> {
+    let config = &web.shared.config;
+    let connections = &web.shared.metrics.ws.connections;
+    let origin = request.headers().get(header::ORIGIN);
+    let allowed = |origin: &header::HeaderValue| {
+        origin.to_str().is_ok_and(|origin| config.allowed_origins.allows(origin))
+    };
+    if !origin.is_none_or(allowed) {
+        connections.inc(ConnectionOutcome::RejectedOrigin);
+        let body = ErrorBody::new("permission_denied", "This origin may not connect");
+        return Err(Problem::new(StatusCode::FORBIDDEN, body));
+    }
+    let query: Vec<_> =
+        form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).collect();
+    let parameter =
+        |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref());
+    let format = match parameter("format") {
+        None => Format::Json,
+        Some(name) => Format::parse(name).map_err(|msg| bad_request(&msg))?,
+    };
+    let free = Arc::clone(&web.places).try_acquire_owned().ok();
+    let Some(place) = free.filter(|_| !web.draining.is_cancelled()) else {
+        connections.inc(ConnectionOutcome::RejectedCapacity);
+        let body = ErrorBody::new("unavailable", "This node takes no more connections");
+        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, body)
+            .with_header(header::RETRY_AFTER, RETRY_AFTER));
+    };
+    let header = request.headers().get(header::AUTHORIZATION);
+    let authorization = match header {
+        Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
+        None if config.query_token => parameter("token")
+            .map(|token| format!("Bearer {token}"))
+            .or_else(|| parameter("Authorization").map(ToOwned::to_owned)),
+        None => None,
+    };
+    let presented = authorization
+        .map(|text| handshake::presented(&web.validator, &text, &web.shared.metrics))
+        .transpose()
+        .map_err(|refusal| {
+            let code = refusal.reason.error_code().unwrap_or("unauthorized");
+            Problem::unauthorized(code, refusal.msg)
+        })?;
+    let correlation = request.extensions().get::<CorrelationId>().cloned().unwrap_or_default();
+    Ok(Accepted { format, presented, place, correlation })
+}
+
+fn bad_request(msg: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, ErrorBody::new("bad_request", msg.to_owned()))
+}
+
+/// Authenticates the socket and hands it to the registry; a refused client is told why and closed.
+async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
+    let Accepted { format, presented, place, correlation } = accepted;
+    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+        tracing::error!("an upgraded connection is not the TCP stream it was accepted as");
+        return;
+    };
+    let config = &web.shared.config;
+    let tcp = parts.io.into_inner();
+    // Dropped here: kept, it would weigh six KiB on every connection.
+    let mut socket = socket::accept(tcp, &parts.read_buf, config.max_message_bytes).await;
+    drop(parts.read_buf);
+
+    let identity = match presented {
+        Some(identity) => Ok(identity),
+        None => tokio::select! {
+            identity = handshake::first_message(
+                &mut socket, format, config, &web.validator, &web.shared.metrics,
+            ) => identity,
+            () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
+        },
+    };
+    let identity = match identity {
+        Ok(identity) => identity,
+        Err(refusal) => return refuse(socket, refusal).await,
+    };
+    let outbox = Outbox::new(
+        Uuid::new_v4(),
+        Arc::clone(&identity.username),
+        format,
+        config.send_queue,
+        correlation.into(),
+    );
+    let budget = web.limits.messages(&identity.subject);
+    let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
+    let (refused, refusal) = oneshot::channel();
+    web.registry.tell(RegistryMessage::Admit { admission, place, refused });
+    // Admitted: the sender is dropped unused.
+    if let Ok((admission, reason)) = refusal.await {
+        refuse(admission.socket, reason.into()).await;
+    }
+}
+
+async fn refuse(socket: Socket, refusal: Refusal) {
+    tracing::info!(code = refusal.reason.code(), cause = refusal.msg, "connection refused");
+    socket::close(socket, refusal.reason, refusal.frame()).await;
+}

@@ -1,0 +1,115 @@
+//! Log lines: one JSON object each, or text for eyes.
+//!
+//! Called once by `main`. The library only emits `tracing` events; their fields become members of the
+//! object beside those of the request's span (`request_id`, `method`, `endpoint`).
+
+use std::{fmt, io::IsTerminal};
+
+use serde_json::{Map, Value};
+use tracing::{Event, Subscriber, field::Field, field::Visit};
+use tracing_subscriber::{
+    filter::{LevelFilter, Targets},
+    fmt::{
+        FmtContext, FormatEvent, FormatFields, FormattedFields, format::JsonFields, format::Writer,
+    },
+    layer::{Layer, SubscriberExt},
+    registry::LookupSpan,
+    util::SubscriberInitExt,
+};
+
+use crate::config::{Environment, LogConfig, LogFormat};
+
+/// Installs the process's subscriber and a panic hook that logs.
+pub fn install(config: &LogConfig, environment: Environment) {
+    let filter: Targets = config.filter.parse().expect("the configuration was checked");
+    // An actor of ractor lives in a span at info: a line for each would drown the rest.
+    let filter = filter.with_target("ractor", LevelFilter::WARN);
+    let human = match config.format {
+        LogFormat::Human => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stdout().is_terminal(),
+    };
+    let lines = tracing_subscriber::fmt::layer();
+    if human {
+        tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    } else {
+        let lines = lines
+            .fmt_fields(JsonFields::new())
+            .event_format(JsonLines { environment: environment.as_str() });
+        tracing_subscriber::registry().with(lines.with_filter(filter)).init();
+    }
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(ToString::to_string);
+        tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("no message"));
+    }));
+}
+
+/// `timestamp`, `level`, `logger`, `message`, the fields of span and event, `environment`.
+struct JsonLines {
+    environment: &'static str,
+}
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        let mut line = Map::new();
+        let now = jiff::Timestamp::now();
+        line.insert("timestamp".into(), format!("{now:.6}").into());
+        line.insert("level".into(), event.metadata().level().as_str().into());
+        line.insert("logger".into(), event.metadata().target().replace("::", ".").into());
+        line.insert("message".into(), "".into());
+        for span in context.event_scope().into_iter().flatten() {
+            let extensions = span.extensions();
+            if let Some(fields) = extensions.get::<FormattedFields<N>>()
+                && let Ok(Value::Object(fields)) = serde_json::from_str(fields.as_str())
+            {
+                line.extend(fields);
+            }
+        }
+        event.record(&mut Members(&mut line));
+        line.insert("environment".into(), self.environment.into());
+        writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+struct Members<'a>(&'a mut Map<String, Value>);
+
+impl Members<'_> {
+    fn set(&mut self, field: &Field, value: impl Into<Value>) {
+        self.0.insert(field.name().to_owned(), value.into());
+    }
+}
+
+impl Visit for Members<'_> {
+    fn record_f64(&mut self, field: &Field, value: f64) {
+        self.set(field, value);
+    }
+
+    fn record_i64(&mut self, field: &Field, value: i64) {
+        self.set(field, value);
+    }
+
+    fn record_u64(&mut self, field: &Field, value: u64) {
+        self.set(field, value);
+    }
+
+    fn record_bool(&mut self, field: &Field, value: bool) {
+        self.set(field, value);
+    }
+
+    fn record_str(&mut self, field: &Field, value: &str) {
+        self.set(field, value);
+    }
+
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        self.set(field, format!("{value:?}"));
+    }
+}

@@ -1,0 +1,138 @@
+//! A WebSocket client that says what it saw.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::{net::TcpStream, time::timeout};
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Error, Message, client::IntoClientRequest},
+};
+use uuid::Uuid;
+
+/// How a connection ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Closed {
+    /// With a close frame of this code.
+    Code(u16),
+    /// Without one.
+    Abnormal,
+}
+
+/// A connection, authenticated or not.
+pub(crate) struct Client {
+    socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+const PATIENCE: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Opens a connection, without authenticating.
+    pub(crate) async fn open(addr: SocketAddr, path: &str) -> Self {
+        Self::try_open(addr, path, &[]).await.unwrap()
+    }
+
+    /// Opens a connection with more headers; a refusal is `Error::Http`.
+    pub(crate) async fn try_open(
+        addr: SocketAddr,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Error> {
+        let mut request = format!("ws://{addr}{path}").into_client_request()?;
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, value.parse().unwrap());
+        }
+        let (socket, _) = connect_async(request).await?;
+        Ok(Self { socket })
+    }
+
+    /// Sends the auth frame and returns `auth_ok`.
+    pub(crate) async fn authenticate(&mut self, token: &str) -> Value {
+        self.send(&json!({ "type": "auth", "token": format!("Bearer {token}") })).await;
+        let answer = self.receive().await;
+        assert_eq!(answer["type"], "auth_ok", "{answer}");
+        answer
+    }
+
+    /// Sends a text frame of JSON.
+    pub(crate) async fn send(&mut self, value: &Value) {
+        self.send_frame(Message::text(value.to_string())).await;
+    }
+
+    /// Sends any frame.
+    pub(crate) async fn send_frame(&mut self, frame: Message) {
+        self.socket.send(frame).await.unwrap();
+    }
+
+    /// Puts a frame into the write buffer; it travels with the next `send`.
+    pub(crate) async fn feed(&mut self, value: &Value) {
+        self.socket.feed(Message::text(value.to_string())).await.unwrap();
+    }
+
+    /// Sends a request and returns its id.
+    pub(crate) async fn request(&mut self, pkg_id: i64, data: Value) -> Uuid {
+        let req_id = Uuid::new_v4();
+        self.send(&json!({ "pkg_id": pkg_id, "req_id": req_id, "data": data })).await;
+        req_id
+    }
+
+    /// Sends a request and returns its answer; anything else in between fails the test.
+    pub(crate) async fn call(&mut self, pkg_id: i64, data: Value) -> Value {
+        let req_id = self.request(pkg_id, data).await;
+        let answer = self.receive().await;
+        assert_eq!(answer["req_id"], req_id.to_string(), "{answer}");
+        answer
+    }
+
+    /// The next frame that is not a ping or pong, as JSON.
+    pub(crate) async fn receive(&mut self) -> Value {
+        match self.next().await {
+            Ok(Message::Text(text)) => serde_json::from_str(&text).unwrap(),
+            other => panic!("a text frame was expected: {other:?}"),
+        }
+    }
+
+    /// The next frame that is not a ping or pong, or how the connection ended.
+    pub(crate) async fn next(&mut self) -> Result<Message, Closed> {
+        loop {
+            let frame = timeout(PATIENCE, self.socket.next()).await.expect("nothing arrived");
+            return match frame {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+                Some(Ok(Message::Close(Some(frame)))) => Err(Closed::Code(frame.code.into())),
+                Some(Ok(Message::Close(None)) | Err(_)) | None => Err(Closed::Abnormal),
+                Some(Ok(frame)) => Ok(frame),
+            };
+        }
+    }
+
+    /// Reads until the connection ends; returns the JSON seen before, and how it ended.
+    pub(crate) async fn until_closed(&mut self) -> (Vec<Value>, Closed) {
+        let mut seen = Vec::new();
+        loop {
+            match self.next().await {
+                Ok(Message::Text(text)) => seen.push(serde_json::from_str(&text).unwrap()),
+                Ok(_) => {}
+                Err(closed) => return (seen, closed),
+            }
+        }
+    }
+
+    /// Expects nothing for a while.
+    pub(crate) async fn silent_for(&mut self, time: Duration) {
+        if let Ok(frame) = timeout(time, self.socket.next()).await {
+            panic!("silence was expected: {frame:?}");
+        }
+    }
+
+    /// Closes with 1000 and waits for the server's answer.
+    pub(crate) async fn close(mut self) {
+        self.socket.close(None).await.unwrap();
+        while self.next().await.is_ok() {}
+    }
+
+    /// The stream itself, for what only a rude client does.
+    pub(crate) fn socket(&mut self) -> &mut WebSocketStream<MaybeTlsStream<TcpStream>> {
+        &mut self.socket
+    }
+}
