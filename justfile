@@ -15,3 +15,8 @@ test:
 # Licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
     cargo deny check licenses bans sources
+
+# What a message and a connection cost, beside a bare WebSocket server
+bench *options:
+    cargo build --release --workspace
+    cargo run --release -p switchboard-load -- bench {{ options }}

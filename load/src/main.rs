@@ -1,2 +1,46 @@
-//! Load tools for Switchboard.
-fn main() {}
+//! Load tools for Switchboard: each mode starts the servers it measures and prints a table.
+//!
+//! In reading order: `bench` and `churn` are modes; `server` runs the programs under test, of which
+//! `bare` is the baseline; `client` drives the connections (`link`) with the frames (`frame`) of a
+//! `script`. Linux only: the figures come from `/proc`.
+
+mod bare;
+mod bench;
+mod churn;
+mod client;
+mod frame;
+mod link;
+mod machine;
+mod report;
+mod script;
+mod server;
+
+use std::net::SocketAddr;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    mode: Mode,
+}
+
+#[derive(Subcommand)]
+enum Mode {
+    /// Compares Switchboard with a bare WebSocket server: CPU a message, memory an idle connection
+    Bench(bench::Options),
+    /// Opens many connections at once and closes them at once
+    Churn(churn::Options),
+    /// Serves the baseline
+    #[command(hide = true)]
+    Bare { address: SocketAddr },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().mode {
+        Mode::Bench(options) => bench::run(&options),
+        Mode::Churn(options) => churn::run(&options),
+        Mode::Bare { address } => bare::serve(address),
+    }
+}
