@@ -8,9 +8,9 @@ use std::{path::PathBuf, time::Duration};
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    machine::{self, Pinning},
+    machine::{self, Machine},
     report::{COLUMNS, Rounds, Sample},
-    server::{Program, Server, ServerOption},
+    server::{MAX_CONNECTIONS, Program, Server, ServerOption},
 };
 
 const LOAD_CONNECTIONS: usize = 50;
@@ -34,7 +34,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     seconds: f64,
     /// Idle connections
-    #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
 }
 
@@ -50,17 +50,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     let connections = options.connections as usize;
     machine::allow_connections(connections + FIRST_CONNECTIONS)?;
-    let pinning = Pinning::new();
+    let machine = Machine::new();
     let mut rounds = Rounds::new(programs.iter().map(|program| program.name).collect());
     for round in 1..=options.rounds {
         let load = Duration::from_secs_f64(options.seconds);
         let mut samples = vec![Sample::default(); programs.len()];
         for (program, sample) in programs.iter().zip(&mut samples) {
-            let [one, many] = measure(program, &pinning, |server| messages(server, load))?;
+            let [one, many] = measure(program, &machine, |server| messages(server, load))?;
             (sample[0], sample[1]) = (one, many);
         }
         for (program, sample) in programs.iter().zip(&mut samples) {
-            let [memory, connect] = measure(program, &pinning, |server| idle(server, connections))?;
+            let [memory, connect] = measure(program, &machine, |server| idle(server, connections))?;
             (sample[2], sample[3]) = (memory, connect);
         }
         for (program, sample) in programs.iter().zip(&samples) {
@@ -78,19 +78,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         options.rounds
     );
     println!("- {LOAD_CONNECTIONS} connections under load, {connections} idle ones");
-    println!("- {}", machine::processor());
-    println!("- {}", pinning.note);
-    println!("- {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"));
-    println!("- `{}`", machine::command_line());
+    print!("{machine}");
     Ok(())
 }
 
 fn measure(
     program: &Program,
-    pinning: &Pinning,
+    machine: &Machine,
     measurement: impl FnOnce(&Server) -> anyhow::Result<[f64; 2]>,
 ) -> anyhow::Result<[f64; 2]> {
-    let server = program.start(pinning)?;
+    let server = program.start(machine)?;
     measurement(&server).with_context(|| format!("{} ({})", program.name, server.log()))
 }
 

@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    machine::{self, Pinning, pause},
-    server::{Server, ServerOption},
+    machine::{self, Machine, pause},
+    server::{MAX_CONNECTIONS, Server, ServerOption},
 };
 
 const GAUGE: &str = "ws_connections_active";
@@ -31,7 +31,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Connections
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
 }
 
@@ -39,8 +39,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let program = options.server.program()?;
     let connections = options.connections as usize;
     machine::allow_connections(connections)?;
-    let pinning = Pinning::new();
-    let server = program.start(&pinning)?;
+    let machine = Machine::new();
+    let server = program.start(&machine)?;
     println!("| round | opened in | all gone in | RSS while open | RSS afterwards |");
     println!("|---|---|---|---|---|");
     println!("| start | – | – | – | {:.0} KiB |", server.rss_kib()?);
@@ -54,9 +54,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     println!();
     println!("- {connections} connections, closed with a reset");
-    println!("- {}", machine::processor());
-    println!("- {}", pinning.note);
-    println!("- `{}`", machine::command_line());
+    print!("{machine}");
     Ok(())
 }
 

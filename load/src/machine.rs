@@ -1,6 +1,6 @@
 //! The machine that a benchmark runs on: its processor, its cores, its limits.
 
-use std::{env, fs, process::Command, thread, time::Duration};
+use std::{env, fmt, fs, path::Path, process::Command, thread, time::Duration};
 
 use anyhow::{Context as _, ensure};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -8,39 +8,55 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// Descriptors for anything but the connections.
 const SPARE_FILES: u64 = 200;
 
-/// Which core the server runs on; the client has pinned itself to another.
-pub(crate) struct Pinning {
+/// The machine, for the report, and the server's core on it; the client has pinned itself to another.
+pub(crate) struct Machine {
     server: Option<usize>,
-    /// For the report.
-    pub(crate) note: String,
+    pinning: String,
+    processor: String,
 }
 
-impl Pinning {
+impl Machine {
     /// Pins this process to one core, where there are two and `taskset` is installed.
     pub(crate) fn new() -> Self {
-        let unpinned = |why: &str| Self { server: None, note: format!("not pinned: {why}") };
-        let [server, client] = match allowed_cores().as_slice() {
-            [server, client, ..] => [*server, *client],
-            _ => return unpinned("fewer than two cores are known"),
+        // Asked now: a pinned process sees one core.
+        let processor = processor();
+        let (server, pinning) = match pin() {
+            Ok([server, client]) => {
+                (Some(server), format!("server on core {server}, client on core {client}"))
+            }
+            Err(why) => (None, format!("not pinned: {why}")),
         };
-        let pid = std::process::id().to_string();
-        let own = Command::new("taskset").args(["-cp", &client.to_string(), &pid]).output();
-        match own {
-            Ok(output) if output.status.success() => Self {
-                server: Some(server),
-                note: format!("server on core {server}, client on core {client}"),
-            },
-            Ok(_) => unpinned("taskset failed"),
-            Err(_) => unpinned("taskset is not on the PATH"),
-        }
+        Self { server, pinning, processor }
     }
 
     /// A command that runs `program` on the server's core, under the process id it is started with.
-    pub(crate) fn command(&self, program: &std::path::Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let Some(core) = self.server else { return Command::new(program) };
         let mut command = Command::new("taskset");
         command.args(["-c", &core.to_string()]).arg(program);
         command
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let command = env::args().collect::<Vec<_>>().join(" ");
+        writeln!(f, "- {}; {}", self.processor, self.pinning)?;
+        writeln!(f, "- {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"))?;
+        writeln!(f, "- `{command}`")
+    }
+}
+
+/// Pins this process, and says which cores are the server's and the client's.
+fn pin() -> Result<[usize; 2], &'static str> {
+    let cores = allowed_cores();
+    let [server, client, ..] = cores[..] else { return Err("fewer than two cores are known") };
+    let pid = std::process::id().to_string();
+    let taskset = Command::new("taskset").args(["-cp", &client.to_string(), &pid]).output();
+    match taskset {
+        Ok(output) if output.status.success() => Ok([server, client]),
+        Ok(_) => Err("taskset failed"),
+        Err(_) => Err("taskset is not on the PATH"),
     }
 }
 
@@ -61,17 +77,12 @@ fn cores(list: &str) -> Vec<usize> {
 }
 
 /// The processor and the number of its cores.
-pub(crate) fn processor() -> String {
+fn processor() -> String {
     let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = info.lines().find(|line| line.starts_with("model name"));
     let model = model.and_then(|line| line.split_once(": ")).map_or("unknown", |(_, model)| model);
     let cores = thread::available_parallelism().map_or(1, usize::from);
     format!("{model}, {cores} cores")
-}
-
-/// The command that this process was started with.
-pub(crate) fn command_line() -> String {
-    env::args().collect::<Vec<_>>().join(" ")
 }
 
 /// Makes sure that this process and the servers it starts can open that many sockets each.

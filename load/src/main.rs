@@ -15,7 +15,7 @@ mod report;
 mod script;
 mod server;
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -37,10 +37,17 @@ enum Mode {
     Bare { address: SocketAddr },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().mode {
+fn main() -> ExitCode {
+    let result = match Cli::parse().mode {
         Mode::Bench(options) => bench::run(&options),
         Mode::Churn(options) => churn::run(&options),
         Mode::Bare { address } => bare::serve(address),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{error:#}");
+            ExitCode::FAILURE
+        }
     }
 }

@@ -14,12 +14,15 @@ use tempfile::TempDir;
 
 use crate::{
     client::Client,
-    machine::{Pinning, pause},
+    machine::{Machine, pause},
 };
 
 /// Users that the connections are spread over; `WS_MAX_CONNECTIONS_PER_USER` has to allow it.
 const USERS: usize = 20;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connections that `SETTINGS` allow, less those a mode opens beside the ones it measures.
+pub(crate) const MAX_CONNECTIONS: i64 = 19_500;
 
 /// Limits out of the way, but at work: each is checked as in production and never refuses.
 const SETTINGS: [(&str, &str); 5] = [
@@ -79,11 +82,11 @@ impl Program {
     }
 
     /// Starts it and waits until it answers.
-    pub(crate) fn start(&self, pinning: &Pinning) -> anyhow::Result<Server> {
+    pub(crate) fn start(&self, machine: &Machine) -> anyhow::Result<Server> {
         let address = free_address()?;
         let log = self.folder.path().join("log");
         let output = fs::File::create(&log)?;
-        let mut command = pinning.command(&self.path);
+        let mut command = machine.command(&self.path);
         if self.is_bare {
             command.args(["bare", &address.to_string()]);
         }
@@ -109,9 +112,10 @@ fn token(path: &Path, folder: &Path, user: &str) -> anyhow::Result<String> {
     let output = output.with_context(|| format!("cannot start {}", path.display()))?;
     ensure!(
         output.status.success(),
-        "{} token: {}",
+        "`{} token` ended with {}: {}",
         path.display(),
-        String::from_utf8_lossy(&output.stderr)
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }
