@@ -1,9 +1,15 @@
 //! `bench`: what Switchboard costs beside the bare baseline, and beside another build of itself.
 //!
 //! The programs take turns within a round, so that a machine that gets slower or faster does so for all
-//! of them; ratios are taken within a round. CPU time holds still where wall-clock figures do not.
+//! of them; ratios are taken within a round. CPU time holds still where wall-clock figures do not, but
+//! not quite: on a busy machine (compilers share the caches) Switchboard was seen to cost half as much
+//! again, and the baseline as much as ever. The share of a core beside each load tells the two apart
+//! only in part: bounds are for a quiet machine.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, ensure};
 
@@ -33,7 +39,7 @@ pub(crate) struct Options {
     /// Seconds of load for each figure of a round
     #[arg(long, default_value_t = 2.0, value_parser = seconds)]
     seconds: f64,
-    /// Idle connections
+    /// Idle connections; CPU time is counted in steps of 10 ms, too coarse for less than a thousand
     #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
 }
@@ -91,16 +97,23 @@ fn measure(
     measurement(&server).with_context(|| format!("{} ({})", program.name, server.log()))
 }
 
-/// CPU time for each message, at 1 and at 16 in flight.
+/// CPU time for each message, at 1 and at 16 in flight; what else is of interest goes to stderr.
 fn messages(server: &Server, duration: Duration) -> anyhow::Result<[f64; 2]> {
     let mut client = server.client()?;
     client.open(LOAD_CONNECTIONS)?;
     let mut load = |in_flight| -> anyhow::Result<f64> {
         client.run(in_flight, WARM_UP)?;
-        let before = server.cpu_micros()?;
+        let (start, before) = (Instant::now(), server.cpu_micros()?);
         let answers = client.run(in_flight, duration)?;
         ensure!(answers > 0, "no answer came");
-        Ok((server.cpu_micros()? - before) / answers as f64)
+        let (micros, cpu) = (start.elapsed().as_secs_f64() * 1e6, server.cpu_micros()? - before);
+        eprintln!(
+            "{}: {in_flight} in flight: {:.0} messages/s with {:.2} of a core",
+            server.name,
+            answers as f64 * 1e6 / micros,
+            cpu / micros
+        );
+        Ok(cpu / answers as f64)
     };
     Ok([load(1)?, load(16)?])
 }

@@ -97,7 +97,8 @@ impl Program {
             .stderr(output);
         let child = command.spawn();
         let child = child.with_context(|| format!("cannot start {}", self.path.display()))?;
-        let mut server = Server { child, address, log, tokens: self.tokens.clone() };
+        let tokens = self.tokens.clone();
+        let mut server = Server { name: self.name, child, address, log, tokens };
         let ready = server.wait_until_ready();
         ready.with_context(|| format!("{} did not start: {}", self.name, server.log()))?;
         Ok(server)
@@ -133,6 +134,7 @@ fn free_address() -> anyhow::Result<SocketAddr> {
 
 /// A running server; dropped, it is killed.
 pub(crate) struct Server {
+    pub(crate) name: &'static str,
     child: Child,
     pub(crate) address: SocketAddr,
     log: PathBuf,
