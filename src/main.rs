@@ -118,7 +118,13 @@ fn read(sources: &Sources) -> Result<Config, ConfigErrors> {
 fn serve(sources: &Sources) -> anyhow::Result<()> {
     let config = read(sources)?;
     telemetry::install(&config.log, config.environment);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+    // On one core, workers would only pass work to themselves.
+    let mut builder = match one_core {
+        true => tokio::runtime::Builder::new_current_thread(),
+        false => tokio::runtime::Builder::new_multi_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
     // Spawned: a future of `block_on` runs beside the workers, and every wake of it crosses threads.
     runtime.block_on(async { tokio::spawn(serve_until_signal(config)).await? })
 }

@@ -6,13 +6,15 @@
 
 use std::{
     collections::VecDeque,
-    future::poll_fn,
+    future::{Future, poll_fn},
     ops::ControlFlow,
+    pin::Pin,
     sync::Arc,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::{SinkExt, StreamExt};
 use serde_json::json;
 use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
@@ -23,7 +25,6 @@ use super::{
     socket::{self, Socket},
 };
 use crate::{
-    auth::Identity,
     handlers::Caller,
     hub::{Batch, Command, Outbox},
     limits::MessageBudget,
@@ -32,7 +33,7 @@ use crate::{
         self, ClientControl, CloseReason, ErrorBody, Incoming, Malformed, ReplyHead, Request,
         ServerControl, Status,
     },
-    router::Responder,
+    router::{Departure, Responder},
 };
 
 /// Strikes are counted over this long.
@@ -44,7 +45,7 @@ pub(super) struct Session {
     socket: Socket,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
-    identity: Arc<Identity>,
+    caller: Arc<Caller>,
     budget: Arc<MessageBudget>,
     batch: Batch,
     /// Frames of this task itself: control answers.
@@ -73,8 +74,8 @@ impl Session {
             expires: now + identity.expires_in().min(Duration::from_secs(365 * 86_400)),
             socket,
             shared,
+            caller: Arc::new(Caller { identity, connection: Some(outbox.id) }),
             outbox,
-            identity,
             budget,
             batch: Batch::default(),
             control: VecDeque::new(),
@@ -91,8 +92,8 @@ impl Session {
     pub(super) async fn run(mut self) {
         let hello = ServerControl::AuthOk {
             connection_id: self.outbox.id,
-            user: &self.identity.username,
-            expires_in: self.identity.expires_in().as_secs(),
+            user: &self.caller.identity.username,
+            expires_in: self.caller.identity.expires_in().as_secs(),
         };
         self.control.push_back(hello.frame());
         let ControlFlow::Break(reason) = self.serve().await else { return };
@@ -105,28 +106,41 @@ impl Session {
         let timer = sleep_until(self.next_deadline().into());
         tokio::pin!(timer);
         loop {
-            let reading = self.in_flight < self.shared.config.max_in_flight;
-            tokio::select! {
-                biased;
-                command = poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch)) => {
-                    if let Some(command) = command {
-                        self.command(command)?;
-                        timer.as_mut().reset(self.next_deadline().into());
-                    }
-                }
-                frame = self.socket.next(), if reading => self.read(frame)?,
-                () = &mut timer => self.tick(timer.as_mut())?,
-            }
+            poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await?;
             if !self.batch.is_empty() || !self.control.is_empty() {
                 self.write().await?;
             }
             if self.drained() && self.in_flight == 0 {
-                match self.socket.next().now_or_never() {
-                    Some(frame) => self.read(frame)?,
-                    None => return Flow::Break(CloseReason::GoingAway),
+                let quiet = poll_fn(|cx| Poll::Ready(self.poll_read(cx).is_pending())).await;
+                if quiet && self.in_flight == 0 {
+                    return Flow::Break(CloseReason::GoingAway);
                 }
             }
         }
+    }
+
+    /// Waits until there is something to write, or until the connection is to end. What arrives
+    /// meanwhile is dispatched here, with the task's own waker and without a poll too many.
+    fn poll_event(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Flow> {
+        match self.outbox.poll_take(cx, &mut self.batch) {
+            Poll::Ready(None) => return Poll::Ready(Flow::Continue(())),
+            Poll::Ready(Some(command)) => {
+                let flow = self.command(command);
+                timer.reset(self.next_deadline().into());
+                return Poll::Ready(flow);
+            }
+            Poll::Pending => {}
+        }
+        if let Poll::Ready(flow) = self.poll_read(cx) {
+            return Poll::Ready(flow);
+        }
+        while timer.as_mut().poll(cx).is_ready() {
+            if let ControlFlow::Break(reason) = self.tick() {
+                return Poll::Ready(Flow::Break(reason));
+            }
+            timer.as_mut().reset(self.next_deadline().into());
+        }
+        if self.control.is_empty() { Poll::Pending } else { Poll::Ready(Flow::Continue(())) }
     }
 
     fn command(&mut self, command: Command) -> Flow {
@@ -147,29 +161,30 @@ impl Session {
         self.drain.is_some_and(|(grace, _)| Instant::now() >= grace)
     }
 
-    /// Takes the frame that woke the task and all that arrived with it.
-    fn read(&mut self, first: Option<tungstenite::Result<Message>>) -> Flow {
-        let now = Instant::now();
-        self.last_seen = now;
-        self.pinged = None;
-        let mut next = Some(first);
-        while let Some(frame) = next {
-            match frame {
-                Some(Ok(frame)) => self.frame(frame, now)?,
-                Some(Err(error)) => return Flow::Break(broken(&error)),
-                None => return Flow::Break(CloseReason::Normal),
-            }
-            if self.in_flight >= self.shared.config.max_in_flight {
-                break;
-            }
-            // Polls without a waker of its own; the loop in `serve` polls again with one.
-            next = self.socket.next().now_or_never();
+    /// Takes every frame that has arrived, while there is room for its request. Ready: the connection
+    /// ends, or there is a control answer to write.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Flow> {
+        let mut arrived = None;
+        let mut departure = Departure::default();
+        let mut flow = Flow::Continue(());
+        while flow.is_continue() && self.in_flight < self.shared.config.max_in_flight {
+            let Poll::Ready(frame) = self.socket.poll_next_unpin(cx) else { break };
+            let now = *arrived.get_or_insert_with(Instant::now);
+            flow = match frame {
+                Some(Ok(frame)) => self.frame(frame, now, &mut departure),
+                Some(Err(error)) => Flow::Break(broken(&error)),
+                None => Flow::Break(CloseReason::Normal),
+            };
         }
-        self.outbox.set_in_flight(self.in_flight);
-        Flow::Continue(())
+        if let Some(now) = arrived {
+            self.last_seen = now;
+            self.pinged = None;
+            self.outbox.set_in_flight(self.in_flight);
+        }
+        if flow.is_break() || !self.control.is_empty() { Poll::Ready(flow) } else { Poll::Pending }
     }
 
-    fn frame(&mut self, frame: Message, now: Instant) -> Flow {
+    fn frame(&mut self, frame: Message, now: Instant, departure: &mut Departure) -> Flow {
         let format = self.outbox.format;
         let incoming = match &frame {
             Message::Text(text) => protocol::decode_text(format, text),
@@ -179,14 +194,14 @@ impl Session {
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Flow::Continue(()),
         };
         match incoming {
-            Incoming::Request(request) => self.request(request, now),
+            Incoming::Request(request) => self.request(request, now, departure),
             Incoming::Malformed(malformed) => self.malformed(malformed, now),
             Incoming::Control(control) => self.control(control, now),
             Incoming::WrongKind => Flow::Break(CloseReason::WrongKind),
         }
     }
 
-    fn request(&mut self, request: Request, now: Instant) -> Flow {
+    fn request(&mut self, request: Request, now: Instant, departure: &mut Departure) -> Flow {
         let responder = self.responder(request.pkg_id, request.req_id, now);
         if let Err(wait) = self.budget.take() {
             let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
@@ -196,9 +211,7 @@ impl Session {
             responder.refuse(Status::Error, &error);
             return self.strike(now);
         }
-        let identity = Arc::clone(&self.identity);
-        let caller = Caller { identity, connection: Some(self.outbox.id) };
-        self.shared.router.dispatch(request, caller, responder);
+        self.shared.router.dispatch(request, &self.caller, responder, departure);
         Flow::Continue(())
     }
 
@@ -250,7 +263,7 @@ impl Session {
     }
 
     /// Looks at what is due: expiry, the end of a drain, a ping, its pong.
-    fn tick(&mut self, timer: std::pin::Pin<&mut Sleep>) -> Flow {
+    fn tick(&mut self) -> Flow {
         let now = Instant::now();
         let config = &self.shared.config;
         if now >= self.expires {
@@ -274,7 +287,6 @@ impl Session {
             }
             _ => {}
         }
-        timer.reset(self.next_deadline().into());
         Flow::Continue(())
     }
 

@@ -217,7 +217,7 @@ pub(crate) trait AnyHandler: Send + Sync {
     fn start(
         self: Arc<Self>,
         context: Arc<Context>,
-        caller: Caller,
+        caller: Arc<Caller>,
         head: ReplyHead,
         data: Option<Box<RawValue>>,
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send>>;
@@ -227,7 +227,7 @@ impl<H: Handler> AnyHandler for H {
     fn start(
         self: Arc<Self>,
         context: Arc<Context>,
-        caller: Caller,
+        caller: Arc<Caller>,
         head: ReplyHead,
         data: Option<Box<RawValue>>,
     ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {

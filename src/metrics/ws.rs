@@ -1,6 +1,6 @@
 //! What happens on WebSocket connections. The series of a message are resolved once, at the start.
 
-use std::{collections::HashMap, sync::Arc};
+use std::sync::Arc;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
@@ -70,7 +70,8 @@ pub(crate) struct WsMetrics {
     /// Pushes that found the lane of their connection full.
     pub(crate) dropped_slow_consumer: IntCounter,
     pub(crate) broadcast_errors: IntCounter,
-    packages: Arc<HashMap<i32, Arc<PackageMetrics>>>,
+    /// By id, for a binary search.
+    packages: Vec<(i32, Arc<PackageMetrics>)>,
     unknown: Arc<PackageMetrics>,
 }
 
@@ -138,16 +139,20 @@ impl WsMetrics {
                 "ws_broadcast_errors_total",
                 "Pushes that could not be encoded or handed to other nodes.",
             ),
-            packages: Arc::new(
-                packages.iter().map(|(id, _)| (*id, package(&id.to_string()))).collect(),
-            ),
+            packages: {
+                let mut packages: Vec<_> =
+                    packages.iter().map(|(id, _)| (*id, package(&id.to_string()))).collect();
+                packages.sort_by_key(|(id, _)| *id);
+                packages
+            },
             unknown: package("unknown"),
         }
     }
 
     /// The series of a package; those of `unknown` for an id that is not registered.
     pub(crate) fn package(&self, pkg_id: i32) -> Arc<PackageMetrics> {
-        Arc::clone(self.packages.get(&pkg_id).unwrap_or(&self.unknown))
+        let found = self.packages.binary_search_by_key(&pkg_id, |(id, _)| *id);
+        Arc::clone(found.map_or(&self.unknown, |at| &self.packages[at].1))
     }
 
     /// Counts the end of an admitted connection.

@@ -15,12 +15,13 @@ use std::{
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde_json::value::RawValue;
+use smallvec::SmallVec;
 use tokio::task::JoinSet;
 
 use super::Responder;
 use crate::{
     config::HandlerConfig,
-    handlers::{Caller, Context, HandlerError, Outcome, Package},
+    handlers::{Caller, Context, Outcome, Package},
     metrics::Metrics,
     protocol::{ErrorBody, Status},
 };
@@ -28,13 +29,16 @@ use crate::{
 /// A request on its way to a handler.
 pub(super) struct Job {
     pub(super) data: Option<Box<RawValue>>,
-    pub(super) caller: Caller,
+    pub(super) caller: Arc<Caller>,
     pub(super) responder: Responder,
 }
 
+/// Most often one; more where a client sends ahead.
+pub(super) type Jobs = SmallVec<[Job; 1]>;
+
 /// What the actor is told.
 pub(super) enum Work {
-    Run(Job),
+    Run(Jobs),
     /// A task ended: there is room for one more.
     Finished,
 }
@@ -75,53 +79,74 @@ impl Actor for HandlerActor {
         state: &mut State,
     ) -> Result<(), ActorProcessingErr> {
         match work {
-            Work::Run(job) => state.backlog.push_back(job),
+            Work::Run(jobs) => state.backlog.extend(jobs),
             Work::Finished => {
                 state.waiting -= 1;
                 while state.tasks.try_join_next().is_some() {}
             }
         }
+        let mut now = Instant::now();
         while state.waiting < self.config.concurrency
             && let Some(job) = state.backlog.pop_front()
         {
-            self.begin(job, &myself, state);
+            now = self.begin(job, now, &myself, state);
         }
         Ok(())
     }
 }
 
 impl HandlerActor {
-    fn begin(&self, job: Job, myself: &ActorRef<Work>, state: &mut State) {
-        let begun = Instant::now();
+    /// Begins a job at `begun` and returns the time after it: one clock read for each.
+    fn begin(
+        &self,
+        job: Job,
+        begun: Instant,
+        myself: &ActorRef<Work>,
+        state: &mut State,
+    ) -> Instant {
         self.queued.fetch_sub(1, Ordering::Relaxed);
         let Job { data, caller, responder } = job;
-        let ws = &self.metrics.ws;
-        ws.phase_queue.observe((begun - responder.received()).as_secs_f64());
+        let waited = begun.saturating_duration_since(responder.received());
+        self.metrics.ws.phase_queue.observe(waited.as_secs_f64());
         let handler = Arc::clone(&self.package.handler);
         let running = handler.start(Arc::clone(&self.context), caller, responder.head(), data);
         let mut running = AssertUnwindSafe(running).catch_unwind();
-        let done = Finish {
-            package: self.package.name,
-            metrics: Arc::clone(&self.metrics),
-            responder,
-            begun,
-        };
-        match (&mut running).now_or_never() {
-            Some(outcome) => done.finish(outcome.ok()),
+        let outcome = (&mut running).now_or_never();
+        let now = Instant::now();
+        match outcome {
+            Some(outcome) => {
+                finish(self.package.name, &self.metrics, responder, (begun, now), outcome.ok());
+            }
             None => {
                 state.waiting += 1;
                 let slot = Slot(myself.clone());
-                self.spawn(Box::pin(running.map(Result::ok)), done, slot, &mut state.tasks);
+                let running = Box::pin(running.map(Result::ok));
+                self.spawn(running, responder, begun, slot, &mut state.tasks);
             }
         }
+        now
     }
 
-    fn spawn(&self, running: Running, done: Finish, slot: Slot, tasks: &mut JoinSet<()>) {
-        let deadline = done.responder.received() + self.config.timeout;
+    fn spawn(
+        &self,
+        running: Running,
+        responder: Responder,
+        begun: Instant,
+        slot: Slot,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let deadline = responder.received() + self.config.timeout;
+        let (package, metrics) = (self.package.name, Arc::clone(&self.metrics));
         tasks.spawn(async move {
             match tokio::time::timeout_at(deadline.into(), running).await {
-                Ok(outcome) => done.finish(outcome),
-                Err(_) => done.time_out(),
+                Ok(outcome) => {
+                    finish(package, &metrics, responder, (begun, Instant::now()), outcome);
+                }
+                Err(_) => {
+                    metrics.errors.count("timeout", package);
+                    let error = ErrorBody::new("timeout", "The request took too long");
+                    responder.refuse(Status::Error, &error);
+                }
             }
             drop(slot);
         });
@@ -137,39 +162,21 @@ impl Drop for Slot {
     }
 }
 
-/// What is left to do when a handler is through.
-struct Finish {
-    package: &'static str,
-    metrics: Arc<Metrics>,
+/// Answers a request whose handler is through; none is the outcome of a panic.
+fn finish(
+    package: &str,
+    metrics: &Metrics,
     responder: Responder,
-    begun: Instant,
-}
-
-impl Finish {
-    fn finish(self, outcome: Option<Outcome>) {
-        let ready = Instant::now();
-        self.metrics.ws.phase_handler.observe((ready - self.begun).as_secs_f64());
-        match outcome {
-            Some((reply, error)) => {
-                if let Some(error) = error {
-                    self.log(&error);
-                }
-                self.responder.answer(reply, ready);
-            }
-            // The panic hook has logged it; dropping the responder answers.
-            None => self.metrics.errors.panicked(self.package),
-        }
-    }
-
-    fn time_out(self) {
-        self.metrics.errors.count("timeout", self.package);
-        let error = ErrorBody::new("timeout", "The request took too long");
-        self.responder.refuse(Status::Error, &error);
-    }
-
-    fn log(&self, error: &HandlerError) {
-        self.metrics.errors.count(error.body().code, self.package);
-        let head = self.responder.head();
+    (begun, ready): (Instant, Instant),
+    outcome: Option<Outcome>,
+) {
+    metrics.ws.phase_handler.observe((ready - begun).as_secs_f64());
+    // The panic hook has logged a panic; dropping the responder answers.
+    let Some((reply, error)) = outcome else { return metrics.errors.panicked(package) };
+    if let Some(error) = error {
+        metrics.errors.count(error.body().code, package);
+        let head = responder.head();
         tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
     }
+    responder.answer(reply, ready);
 }

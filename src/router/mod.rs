@@ -6,9 +6,12 @@
 mod handler_actor;
 mod responder;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    mem,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 
 use arc_swap::ArcSwap;
@@ -23,7 +26,7 @@ use crate::{
     metrics::Metrics,
     protocol::{ErrorBody, Request, Status},
 };
-use handler_actor::{HandlerActor, Job, Work};
+use handler_actor::{HandlerActor, Job, Jobs, Work};
 
 /// What a client is told to wait when a handler's queue is full.
 const OVERLOADED_RETRY_MS: u64 = 500;
@@ -74,8 +77,15 @@ impl Router {
         Ok(cell)
     }
 
-    /// Sends a request on its way. The responder answers if it cannot go.
-    pub(crate) fn dispatch(&self, request: Request, caller: Caller, responder: Responder) {
+    /// Sends a request on its way, with those that arrived with it. The responder answers if it
+    /// cannot go.
+    pub(crate) fn dispatch(
+        &self,
+        request: Request,
+        caller: &Arc<Caller>,
+        responder: Responder,
+        departure: &mut Departure,
+    ) {
         let routes = self.routes.load();
         let Ok(found) = routes.binary_search_by_key(&request.pkg_id, |route| route.package.id)
         else {
@@ -95,7 +105,37 @@ impl Router {
                 .with(json!({ "retry_after_ms": OVERLOADED_RETRY_MS }));
             return responder.refuse(Status::Error, &error);
         }
-        // A dead actor returns the job, and dropping its responder answers it.
-        drop(route.actor.cast(Work::Run(Job { data: request.data, caller, responder })));
+        departure.join(route, Job { data: request.data, caller: Arc::clone(caller), responder });
+    }
+}
+
+/// Requests of one connection that go to one handler with one message. Departs when it is dropped, or
+/// when a request for another handler comes.
+#[derive(Default)]
+pub(crate) struct Departure {
+    route: Option<Arc<Route>>,
+    jobs: Jobs,
+}
+
+impl Departure {
+    fn join(&mut self, route: &Arc<Route>, job: Job) {
+        if !self.route.as_ref().is_some_and(|open| Arc::ptr_eq(open, route)) {
+            self.depart();
+            self.route = Some(Arc::clone(route));
+        }
+        self.jobs.push(job);
+    }
+
+    fn depart(&mut self) {
+        if let Some(route) = self.route.take() {
+            // A dead actor returns the jobs, and dropping their responders answers them.
+            drop(route.actor.cast(Work::Run(mem::take(&mut self.jobs))));
+        }
+    }
+}
+
+impl Drop for Departure {
+    fn drop(&mut self) {
+        self.depart();
     }
 }
