@@ -1,6 +1,7 @@
 //! Control frames: text in both formats, told from data by their `type`.
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -24,16 +25,19 @@ impl ClientControl {
     /// Reads a text that is known to be an object with a string `type`.
     pub(super) fn parse(text: &str) -> Self {
         #[derive(Deserialize)]
-        struct Members {
+        struct Members<'a> {
             #[serde(rename = "type")]
             kind: String,
-            token: Option<serde_json::Value>,
+            #[serde(borrow)]
+            token: Option<&'a RawValue>,
         }
         let Ok(Members { kind, token }) = serde_json::from_str(text) else {
             return Self::Unknown(String::new());
         };
         match kind.as_str() {
-            "auth" => Self::Auth { token: token.and_then(|t| t.as_str().map(ToOwned::to_owned)) },
+            "auth" => {
+                Self::Auth { token: token.and_then(|raw| serde_json::from_str(raw.get()).ok()) }
+            }
             "ping" => Self::Ping,
             _ => Self::Unknown(kind),
         }

@@ -1,7 +1,9 @@
 //! The JSON codec: one text frame a message.
 
+use std::collections::HashMap;
+
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, value::RawValue};
+use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -52,21 +54,26 @@ fn is_object(raw: &RawValue) -> bool {
 /// Reads a refused frame once more, slowly, for its ids and for the reason.
 fn malformed(text: &str) -> Incoming {
     let refused = |msg: String| Malformed { pkg_id: 0, req_id: Uuid::nil(), msg };
-    let object = match serde_json::from_str::<Value>(text) {
-        Ok(Value::Object(object)) => object,
-        Ok(_) => return Incoming::Malformed(refused("a message must be a JSON object".into())),
+    // Members stay text: one that nests too deep or is too large a number does not hide the ids.
+    let read = serde_json::from_str::<&RawValue>(text).and_then(|raw| match is_object(raw) {
+        true => serde_json::from_str::<HashMap<String, &RawValue>>(raw.get()).map(Some),
+        false => Ok(None),
+    });
+    let members = match read {
+        Ok(Some(members)) => members,
+        Ok(None) => return Incoming::Malformed(refused("a message must be a JSON object".into())),
         Err(error) => {
             return Incoming::Malformed(refused(format!("the message is not valid JSON: {error}")));
         }
     };
-    if object.get("type").is_some_and(Value::is_string) {
+    let member = |name: &str| members.get(name).copied();
+    if member("type").is_some_and(is_string) {
         return Incoming::Control(ClientControl::parse(text));
     }
-    let pkg_id = object.get("pkg_id").and_then(Value::as_i64).and_then(|id| i32::try_from(id).ok());
-    let req_id =
-        object.get("req_id").and_then(Value::as_str).and_then(|id| Uuid::try_parse(id).ok());
-    let fits = |name: &str, is: fn(&Value) -> bool| {
-        object.get(name).is_none_or(|value| value.is_null() || is(value))
+    let pkg_id = member("pkg_id").and_then(|raw| serde_json::from_str::<i32>(raw.get()).ok());
+    let req_id = member("req_id").and_then(|raw| serde_json::from_str::<Uuid>(raw.get()).ok());
+    let fits = |name: &str, is: fn(&RawValue) -> bool| {
+        member(name).is_none_or(|raw| raw.get() == "null" || is(raw))
     };
     let mut reasons = Vec::new();
     if pkg_id.is_none() {
@@ -75,10 +82,10 @@ fn malformed(text: &str) -> Incoming {
     if req_id.is_none() {
         reasons.push("req_id must be a UUID");
     }
-    if !fits("method", Value::is_string) {
+    if !fits("method", is_string) {
         reasons.push("method must be a string, null or absent");
     }
-    if !fits("data", Value::is_object) {
+    if !fits("data", is_object) {
         reasons.push("data must be an object, null or absent");
     }
     if reasons.is_empty() {

@@ -4,4 +4,5 @@
 #![allow(dead_code)]
 mod basics;
 mod direction;
+mod readme;
 mod support;
