@@ -4,4 +4,9 @@
 #![allow(dead_code)]
 mod basics;
 mod direction;
+mod health;
+mod rest_authors;
+mod rest_errors;
+mod rest_headers;
 mod support;
+mod tokens;
