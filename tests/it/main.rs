@@ -3,8 +3,13 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 #![allow(dead_code)]
 mod basics;
+mod commands;
 mod direction;
 mod health;
+mod logs;
+mod metrics;
+mod metrics_names;
+mod process;
 mod rest_authors;
 mod rest_errors;
 mod rest_headers;
