@@ -1,11 +1,15 @@
 //! What probes see: alive, ready, and healthy part by part.
 
-use std::time::Duration;
+use std::{fs, time::Duration};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::support::TestServer;
+use crate::support::{
+    TestServer,
+    rest::{add_author, refused},
+};
 
 async fn body(server: &TestServer, path: &str) -> (u16, Value) {
     let answer = server.request(Method::GET, path).send().await.unwrap();
@@ -44,4 +48,24 @@ async fn a_draining_server_is_alive_and_not_ready() {
     assert_eq!(ready, 503);
     assert_eq!(body(&server, "/health/live").await.0, 200);
     assert_eq!(body(&server, "/health").await.1["websocket"]["status"], "unhealthy");
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_unhealthy() {
+    let data = TempDir::new().unwrap();
+    let server = TestServer::start(&[("DATA_DIR", data.path().to_str().unwrap())]).await;
+    // What readers have in their caches is out of date.
+    add_author(&server, "Ann").await;
+    for file in ["switchboard.db", "switchboard.db-wal"] {
+        // Emptied in place, as by a full or failing disk.
+        fs::File::create(data.path().join(file)).unwrap();
+    }
+    let read = server.rest(Method::GET, "/authors").send().await.unwrap();
+    refused(read, 503, "unavailable").await;
+    let (status, health) = body(&server, "/health").await;
+    assert_eq!((status, &health["status"]), (503, &json!("unhealthy")));
+    assert_eq!((&health["database"], &health["redis"]), (&json!("unhealthy"), &json!("disabled")));
+    assert_eq!(health["websocket"]["status"], "healthy");
+    assert_eq!(body(&server, "/health/ready").await.0, 503);
+    assert_eq!(body(&server, "/health/live").await.0, 200);
 }
