@@ -58,7 +58,7 @@ async fn every_answer_has_the_security_headers_and_a_correlation_id() {
         ("GET", "/health", "", "", 200),
         ("GET", "/metrics", "", "", 200),
         ("GET", "/web", "", "", 426),
-        ("OPTIONS", "/authors", "", "", 200),
+        ("OPTIONS", "/authors", "", "", 405),
     ] {
         let mut request = server.request(method.parse().unwrap(), path);
         for (name, value) in [("authorization", authorization), ("host", host)] {
@@ -197,7 +197,7 @@ async fn hsts_comes_with_https_by_the_word_of_a_trusted_proxy() {
 #[tokio::test]
 async fn a_host_that_is_not_allowed_is_400() {
     let server = TestServer::start(&[("ALLOWED_HOSTS", "127.0.0.1,api.example.com,[::1]")]).await;
-    for good in ["api.example.com", "api.example.com:8000", "127.0.0.1:1", "[::1]", "[::1]:80"] {
+    for good in ["api.example.com", "API.Example.com:8000", "127.0.0.1:1", "[::1]", "[::1]:80"] {
         assert_eq!(get(&server, "/health/live", &[("host", good)]).await.status(), 200, "{good}");
     }
     for bad in ["example.com", "evil.example", "api.example.com.evil.example", "api.example.com:x"]
@@ -225,8 +225,28 @@ async fn no_origin_is_allowed_by_default() {
         server.rest(Method::GET, "/authors").header("origin", "https://app.example.com"),
     ] {
         let answer = request.send().await.unwrap();
-        assert_eq!(header(&answer, "access-control-allow-origin"), None);
+        let names = answer.headers().keys();
+        let cors: Vec<_> =
+            names.filter(|name| name.as_str().starts_with("access-control")).collect();
+        assert!(cors.is_empty(), "{cors:?}");
     }
+    refused(
+        preflight(&server, "https://a.example").send().await.unwrap(),
+        405,
+        "method_not_allowed",
+    )
+    .await;
+    let nowhere = server.request(Method::OPTIONS, "/nothing").send().await.unwrap();
+    refused(nowhere, 404, "not_found").await;
+}
+
+#[tokio::test]
+async fn a_star_lets_every_origin_call() {
+    let server = TestServer::start(&[("CORS_ALLOWED_ORIGINS", "*")]).await;
+    let answer = preflight(&server, "https://anyone.example").send().await.unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(header(&answer, "access-control-allow-origin"), Some("*"));
+    assert_eq!(header(&answer, "access-control-allow-credentials"), None);
 }
 
 #[tokio::test]
