@@ -79,7 +79,7 @@ async fn processes_that_start_at_once_agree_on_one_key_of_their_owner_alone() {
     let folder = data.path().join("not/yet/there");
     let environment = [("DATA_DIR", folder.to_str().unwrap())];
     let started = Instant::now();
-    let servers: Vec<_> = (0..2).map(|_| Process::spawn(&folder, &[])).collect();
+    let servers: Vec<_> = (0..4).map(|_| Process::spawn(&folder, &[])).collect();
     let tokens: Vec<_> = (0..6)
         .map(|_| switchboard(&["token", "--user", "ann"], &environment).spawn().unwrap())
         .collect();
