@@ -83,40 +83,30 @@ fn command() -> Command {
 
 fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
     match matches.subcommand() {
-        None => serve(&sources(&[matches])?),
-        Some(("serve", own)) => serve(&sources(&[matches, own])?),
-        Some(("token", own)) => token(&sources(&[matches, own])?, own),
+        None => serve(&sources(&[matches])),
+        Some(("serve", own)) => serve(&sources(&[matches, own])),
+        Some(("token", own)) => token(&sources(&[matches, own]), own),
         Some(("packages", _)) => print_packages(),
-        Some(("config", own)) => print_config(&sources(&[matches, own])?),
+        Some(("config", own)) => print_config(&sources(&[matches, own])),
         Some((name, _)) => anyhow::bail!("{name} is not a command"),
     }
 }
 
 /// Flags may stand before and after the command; those after it win.
-fn sources(levels: &[&ArgMatches]) -> anyhow::Result<Sources> {
+fn sources(levels: &[&ArgMatches]) -> Sources {
     let get = |name: &str| levels.iter().rev().find_map(|level| level.get_one::<String>(name));
     let flags: HashMap<_, _> = SETTINGS
         .iter()
         .filter_map(|setting| Some((setting.name.to_owned(), get(setting.name)?.clone())))
         .collect();
-    let file = get("CONFIG_FILE");
-    let text = file.map(|path| {
-        fs::read_to_string(path)
-            .map_err(|error| ConfigErrors::one(format!("CONFIG_FILE: {path}: {error}")))
-    });
-    let text = text.transpose()?;
-    let file = file.map(String::as_str).zip(text.as_deref());
+    let file = get("CONFIG_FILE").map(|path| (path.as_str(), fs::read_to_string(path)));
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Ok(Sources::new(flags, environment, file)?)
-}
-
-fn read(sources: &Sources) -> Result<Config, ConfigErrors> {
-    Config::read(|name| sources.get(name).map(|(text, _)| text.to_owned()))
+    Sources::new(flags, environment, file)
 }
 
 fn serve(sources: &Sources) -> anyhow::Result<()> {
-    let config = read(sources)?;
+    let config = sources.config()?;
     telemetry::install(&config.log, config.environment);
     let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
     // On one core, workers would only pass work to themselves.
@@ -158,7 +148,7 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
 }
 
 fn token(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
-    let config = read(sources)?;
+    let config = sources.config()?;
     let user = own.get_one::<String>("user").context("--user is required")?;
     let roles: Vec<&str> = match own.get_many::<String>("roles") {
         Some(roles) => roles.map(|role| role.trim()).filter(|role| !role.is_empty()).collect(),
@@ -202,6 +192,6 @@ fn print_config(sources: &Sources) -> anyhow::Result<()> {
         };
         println!("{} = {text:?} # {source}", setting.key());
     }
-    read(sources)?;
+    sources.config()?;
     Ok(())
 }

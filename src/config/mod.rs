@@ -6,7 +6,7 @@
 mod settings;
 mod value;
 
-use std::{collections::HashMap, fmt, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use settings::{SETTINGS, Setting};
 pub use value::{AllowList, Environment, LogFormat, Network};
@@ -274,9 +274,9 @@ impl Reader<'_> {
     /// What only shows when settings are seen together.
     fn check(&mut self, config: &Config) {
         let filter = &config.log.filter;
-        if let Err(error) = filter.parse::<tracing_subscriber::filter::targets::Targets>() {
+        if let Some(fault) = filter_fault(filter) {
             self.faults.push(format!(
-                "LOG_LEVEL: {filter:?} is not allowed ({error}); allowed: error, warn, info, debug, trace, or a filter such as info,switchboard::http=debug"
+                "LOG_LEVEL: {filter:?} is not allowed ({fault}); allowed: error, warn, info, debug, trace, off, or a filter such as info,switchboard::http=debug"
             ));
         }
         if config.environment != Environment::Production {
@@ -294,6 +294,17 @@ impl Reader<'_> {
                     .into(),
             );
         }
+    }
+}
+
+/// What is wrong with a filter of log lines, if anything.
+fn filter_fault(filter: &str) -> Option<String> {
+    use tracing_subscriber::filter::{LevelFilter, targets::Targets};
+    // `Targets` takes a lone word such as `warning` for a target, and would silence all others.
+    let mut words = filter.split(',').map(str::trim).filter(|part| !part.contains('='));
+    match words.find(|word| word.is_empty() || word.parse::<LevelFilter>().is_err()) {
+        Some(word) => Some(format!("{word:?} is not a level")),
+        None => filter.parse::<Targets>().err().map(|error| error.to_string()),
     }
 }
 
@@ -316,21 +327,37 @@ pub struct Sources {
     flags: HashMap<String, String>,
     environment: HashMap<String, String>,
     file: HashMap<String, String>,
+    faults: Vec<String>,
 }
 
 impl Sources {
-    /// Takes flags by setting name, the environment, and the text of a TOML file with its name.
+    /// Takes flags by setting name, the environment, and a TOML file's name with its text.
     pub fn new(
         flags: HashMap<String, String>,
         environment: impl Iterator<Item = (String, String)>,
-        file: Option<(&str, &str)>,
-    ) -> Result<Self, ConfigErrors> {
+        file: Option<(&str, io::Result<String>)>,
+    ) -> Self {
         let known = |name: &String| SETTINGS.iter().any(|setting| setting.name == *name);
-        Ok(Self {
-            flags,
-            environment: environment.filter(|(name, _)| known(name)).collect(),
-            file: file.map(|(name, text)| read_file(name, text)).transpose()?.unwrap_or_default(),
-        })
+        let environment = environment.filter(|(name, _)| known(name)).collect();
+        let mut sources = Self { flags, environment, ..Self::default() };
+        match file {
+            Some((name, Ok(text))) => sources.read_file(name, &text),
+            Some((name, Err(error))) => {
+                sources.faults.push(format!("CONFIG_FILE: {name}: {error}"));
+            }
+            None => {}
+        }
+        sources
+    }
+
+    /// The configuration, or the faults of the file and of all settings at once.
+    pub fn config(&self) -> Result<Config, ConfigErrors> {
+        let config = Config::read(|name| self.get(name).map(|(text, _)| text.to_owned()));
+        if self.faults.is_empty() {
+            return config;
+        }
+        let settings = config.err().map(|faults| faults.0).unwrap_or_default();
+        Err(ConfigErrors([self.faults.clone(), settings].concat()))
     }
 
     /// The text of a setting and where it came from; none where only the default is left.
@@ -343,27 +370,27 @@ impl Sources {
         .into_iter()
         .find_map(|(texts, source)| Some((texts.get(name)?.as_str(), source)))
     }
-}
 
-fn read_file(name: &str, text: &str) -> Result<HashMap<String, String>, ConfigErrors> {
-    let table: toml::Table =
-        text.parse().map_err(|error| ConfigErrors::one(format!("{name}: {error}")))?;
-    let mut faults = Vec::new();
-    let mut texts = HashMap::new();
-    for (key, value) in table {
-        let Some(setting) = SETTINGS.iter().find(|setting| setting.key() == key) else {
-            faults
-                .push(format!("{name}: {key:?} is not a setting; `switchboard config` lists them"));
-            continue;
+    fn read_file(&mut self, name: &str, text: &str) {
+        let table: toml::Table = match text.parse() {
+            Ok(table) => table,
+            Err(error) => return self.faults.push(format!("{name}: {error}")),
         };
-        match file_text(value) {
-            Some(text) => drop(texts.insert(setting.name.to_owned(), text)),
-            None => faults.push(format!(
-                "{name}: {key} must be a string, a number, a boolean or a list of strings"
-            )),
+        for (key, value) in table {
+            let Some(setting) = SETTINGS.iter().find(|setting| setting.key() == key) else {
+                self.faults.push(format!(
+                    "{name}: {key:?} is not a setting; `switchboard config` lists them"
+                ));
+                continue;
+            };
+            match file_text(value) {
+                Some(text) => drop(self.file.insert(setting.name.to_owned(), text)),
+                None => self.faults.push(format!(
+                    "{name}: {key} must be a string, a number, a boolean or a list of strings"
+                )),
+            }
         }
     }
-    if faults.is_empty() { Ok(texts) } else { Err(ConfigErrors(faults)) }
 }
 
 fn file_text(value: toml::Value) -> Option<String> {

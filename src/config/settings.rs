@@ -24,16 +24,31 @@ impl Setting {
         self.name.to_lowercase()
     }
 
-    /// A value as it may be shown: without the password of a URL.
+    /// A value as it may be shown: a URL without the passwords in its login and its query.
     pub fn shown(&self, value: &str) -> String {
-        let Some((scheme, rest)) = value.split_once("://") else { return value.to_owned() };
-        match rest.rsplit_once('@') {
-            Some((login, host)) => {
-                let user = login.split(':').next().unwrap_or_default();
-                format!("{scheme}://{user}:***@{host}")
-            }
-            None => value.to_owned(),
+        if self.value != "URL" {
+            return value.to_owned();
         }
+        let (scheme, rest) = value.split_at(value.find("://").map_or(0, |at| at + 3));
+        // The last `@`: a password may hold others.
+        let (login, place) = match rest.rsplit_once('@') {
+            Some((login, place)) => {
+                (format!("{}:***@", login.split(':').next().unwrap_or_default()), place)
+            }
+            None => (String::new(), rest),
+        };
+        let mut shown = format!("{scheme}{login}");
+        for (i, part) in place.split(['?', '&']).enumerate() {
+            shown.push_str(["", "?", "&"][i.min(2)]);
+            match part.split_once('=') {
+                Some((name, _)) if name.to_lowercase().contains("pass") => {
+                    shown.push_str(name);
+                    shown.push_str("=***");
+                }
+                _ => shown.push_str(part),
+            }
+        }
+        shown
     }
 }
 

@@ -1,7 +1,7 @@
 //! Reading paths, queries and bodies into the same types that the WebSocket packages take.
 
 use axum::{
-    body::{Body, Bytes},
+    body::{Body, Bytes, HttpBody},
     http::{HeaderMap, Request, StatusCode, header},
 };
 use http_body_util::{BodyExt, LengthLimitError, Limited};
@@ -36,13 +36,18 @@ fn is_json(headers: &HeaderMap) -> bool {
 }
 
 async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let too_large = || {
+        let msg = format!("The body is larger than {limit} bytes");
+        let body = ErrorBody::new("payload_too_large", msg);
+        Problem::new(StatusCode::PAYLOAD_TOO_LARGE, body)
+    };
+    // A declared length is believed before a byte is read: a client may wait for our word to send it.
+    if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
+        return Err(too_large());
+    }
     match Limited::new(body, limit).collect().await {
         Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => {
-            let msg = format!("The body is larger than {limit} bytes");
-            let body = ErrorBody::new("payload_too_large", msg);
-            Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, body))
-        }
+        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(_) => {
             let body = ErrorBody::new("bad_request", "The body could not be read to its end");
             Err(Problem::new(StatusCode::BAD_REQUEST, body))
@@ -88,7 +93,14 @@ pub(super) fn query<T: DeserializeOwned>(
             }
         }
     }
-    Ok(input::read(&Value::Object(object).to_string())?)
+    input::read(&Value::Object(object).to_string()).map_err(|error| match error {
+        // The client knows the parameter, not the member.
+        HandlerError::InvalidData { path, msg } => {
+            let named = parameters.iter().find(|known| known.1 == path);
+            invalid(named.map_or(&path, |known| known.0), &msg)
+        }
+        error => error.into(),
+    })
 }
 
 /// Reads an id out of a path such as `/authors/{id}`.

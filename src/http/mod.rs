@@ -118,11 +118,16 @@ fn declare(metrics: &Metrics) {
 fn finish(routes: Router, api: &Arc<Api>) -> Router {
     let big_enough: And<DefaultPredicate, SizeAbove> =
         DefaultPredicate::new().and(SizeAbove::new(GZIP_ABOVE));
-    routes
+    let routes = routes
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(CompressionLayer::new().gzip(true).compress_when(big_enough))
-        .layer(cors(&api.config.cors_allowed_origins))
+        .layer(CompressionLayer::new().gzip(true).compress_when(big_enough));
+    // Left out, it leaves OPTIONS to the routes: it would answer 200 for every path.
+    let routes = match &api.config.cors_allowed_origins {
+        AllowList::Only(origins) if origins.is_empty() => routes,
+        origins => routes.layer(cors(origins)),
+    };
+    routes
         .layer(from_fn_with_state(Arc::clone(api), check_host))
         .layer(CatchPanicLayer::custom({
             let metrics = Arc::clone(&api.metrics);

@@ -185,16 +185,17 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
             () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
         },
     };
+    let correlation: Arc<str> = correlation.into();
     let identity = match identity {
         Ok(identity) => identity,
-        Err(refusal) => return refuse(socket, refusal).await,
+        Err(refusal) => return refuse(socket, refusal, &correlation).await,
     };
     let outbox = Outbox::new(
         Uuid::new_v4(),
         Arc::clone(&identity.username),
         format,
         config.send_queue,
-        correlation.into(),
+        Arc::clone(&correlation),
     );
     let budget = web.limits.messages(&identity.subject);
     let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
@@ -202,11 +203,16 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     web.registry.tell(RegistryMessage::Admit { admission, place, refused });
     // Admitted: the sender is dropped unused.
     if let Ok((admission, reason)) = refusal.await {
-        refuse(admission.socket, reason.into()).await;
+        refuse(admission.socket, reason.into(), &correlation).await;
     }
 }
 
-async fn refuse(socket: Socket, refusal: Refusal) {
-    tracing::info!(code = refusal.reason.code(), cause = refusal.msg, "connection refused");
+async fn refuse(socket: Socket, refusal: Refusal, request_id: &str) {
+    tracing::info!(
+        request_id,
+        code = refusal.reason.code(),
+        cause = refusal.msg,
+        "connection refused"
+    );
     socket::close(socket, refusal.reason, refusal.frame()).await;
 }

@@ -9,6 +9,7 @@ use std::{
     fs,
     future::Future,
     io,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -47,7 +48,7 @@ pub(crate) enum StoreError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The folder of the file.
-    #[error("cannot create the folder of the database: {0}")]
+    #[error("cannot use the folder of the database: {0}")]
     Folder(#[from] io::Error),
     /// The file.
     #[error("cannot open the database: {0}")]
@@ -67,9 +68,10 @@ pub(crate) struct Store {
 impl Store {
     /// Opens the file, creates it if need be, and brings its schema up to date.
     pub(crate) async fn open(config: &StoreConfig, metrics: DbMetrics) -> Result<Self, OpenError> {
-        if let Some(folder) = config.sqlite_file.parent() {
-            fs::create_dir_all(folder)?;
-        }
+        let folder = config.sqlite_file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let alone = lock(folder.to_owned()).await?;
         let options = SqliteConnectOptions::new()
             .filename(&config.sqlite_file)
             .create_if_missing(true)
@@ -81,6 +83,7 @@ impl Store {
         };
         let write = pool(1).connect_with(options.clone()).await?;
         migrator().run(&write).await?;
+        drop(alone);
         let read = pool(config.pool_size).connect_with(options.read_only(true)).await?;
         metrics.connections_max.set(i64::from(config.pool_size) + 1);
         Ok(Self { read, write, metrics })
@@ -88,7 +91,8 @@ impl Store {
 
     /// Whether the database answers.
     pub(crate) async fn is_healthy(&self) -> bool {
-        let answer = sqlx::query("SELECT 1").execute(&self.read);
+        // A table has to be read: `SELECT 1` is answered without the file.
+        let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.read);
         matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)))
     }
 
@@ -145,6 +149,17 @@ fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
         }
         _ => (DbErrorKind::Other, StoreError::Other(error)),
     }
+}
+
+/// Lets one process at a time make and migrate the file: sqlx takes no lock for that on SQLite, and of
+/// two that started at once the second failed on a table that was there.
+async fn lock(folder: PathBuf) -> io::Result<fs::File> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let folder = fs::File::open(folder)?;
+        folder.lock()?;
+        Ok(folder)
+    });
+    locking.await.map_err(io::Error::other)?
 }
 
 fn migrator() -> Migrator {

@@ -1,6 +1,8 @@
 //! A server and its clients, as tests use them.
 
 mod client;
+pub(crate) mod process;
+pub(crate) mod rest;
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
