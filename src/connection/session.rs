@@ -325,12 +325,10 @@ impl Session {
     /// Ends the connection. What was asked before is answered first, where the client can still hear.
     async fn end(mut self, reason: CloseReason) {
         match reason {
-            CloseReason::Normal => {
-                // Lets tungstenite answer the client's close frame.
-                let closing = async { while let Some(Ok(_)) = self.socket.next().await {} };
-                drop(timeout(LAST_ANSWERS, closing).await);
-            }
-            CloseReason::Abnormal | CloseReason::SlowConsumer | CloseReason::InternalError => {}
+            CloseReason::Normal
+            | CloseReason::Abnormal
+            | CloseReason::SlowConsumer
+            | CloseReason::InternalError => {}
             _ => drop(timeout(LAST_ANSWERS, self.last_answers()).await),
         }
         self.outbox.end(reason);
