@@ -2,6 +2,9 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 #![allow(dead_code)]
+mod authentication;
 mod basics;
 mod direction;
+mod messages;
 mod support;
+mod upgrade;

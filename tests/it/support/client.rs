@@ -3,13 +3,20 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
+use prost::Message as _;
 use serde_json::{Value, json};
 use tokio::{net::TcpStream, time::timeout};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Error, Message, client::IntoClientRequest},
+    tungstenite::{
+        Error, Message,
+        client::IntoClientRequest,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
 };
 use uuid::Uuid;
+
+use super::wire;
 
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +77,31 @@ impl Client {
         self.socket.feed(Message::text(value.to_string())).await.unwrap();
     }
 
+    /// Sends frames so that they arrive together.
+    pub(crate) async fn send_together(&mut self, frames: impl IntoIterator<Item = Message>) {
+        for frame in frames {
+            self.socket.feed(frame).await.unwrap();
+        }
+        self.socket.flush().await.unwrap();
+    }
+
+    /// Sends a protobuf request and returns its answer; anything else in between fails the test.
+    pub(crate) async fn call_protobuf(&mut self, pkg_id: i32, data_json: &str) -> wire::Response {
+        let request = wire::Request::new(pkg_id, data_json);
+        self.send_frame(request.frame()).await;
+        let answer = self.receive_protobuf().await;
+        assert_eq!((answer.pkg_id, &answer.req_id), (pkg_id, &request.req_id), "{answer:?}");
+        answer
+    }
+
+    /// The next frame that is not a ping or pong, as protobuf.
+    pub(crate) async fn receive_protobuf(&mut self) -> wire::Response {
+        match self.next().await {
+            Ok(Message::Binary(bytes)) => wire::Response::decode(bytes).unwrap(),
+            other => panic!("a binary frame was expected: {other:?}"),
+        }
+    }
+
     /// Sends a request and returns its id.
     pub(crate) async fn request(&mut self, pkg_id: i64, data: Value) -> Uuid {
         let req_id = Uuid::new_v4();
@@ -126,9 +158,15 @@ impl Client {
     }
 
     /// Closes with 1000 and waits for the server's answer.
-    pub(crate) async fn close(mut self) {
-        self.socket.close(None).await.unwrap();
-        while self.next().await.is_ok() {}
+    pub(crate) async fn close(self) {
+        assert_eq!(self.close_and_see().await, Closed::Code(1000));
+    }
+
+    /// Closes with 1000 and returns how the server answered.
+    pub(crate) async fn close_and_see(mut self) -> Closed {
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        self.socket.close(Some(frame)).await.unwrap();
+        self.until_closed().await.1
     }
 
     /// The stream itself, for what only a rude client does.

@@ -1,6 +1,8 @@
 //! A server and its clients, as tests use them.
 
 mod client;
+pub(crate) mod handlers;
+pub(crate) mod wire;
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
@@ -8,7 +10,7 @@ use reqwest::{Method, RequestBuilder};
 use switchboard::{
     auth::DevIssuer,
     config::Config,
-    handlers::{self, Package, roles},
+    handlers::{Package, packages, roles},
     server::{self, Listeners, ServeError},
 };
 use tempfile::TempDir;
@@ -51,7 +53,7 @@ impl TestServer {
         let ops_addr = listeners.ops.as_ref().map(|ops| ops.local_addr().unwrap());
         let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
         let (shutdown, ended) = oneshot::channel::<()>();
-        let packages = [handlers::packages(), more].concat();
+        let packages = [packages(), more].concat();
         let running = tokio::spawn(server::run(config, packages, listeners, async {
             drop(ended.await);
         }));
