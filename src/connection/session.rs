@@ -119,6 +119,10 @@ impl Session {
             }
             if !self.batch.is_empty() || !self.control.is_empty() {
                 self.write().await?;
+                // A drain may have come while the write waited.
+                if self.drain.is_some() {
+                    timer.as_mut().reset(self.next_deadline().into());
+                }
             }
             if self.drained() && self.in_flight == 0 {
                 match self.socket.next().now_or_never() {
