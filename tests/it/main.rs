@@ -4,7 +4,15 @@
 #![allow(dead_code)]
 mod authentication;
 mod basics;
+mod closing;
 mod direction;
+mod lifecycle;
+mod limits;
+mod liveness;
 mod messages;
+mod promises;
+mod protobuf;
+mod push;
+mod slow_consumers;
 mod support;
 mod upgrade;

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, time::Duration};
 use futures_util::{SinkExt, StreamExt};
 use prost::Message as _;
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
     tungstenite::{
@@ -125,17 +129,19 @@ impl Client {
         }
     }
 
-    /// The next frame that is not a ping or pong, or how the connection ended.
+    /// The next frame that is not a ping or pong, or how the connection ended. Closes the socket then.
     pub(crate) async fn next(&mut self) -> Result<Message, Closed> {
-        loop {
+        let closed = loop {
             let frame = timeout(PATIENCE, self.socket.next()).await.expect("nothing arrived");
-            return match frame {
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                Some(Ok(Message::Close(Some(frame)))) => Err(Closed::Code(frame.code.into())),
-                Some(Ok(Message::Close(None)) | Err(_)) | None => Err(Closed::Abnormal),
-                Some(Ok(frame)) => Ok(frame),
-            };
-        }
+            match frame {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(Some(frame)))) => break Closed::Code(frame.code.into()),
+                Some(Ok(Message::Close(None)) | Err(_)) | None => break Closed::Abnormal,
+                Some(Ok(frame)) => return Ok(frame),
+            }
+        };
+        drop(self.socket.get_mut().shutdown().await);
+        Err(closed)
     }
 
     /// Reads until the connection ends; returns the JSON seen before, and how it ended.
@@ -157,6 +163,13 @@ impl Client {
         }
     }
 
+    /// Expects no data for a while, and answers pings meanwhile.
+    pub(crate) async fn silent_for_data(&mut self, time: Duration) {
+        if let Ok(frame) = timeout(time, self.next()).await {
+            panic!("silence was expected: {frame:?}");
+        }
+    }
+
     /// Closes with 1000 and waits for the server's answer.
     pub(crate) async fn close(self) {
         assert_eq!(self.close_and_see().await, Closed::Code(1000));
@@ -167,6 +180,25 @@ impl Client {
         let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
         self.socket.close(Some(frame)).await.unwrap();
         self.until_closed().await.1
+    }
+
+    /// Reads one big frame from the server, so many bytes at a time with a pause after each; returns
+    /// how many bytes it had.
+    pub(crate) async fn read_slowly(&mut self, bytes: usize, pause: Duration) -> u64 {
+        let tcp = self.socket.get_mut();
+        let mut head = [0; 10];
+        tcp.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[..2], [0x81, 127], "a text frame with a length of 64 bits was expected");
+        let length = u64::from_be_bytes(head[2..].try_into().unwrap());
+        let mut left = usize::try_from(length).unwrap();
+        let mut part = vec![0; bytes];
+        while left > 0 {
+            let want = left.min(bytes);
+            tcp.read_exact(&mut part[..want]).await.unwrap();
+            left -= want;
+            tokio::time::sleep(pause).await;
+        }
+        length
     }
 
     /// The stream itself, for what only a rude client does.
