@@ -31,6 +31,10 @@ fn not_utf8() -> Message {
     Message::Frame(Frame::message(&b"{\"a\":\"\xff\"}"[..], OpCode::Data(Data::Text), true))
 }
 
+fn reserved() -> Message {
+    Message::Frame(Frame::message("x", OpCode::Data(Data::Reserved(3)), true))
+}
+
 /// A request of so many bytes in all.
 fn sized(bytes: usize) -> Message {
     let text =
@@ -43,6 +47,7 @@ async fn requests_before_a_fatal_frame_are_answered_before_the_close() {
     let server = start(&[]).await;
     for (case, bad, code) in [
         ("wrong kind", Message::binary("x"), 1003),
+        ("broken framing", reserved(), 1002),
         ("not UTF-8", not_utf8(), 1007),
         ("too big", sized(64 * 1024 + 1), 1009),
     ] {

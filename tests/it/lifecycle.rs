@@ -92,8 +92,8 @@ async fn requests_in_flight_are_answered_before_a_drain_closes() {
     gate.until_begun(1).await;
     server.begin_shutdown();
     assert_eq!(client.receive().await["type"], "drain");
-    // Long past the grace, the connection waits for its answer.
-    client.silent_for(Duration::from_millis(250)).await;
+    // Past the grace, and past the second that a faulty client is given, the connection waits.
+    client.silent_for(Duration::from_millis(1200)).await;
     gate.release(1);
     let (seen, closed) = client.until_closed().await;
     assert_eq!(

@@ -291,3 +291,40 @@ async fn an_answer_has_the_id_of_its_request() {
     ids.sort_unstable();
     assert_eq!(seen, ids);
 }
+
+#[tokio::test]
+async fn page_zero_is_refused_and_no_internal_error() {
+    let server = TestServer::start(&[]).await;
+    let mut client = server.client("ann").await;
+    for query in [json!({ "page": 0 }), json!({ "per_page": 0 }), json!({ "page": i64::MIN })] {
+        assert_eq!(code(&client.call(2, query).await), (2, "invalid_data"));
+    }
+    let last = json!({ "page": i32::MAX, "per_page": 100 });
+    assert_eq!(client.call(2, last).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn data_is_json_and_not_text_of_json() {
+    let server = TestServer::start(&[]).await;
+    let mut client = server.client("ann").await;
+    let made = client.call(3, json!({ "name": "\"quoted\" ä \u{1F600} \\" })).await;
+    assert!(made["data"].is_object(), "{made}");
+    assert_eq!(made["data"]["name"], "\"quoted\" ä \u{1F600} \\");
+    assert!(client.call(1, json!({})).await["data"][0].is_object());
+}
+
+#[tokio::test]
+async fn deeply_nested_data_harms_nobody() {
+    let server = TestServer::start(&[]).await;
+    let mut client = server.client("ann").await;
+    let deep = [&"[".repeat(30_000), &*"]".repeat(30_000)].concat();
+    for (pkg_id, status) in [(100, 0), (1, 2), (999, 1)] {
+        let text = format!(r#"{{"pkg_id":{pkg_id},"req_id":"{ID}","data":{{"id":{deep}}}}}"#);
+        client.send_frame(Message::text(text)).await;
+        // Too deep for a parser that builds a tree.
+        let Ok(Message::Text(answer)) = client.next().await else { panic!("no answer") };
+        assert!(answer.contains(&format!(r#""status_code":{status}"#)), "{pkg_id}");
+    }
+    let text = format!(r#"{{"pkg_id":"x","data":{deep}}}"#);
+    assert_eq!(code(&send_text(&mut client, &text).await), (2, "invalid_message"));
+}

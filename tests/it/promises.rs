@@ -208,3 +208,22 @@ async fn a_ping_is_answered_while_a_request_waits() {
     gate.release(1);
     assert_eq!(client.receive().await["status_code"], 0);
 }
+
+#[tokio::test]
+async fn the_gauge_of_open_requests_returns_to_zero_also_when_their_client_left() {
+    let (server, gate) = start(&[]).await;
+    let mut client = server.client("ann").await;
+    client.request(GATE, json!({})).await;
+    client.request(GATE, json!({})).await;
+    server.until_metric("ws_requests_in_flight", 2.0).await;
+    gate.release(2);
+    answers(&mut client, 2).await;
+    server.until_metric("ws_requests_in_flight", 0.0).await;
+    client.request(GATE, json!({})).await;
+    gate.until_begun(3).await;
+    drop(client);
+    server.until_metric("ws_requests_in_flight", 0.0).await;
+    server.until_metric("ws_connections_active", 0.0).await;
+    gate.release(1);
+    assert_eq!(server.client("bob").await.call(100, json!({})).await["status_code"], 0);
+}

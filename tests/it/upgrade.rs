@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode, header::HeaderMap};
 use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+};
 use tokio_tungstenite::tungstenite::Error;
 
 use crate::support::{
@@ -79,9 +83,8 @@ async fn web_without_an_upgrade_asks_for_one() {
 
 #[tokio::test]
 async fn a_bad_token_in_the_header_is_unauthorized() {
-    let server = TestServer::start(&[("JWT_LEEWAY", "0s")]).await;
-    let expired = server.issuer.token("ann", &[], Duration::ZERO);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let server = TestServer::start(&[]).await;
+    let expired = server.expired_token("ann");
     for (value, code) in [
         ("Bearer nonsense".to_owned(), "unauthorized"),
         ("Basic YW5uOnNlY3JldA==".to_owned(), "unauthorized"),
@@ -97,9 +100,8 @@ async fn a_bad_token_in_the_header_is_unauthorized() {
 
 #[tokio::test]
 async fn a_bad_token_in_the_query_is_unauthorized_where_query_tokens_are_on() {
-    let server = TestServer::start(&[("WS_QUERY_TOKEN", "true"), ("JWT_LEEWAY", "0s")]).await;
-    let expired = server.issuer.token("ann", &[], Duration::ZERO);
-    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let server = TestServer::start(&[("WS_QUERY_TOKEN", "true")]).await;
+    let expired = server.expired_token("ann");
     for (query, code) in [
         ("token=nonsense".to_owned(), "unauthorized"),
         ("Authorization=Bearer%20nonsense".to_owned(), "unauthorized"),
@@ -213,4 +215,34 @@ async fn a_draining_node_refuses_upgrades() {
     assert_eq!(client.receive().await["status_code"], 0);
     assert_eq!(client.next().await.unwrap_err(), Closed::Code(1001));
     server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn frames_that_arrive_with_the_upgrade_request_are_not_lost() {
+    let server = TestServer::start(&[]).await;
+    let auth = json!({ "type": "auth", "token": format!("Bearer {}", server.token("ann")) });
+    let echo = json!({ "pkg_id": 100, "req_id": uuid::Uuid::nil(), "data": { "early": 1 } });
+    let mut bytes = b"GET /web HTTP/1.1\r\nHost: x\r\n".to_vec();
+    for (name, value) in GOOD {
+        bytes.extend(format!("{name}: {value}\r\n").bytes());
+    }
+    bytes.extend(b"\r\n");
+    for text in [auth.to_string(), echo.to_string()] {
+        // A whole text frame, masked with zeros, its length in 16 bits.
+        bytes.extend([0x81, 0x80 | 126]);
+        bytes.extend(u16::try_from(text.len()).unwrap().to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(text.bytes());
+    }
+    let mut tcp = TcpStream::connect(server.addr).await.unwrap();
+    tcp.write_all(&bytes).await.unwrap();
+    let mut seen = Vec::new();
+    while !String::from_utf8_lossy(&seen).contains(r#"{"early":1}"#) {
+        let read = tokio::time::timeout(Duration::from_secs(5), tcp.read_buf(&mut seen));
+        assert_ne!(read.await.expect("an answer was lost").unwrap(), 0);
+    }
+    let seen = String::from_utf8_lossy(&seen);
+    assert!(seen.starts_with("HTTP/1.1 101 ") && seen.contains("auth_ok"));
+    // From the example of RFC 6455.
+    assert!(seen.contains("s3pPLMBiTxaQ9kYGzzhZRbK+xOo="));
 }

@@ -7,6 +7,7 @@ pub(crate) mod wire;
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use reqwest::{Method, RequestBuilder};
+use serde_json::json;
 use switchboard::{
     auth::DevIssuer,
     config::Config,
@@ -90,6 +91,14 @@ impl TestServer {
     /// A token with some roles.
     pub(crate) fn token_with(&self, user: &str, roles: &[&str]) -> String {
         self.issuer.token(user, roles, Duration::from_secs(600))
+    }
+
+    /// A token that expired an hour ago.
+    pub(crate) fn expired_token(&self, user: &str) -> String {
+        let past = jiff::Timestamp::now().as_second() - 3600;
+        self.issuer.sign(&json!({
+            "iss": "switchboard-dev", "azp": "switchboard", "typ": "Bearer", "sub": user, "exp": past,
+        }))
     }
 
     /// An authenticated JSON client with every role.
