@@ -339,14 +339,19 @@ impl Session {
         socket::close(self.socket, reason, None).await;
     }
 
+    /// Writes all that was accepted before: the answers to open requests, and pushes that are there.
     async fn last_answers(&mut self) -> Flow {
         self.write().await?;
-        while self.in_flight > 0 {
-            if poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch)).await.is_none() {
-                self.write().await?;
+        loop {
+            let take = poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch));
+            let taken = if self.in_flight > 0 { Some(take.await) } else { take.now_or_never() };
+            match taken {
+                Some(None) => self.write().await?,
+                // The connection is ending already.
+                Some(Some(_)) => {}
+                None => return Flow::Continue(()),
             }
         }
-        Flow::Continue(())
     }
 }
 

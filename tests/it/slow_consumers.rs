@@ -104,3 +104,21 @@ async fn a_drain_that_came_while_a_write_waited_ends_after_its_grace() {
     assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
     server.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn pushes_accepted_before_a_drain_are_written_before_the_close() {
+    let settings = [("WS_SEND_QUEUE", "1000"), ("DRAIN_GRACE", "50ms"), ("DRAIN_SPREAD", "1s")];
+    let mut server = TestServer::start(&settings).await;
+    let mut slow = server.client("slow").await;
+    for _ in 0..24 {
+        push(&server).await;
+    }
+    server.begin_shutdown();
+    // The grace ends while a write waits and more pushes wait behind it.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let (seen, closed) = slow.until_closed().await;
+    assert_eq!(closed, Closed::Code(1001));
+    let pushes = seen.iter().filter(|frame| frame["pkg_id"] == 150).count();
+    assert_eq!((seen.len(), pushes), (25, 24));
+    server.stop().await.unwrap();
+}
