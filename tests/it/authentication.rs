@@ -265,3 +265,21 @@ async fn a_client_that_closes_before_it_authenticates_gets_its_close_answered() 
     let client = Client::open(server.addr, "/web").await;
     assert_eq!(client.close_and_see().await, Closed::Code(1000));
 }
+
+#[tokio::test]
+async fn five_connections_are_a_users_limit_in_every_way_to_authenticate() {
+    let settings = [("WS_MAX_CONNECTIONS_PER_USER", "5"), ("WS_QUERY_TOKEN", "true")];
+    let server = TestServer::start(&settings).await;
+    let mut inside = Vec::new();
+    for _ in 0..5 {
+        inside.push(server.client("ann").await);
+    }
+    let token = server.token("ann");
+    let header = format!("Bearer {token}");
+    let by_header =
+        Client::try_open(server.addr, "/web", &[("authorization", &header)]).await.unwrap();
+    assert_refused(by_header, "connection_limit", 1008, "header").await;
+    let by_query = Client::open(server.addr, &format!("/web?token={token}")).await;
+    assert_refused(by_query, "connection_limit", 1008, "query").await;
+    server.until_metric(r#"rate_limit_hits_total{limit_type="websocket_connection"}"#, 2.0).await;
+}

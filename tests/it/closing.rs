@@ -1,6 +1,6 @@
 //! Faults of the client that end the connection: the code, and what was asked before is answered first.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
 use tokio_tungstenite::tungstenite::{
@@ -125,4 +125,19 @@ async fn a_socket_that_breaks_is_noticed_and_counted() {
     server.until_metric(r#"ws_disconnections_total{code="abnormal"}"#, 1.0).await;
     tokio::time::sleep(Duration::from_millis(150)).await;
     assert_eq!(server.client("bob").await.call(100, json!({})).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn a_request_is_answered_before_its_token_expires_under_it() {
+    let server = start(&[]).await;
+    // A token ends on a whole second: one made at the start of a second lives for all of it.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    tokio::time::sleep(Duration::from_millis(1010 - u64::from(now.subsec_millis()))).await;
+    let token = server.issuer.token("ann", &[], Duration::from_secs(1));
+    let mut client = Client::open(server.addr, "/web").await;
+    client.authenticate(&token).await;
+    let late = client.request(SLEEPS, json!({ "ms": 1200 })).await;
+    let (seen, closed) = client.until_closed().await;
+    assert_eq!((seen.len(), closed), (1, Closed::Code(4003)));
+    assert_eq!(seen[0]["req_id"], late.to_string());
 }

@@ -125,3 +125,17 @@ async fn an_unknown_control_type_is_answered_with_an_error_and_is_a_strike() {
     let (seen, closed) = client.until_closed().await;
     assert_eq!((seen.len(), &seen[0]["type"], closed), (1, &json!("error"), Closed::Code(1008)));
 }
+
+#[tokio::test]
+async fn twenty_refused_messages_close_by_default() {
+    let server = TestServer::start(&[]).await;
+    let mut client = server.client("ann").await;
+    for _ in 0..19 {
+        client.send_frame(Message::text("nonsense")).await;
+        assert_eq!(client.receive().await["data"]["code"], "invalid_message");
+    }
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+    client.send_frame(Message::text("nonsense")).await;
+    let (seen, closed) = client.until_closed().await;
+    assert_eq!((seen.len(), closed), (1, Closed::Code(1008)));
+}

@@ -227,3 +227,36 @@ async fn the_gauge_of_open_requests_returns_to_zero_also_when_their_client_left(
     gate.release(1);
     assert_eq!(server.client("bob").await.call(100, json!({})).await["status_code"], 0);
 }
+
+#[tokio::test]
+async fn a_request_that_waited_too_long_for_its_turn_times_out_as_well() {
+    let settings = [("WS_HANDLER_TIMEOUT", "200ms"), ("WS_HANDLER_CONCURRENCY", "1")];
+    let (server, gate) = start(&settings).await;
+    let mut client = server.client("ann").await;
+    let begun = Instant::now();
+    for _ in 0..5 {
+        client.request(GATE, json!({})).await;
+    }
+    for answer in answers(&mut client, 5).await.values() {
+        assert_eq!(code(answer), (1, "timeout"));
+    }
+    assert!(begun.elapsed() < Duration::from_millis(800), "{:?}", begun.elapsed());
+    gate.release(1);
+    assert_eq!(client.call(GATE, json!({})).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn sixteen_requests_of_a_connection_run_at_once_by_default() {
+    let (server, gate) = start(&[]).await;
+    let (mut client, mut other) = (server.client("ann").await, server.client("ann").await);
+    for _ in 0..17 {
+        client.request(GATE, json!({})).await;
+    }
+    gate.until_begun(16).await;
+    client.silent_for(Duration::from_millis(100)).await;
+    assert_eq!(gate.begun(), 16);
+    // What one connection waits for holds up no other.
+    assert_eq!(other.call(100, json!({})).await["status_code"], 0);
+    gate.release(17);
+    answers(&mut client, 17).await;
+}
