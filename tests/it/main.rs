@@ -13,6 +13,7 @@ mod messages;
 mod promises;
 mod protobuf;
 mod push;
+mod secrets;
 mod slow_consumers;
 mod support;
 mod upgrade;
