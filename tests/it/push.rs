@@ -142,3 +142,22 @@ async fn only_an_administrator_broadcasts() {
     assert_eq!(post().bearer_auth(token).send().await.unwrap().status(), 403);
     client.silent_for(Duration::from_millis(50)).await;
 }
+
+#[tokio::test]
+async fn a_closed_connection_is_no_longer_pushed_to() {
+    let server = TestServer::start(&[]).await;
+    let (mut first, second) = (server.client("ann").await, server.client("ann").await);
+    second.close().await;
+    drop(server.client("bob").await);
+    server.until_metric("ws_connections_active", 1.0).await;
+    for (body, connections) in [
+        (json!({ "pkg_id": 150, "data": {} }), 1),
+        (json!({ "pkg_id": 150, "data": {}, "user": "ann" }), 1),
+        (json!({ "pkg_id": 150, "data": {}, "user": "bob" }), 0),
+    ] {
+        let answer =
+            server.rest(Method::POST, "/admin/broadcast").json(&body).send().await.unwrap();
+        assert_eq!(answer.json::<Value>().await.unwrap()["connections"], connections, "{body}");
+    }
+    assert_push(&first.receive().await, 150, &json!({}));
+}

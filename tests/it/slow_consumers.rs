@@ -122,3 +122,18 @@ async fn pushes_accepted_before_a_drain_are_written_before_the_close() {
     assert_eq!((seen.len(), pushes), (25, 24));
     server.stop().await.unwrap();
 }
+
+#[tokio::test]
+async fn pushes_that_had_to_wait_keep_their_order() {
+    let server = TestServer::start(&[("WS_SEND_QUEUE", "1000")]).await;
+    let mut slow = server.client("slow").await;
+    for n in 0..40 {
+        // The first ones fill the socket, so that the others queue up.
+        let fill = if n < 24 { 500_000 } else { 1 };
+        let body = json!({ "pkg_id": 150, "data": { "n": n, "x": "x".repeat(fill) } });
+        server.rest(Method::POST, "/admin/broadcast").json(&body).send().await.unwrap();
+    }
+    for n in 0..40 {
+        assert_eq!(slow.receive().await["data"]["n"], n);
+    }
+}
