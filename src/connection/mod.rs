@@ -80,12 +80,9 @@ impl Actor for Connection {
         admission: Box<Admission>,
     ) -> Result<Owned, ActorProcessingErr> {
         let owned = Owned(Arc::clone(&admission.outbox));
-        let session = Session::new(*admission, Arc::clone(&self.shared));
-        let stop = StopOnDrop(myself);
-        self.shared.tasks.spawn(async move {
-            session.run().await;
-            drop(stop);
-        });
+        // Boxed: moved into the task by value it would lie in there twice.
+        let session = Box::new(Session::new(*admission, Arc::clone(&self.shared)));
+        self.shared.tasks.spawn(session.run(StopOnDrop(myself)));
         Ok(owned)
     }
 

@@ -14,13 +14,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{SinkExt, StreamExt};
+use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::json;
 use tokio::time::{Sleep, sleep_until, timeout};
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 
 use super::{
-    Admission, Shared,
+    Admission, Shared, StopOnDrop,
     handshake::broken,
     socket::{self, Socket},
 };
@@ -38,6 +38,8 @@ use crate::{
 
 /// Strikes are counted over this long.
 const STRIKE_WINDOW: Duration = Duration::from_secs(60);
+/// Control answers that wait for a write before reading stops.
+const MAX_CONTROL: usize = 16;
 /// Time for open requests to be answered when the client's own fault ends the connection.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -89,7 +91,7 @@ impl Session {
     }
 
     /// Serves the connection until it ends, and ends it.
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(mut self: Box<Self>, stop: StopOnDrop) {
         let hello = ServerControl::AuthOk {
             connection_id: self.outbox.id,
             user: &self.caller.identity.username,
@@ -99,6 +101,7 @@ impl Session {
         let ControlFlow::Break(reason) = self.serve().await else { return };
         // Boxed: the state of an ending must not weigh on every idle connection.
         Box::pin(self.end(reason)).await;
+        drop(stop);
     }
 
     async fn serve(&mut self) -> Flow {
@@ -109,6 +112,10 @@ impl Session {
             poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await?;
             if !self.batch.is_empty() || !self.control.is_empty() {
                 self.write().await?;
+                // A drain may have come while the write waited.
+                if self.drain.is_some() {
+                    timer.as_mut().reset(self.next_deadline().into());
+                }
             }
             if self.drained() && self.in_flight == 0 {
                 let quiet = poll_fn(|cx| Poll::Ready(self.poll_read(cx).is_pending())).await;
@@ -167,7 +174,10 @@ impl Session {
         let mut arrived = None;
         let mut departure = Departure::default();
         let mut flow = Flow::Continue(());
-        while flow.is_continue() && self.in_flight < self.shared.config.max_in_flight {
+        while flow.is_continue()
+            && self.in_flight < self.shared.config.max_in_flight
+            && self.control.len() < MAX_CONTROL
+        {
             let Poll::Ready(frame) = self.socket.poll_next_unpin(cx) else { break };
             let now = *arrived.get_or_insert_with(Instant::now);
             flow = match frame {
@@ -335,28 +345,31 @@ impl Session {
     }
 
     /// Ends the connection. What was asked before is answered first, where the client can still hear.
-    async fn end(mut self, reason: CloseReason) {
+    async fn end(mut self: Box<Self>, reason: CloseReason) {
         match reason {
-            CloseReason::Normal => {
-                // Lets tungstenite answer the client's close frame.
-                let closing = async { while let Some(Ok(_)) = self.socket.next().await {} };
-                drop(timeout(LAST_ANSWERS, closing).await);
-            }
-            CloseReason::Abnormal | CloseReason::SlowConsumer | CloseReason::InternalError => {}
+            CloseReason::Normal
+            | CloseReason::Abnormal
+            | CloseReason::SlowConsumer
+            | CloseReason::InternalError => {}
             _ => drop(timeout(LAST_ANSWERS, self.last_answers()).await),
         }
         self.outbox.end(reason);
         socket::close(self.socket, reason, None).await;
     }
 
+    /// Writes all that was accepted before: the answers to open requests, and pushes that are there.
     async fn last_answers(&mut self) -> Flow {
         self.write().await?;
-        while self.in_flight > 0 {
-            if poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch)).await.is_none() {
-                self.write().await?;
+        loop {
+            let take = poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch));
+            let taken = if self.in_flight > 0 { Some(take.await) } else { take.now_or_never() };
+            match taken {
+                Some(None) => self.write().await?,
+                // The connection is ending already.
+                Some(Some(_)) => {}
+                None => return Flow::Continue(()),
             }
         }
-        Flow::Continue(())
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use futures_util::SinkExt;
+use futures_util::{SinkExt, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf},
     net::TcpStream,
@@ -49,6 +49,11 @@ pub(crate) async fn accept(tcp: TcpStream, read_already: &[u8], max_message: usi
 /// Sends the error frame and the close frame of a reason, and waits a little for the client to read
 /// them: a socket dropped with unread input is reset, and the client would lose the close frame.
 pub(crate) async fn close(mut socket: Socket, reason: CloseReason, error: Option<Message>) {
+    if reason == CloseReason::Normal {
+        // Reading on lets tungstenite answer the client's close frame.
+        let answered = async { while let Some(Ok(_)) = socket.next().await {} };
+        drop(timeout(CLOSE_TIMEOUT, answered).await);
+    }
     let Some(frame) = reason.frame() else { return };
     let farewell = async {
         if let Some(error) = error {

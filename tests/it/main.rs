@@ -1,18 +1,30 @@
 //! The integration tests: whole servers on free ports, real sockets, real clients. A module a behaviour.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
-#![allow(dead_code)]
+
+mod authentication;
 mod basics;
+mod closing;
 mod commands;
 mod direction;
-mod readme;
 mod health;
+mod lifecycle;
+mod limits;
+mod liveness;
 mod logs;
+mod messages;
 mod metrics;
 mod metrics_names;
 mod process;
+mod promises;
+mod protobuf;
+mod push;
+mod readme;
 mod rest_authors;
 mod rest_errors;
 mod rest_headers;
+mod secrets;
+mod slow_consumers;
 mod support;
 mod tokens;
+mod upgrade;

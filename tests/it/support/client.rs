@@ -3,13 +3,24 @@
 use std::{net::SocketAddr, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
+use prost::Message as _;
 use serde_json::{Value, json};
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Error, Message, client::IntoClientRequest},
+    tungstenite::{
+        Error, Message,
+        client::IntoClientRequest,
+        protocol::{CloseFrame, frame::coding::CloseCode},
+    },
 };
 use uuid::Uuid;
+
+use super::wire;
 
 /// How a connection ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,9 +76,29 @@ impl Client {
         self.socket.send(frame).await.unwrap();
     }
 
-    /// Puts a frame into the write buffer; it travels with the next `send`.
-    pub(crate) async fn feed(&mut self, value: &Value) {
-        self.socket.feed(Message::text(value.to_string())).await.unwrap();
+    /// Sends frames so that they arrive together.
+    pub(crate) async fn send_together(&mut self, frames: impl IntoIterator<Item = Message>) {
+        for frame in frames {
+            self.socket.feed(frame).await.unwrap();
+        }
+        self.socket.flush().await.unwrap();
+    }
+
+    /// Sends a protobuf request and returns its answer; anything else in between fails the test.
+    pub(crate) async fn call_protobuf(&mut self, pkg_id: i32, data_json: &str) -> wire::Response {
+        let request = wire::Request::new(pkg_id, data_json);
+        self.send_frame(request.frame()).await;
+        let answer = self.receive_protobuf().await;
+        assert_eq!((answer.pkg_id, &answer.req_id), (pkg_id, &request.req_id), "{answer:?}");
+        answer
+    }
+
+    /// The next frame that is not a ping or pong, as protobuf.
+    pub(crate) async fn receive_protobuf(&mut self) -> wire::Response {
+        match self.next().await {
+            Ok(Message::Binary(bytes)) => wire::Response::decode(bytes).unwrap(),
+            other => panic!("a binary frame was expected: {other:?}"),
+        }
     }
 
     /// Sends a request and returns its id.
@@ -93,17 +124,19 @@ impl Client {
         }
     }
 
-    /// The next frame that is not a ping or pong, or how the connection ended.
+    /// The next frame that is not a ping or pong, or how the connection ended. Closes the socket then.
     pub(crate) async fn next(&mut self) -> Result<Message, Closed> {
-        loop {
+        let closed = loop {
             let frame = timeout(PATIENCE, self.socket.next()).await.expect("nothing arrived");
-            return match frame {
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
-                Some(Ok(Message::Close(Some(frame)))) => Err(Closed::Code(frame.code.into())),
-                Some(Ok(Message::Close(None)) | Err(_)) | None => Err(Closed::Abnormal),
-                Some(Ok(frame)) => Ok(frame),
-            };
-        }
+            match frame {
+                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
+                Some(Ok(Message::Close(Some(frame)))) => break Closed::Code(frame.code.into()),
+                Some(Ok(Message::Close(None)) | Err(_)) | None => break Closed::Abnormal,
+                Some(Ok(frame)) => return Ok(frame),
+            }
+        };
+        drop(self.socket.get_mut().shutdown().await);
+        Err(closed)
     }
 
     /// Reads until the connection ends; returns the JSON seen before, and how it ended.
@@ -125,10 +158,42 @@ impl Client {
         }
     }
 
+    /// Expects no data for a while, and answers pings meanwhile.
+    pub(crate) async fn silent_for_data(&mut self, time: Duration) {
+        if let Ok(frame) = timeout(time, self.next()).await {
+            panic!("silence was expected: {frame:?}");
+        }
+    }
+
     /// Closes with 1000 and waits for the server's answer.
-    pub(crate) async fn close(mut self) {
-        self.socket.close(None).await.unwrap();
-        while self.next().await.is_ok() {}
+    pub(crate) async fn close(self) {
+        assert_eq!(self.close_and_see().await, Closed::Code(1000));
+    }
+
+    /// Closes with 1000 and returns how the server answered.
+    pub(crate) async fn close_and_see(mut self) -> Closed {
+        let frame = CloseFrame { code: CloseCode::Normal, reason: "".into() };
+        self.socket.close(Some(frame)).await.unwrap();
+        self.until_closed().await.1
+    }
+
+    /// Reads one big frame from the server, so many bytes at a time with a pause after each; returns
+    /// how many bytes it had.
+    pub(crate) async fn read_slowly(&mut self, bytes: usize, pause: Duration) -> u64 {
+        let tcp = self.socket.get_mut();
+        let mut head = [0; 10];
+        tcp.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[..2], [0x81, 127], "a text frame with a length of 64 bits was expected");
+        let length = u64::from_be_bytes(head[2..].try_into().unwrap());
+        let mut left = usize::try_from(length).unwrap();
+        let mut part = vec![0; bytes];
+        while left > 0 {
+            let want = left.min(bytes);
+            tcp.read_exact(&mut part[..want]).await.unwrap();
+            left -= want;
+            tokio::time::sleep(pause).await;
+        }
+        length
     }
 
     /// The stream itself, for what only a rude client does.

@@ -1,16 +1,19 @@
 //! A server and its clients, as tests use them.
 
 mod client;
+pub(crate) mod handlers;
 pub(crate) mod process;
 pub(crate) mod rest;
+pub(crate) mod wire;
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
 
 use reqwest::{Method, RequestBuilder};
+use serde_json::json;
 use switchboard::{
     auth::DevIssuer,
     config::Config,
-    handlers::{self, Package, roles},
+    handlers::{Package, packages, roles},
     server::{self, Listeners, ServeError},
 };
 use tempfile::TempDir;
@@ -53,7 +56,7 @@ impl TestServer {
         let ops_addr = listeners.ops.as_ref().map(|ops| ops.local_addr().unwrap());
         let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
         let (shutdown, ended) = oneshot::channel::<()>();
-        let packages = [handlers::packages(), more].concat();
+        let packages = [packages(), more].concat();
         let running = tokio::spawn(server::run(config, packages, listeners, async {
             drop(ended.await);
         }));
@@ -90,6 +93,14 @@ impl TestServer {
     /// A token with some roles.
     pub(crate) fn token_with(&self, user: &str, roles: &[&str]) -> String {
         self.issuer.token(user, roles, Duration::from_secs(600))
+    }
+
+    /// A token that expired an hour ago.
+    pub(crate) fn expired_token(&self, user: &str) -> String {
+        let past = jiff::Timestamp::now().as_second() - 3600;
+        self.issuer.sign(&json!({
+            "iss": "switchboard-dev", "azp": "switchboard", "typ": "Bearer", "sub": user, "exp": past,
+        }))
     }
 
     /// An authenticated JSON client with every role.
