@@ -10,7 +10,7 @@ use std::{
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
@@ -141,13 +141,10 @@ impl Session {
         if let Poll::Ready(flow) = self.poll_read(cx) {
             return Poll::Ready(flow);
         }
-        while timer.as_mut().poll(cx).is_ready() {
-            if let ControlFlow::Break(reason) = self.tick() {
-                return Poll::Ready(Flow::Break(reason));
-            }
-            timer.as_mut().reset(self.next_deadline().into());
-        }
-        if self.control.is_empty() { Poll::Pending } else { Poll::Ready(Flow::Continue(())) }
+        ready!(timer.as_mut().poll(cx));
+        let flow = self.tick();
+        timer.reset(self.next_deadline().into());
+        Poll::Ready(flow)
     }
 
     fn command(&mut self, command: Command) -> Flow {
