@@ -279,6 +279,12 @@ impl Reader<'_> {
                 "LOG_LEVEL: {filter:?} is not allowed ({fault}); allowed: error, warn, info, debug, trace, off, or a filter such as info,switchboard::http=debug"
             ));
         }
+        let (grace, limit) = (config.server.drain_grace, config.server.drain_timeout);
+        if grace > limit {
+            self.faults.push(format!(
+                "DRAIN_GRACE: {grace:?} is not allowed; allowed: at most DRAIN_TIMEOUT, which is {limit:?}"
+            ));
+        }
         if config.environment != Environment::Production {
             return;
         }

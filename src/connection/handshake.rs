@@ -85,18 +85,20 @@ fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identity>, Re
 fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
     let attempts = &metrics.auth.attempts;
     match result {
-        Ok(_) => attempts.inc(AuthOutcome::Success),
-        Err(Refusal { reason: CloseReason::AuthTimeout, .. }) => {
-            metrics.ws.connections.inc(ConnectionOutcome::RejectedAuthTimeout);
-        }
-        Err(refusal) => {
-            attempts.inc(match refusal.reason {
-                CloseReason::TokenExpired => AuthOutcome::Expired,
-                _ => AuthOutcome::Failed,
-            });
-            metrics.ws.connections.inc(ConnectionOutcome::RejectedAuth);
-        }
+        Ok(_) => return attempts.inc(AuthOutcome::Success),
+        Err(refusal) => match refusal.reason {
+            // The client left of its own accord.
+            CloseReason::Normal | CloseReason::Abnormal => return,
+            CloseReason::AuthTimeout => {
+                return metrics.ws.connections.inc(ConnectionOutcome::RejectedAuthTimeout);
+            }
+            CloseReason::TokenExpired => attempts.inc(AuthOutcome::Expired),
+            CloseReason::Unauthorized => attempts.inc(AuthOutcome::Failed),
+            // Broken frames are no attempt.
+            _ => {}
+        },
     }
+    metrics.ws.connections.inc(ConnectionOutcome::RejectedAuth);
 }
 
 /// The token of the first frame that is neither a ping nor a pong.

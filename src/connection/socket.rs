@@ -28,7 +28,7 @@ use crate::protocol::CloseReason;
 pub(crate) type Socket = WebSocketStream<Counted>;
 
 /// Bytes. tungstenite fills it with zeros before every read, and an idle connection keeps it.
-const READ_BUFFER: usize = 2048;
+const READ_BUFFER: usize = 1536;
 /// Bytes that may gather before a write; one batch of small answers.
 const WRITE_BUFFER: usize = 4096;
 /// Time for a client to take a close frame and answer it.

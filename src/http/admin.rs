@@ -5,17 +5,18 @@ use std::sync::Arc;
 use axum::{
     Json,
     body::Body,
-    extract::State,
+    extract::{RawPathParams, State},
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
 use serde::Deserialize;
 use serde_json::{json, value::RawValue};
+use uuid::Uuid;
 
 use super::{Api, Problem, guard::caller, input};
 use crate::{
     handlers::{HandlerError, roles},
-    protocol::Push,
+    protocol::{CloseReason, Push},
 };
 
 /// A push to everyone, or to one user by name.
@@ -43,4 +44,36 @@ pub(super) async fn broadcast(
     };
     let reached = json!({ "nodes": 1, "connections": connections });
     Ok((StatusCode::ACCEPTED, Json(reached)).into_response())
+}
+
+/// The one parameter of a path, decoded.
+fn parameter(path: &RawPathParams) -> &str {
+    path.iter().next().map_or("", |(_, value)| value)
+}
+
+pub(super) async fn disconnect(
+    State(api): State<Arc<Api>>,
+    path: RawPathParams,
+    request: Request<Body>,
+) -> Result<StatusCode, Problem> {
+    caller(&request, roles::ADMIN)?;
+    let id = parameter(&path);
+    let id = Uuid::try_parse(id).map_err(|_| HandlerError::InvalidData {
+        path: "id".into(),
+        msg: "a connection's id is a UUID".into(),
+    })?;
+    if !api.context.hub.close(id, CloseReason::SessionRevoked) {
+        return Err(HandlerError::NotFound(format!("No connection has the id {id}")).into());
+    }
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) async fn disconnect_user(
+    State(api): State<Arc<Api>>,
+    path: RawPathParams,
+    request: Request<Body>,
+) -> Result<StatusCode, Problem> {
+    caller(&request, roles::ADMIN)?;
+    api.context.hub.close_user(parameter(&path), CloseReason::SessionRevoked);
+    Ok(StatusCode::NO_CONTENT)
 }

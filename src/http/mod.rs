@@ -75,7 +75,10 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
             "/authors/{id}",
             get(authors::read).merge(put(authors::update)).merge(delete(authors::remove)),
         );
-    let admin = Router::new().route("/admin/broadcast", post(admin::broadcast));
+    let admin = Router::new()
+        .route("/admin/broadcast", post(admin::broadcast))
+        .route("/admin/connections/{id}", delete(admin::disconnect))
+        .route("/admin/users/{user}/connections", delete(admin::disconnect_user));
     let health = Router::new()
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
@@ -99,6 +102,8 @@ fn declare(metrics: &Metrics) {
         ("PUT", "/authors/{id}", &[200, 404, 409, 413, 415]),
         ("DELETE", "/authors/{id}", &[204, 404]),
         ("POST", "/admin/broadcast", &[202, 413, 415]),
+        ("DELETE", "/admin/connections/{id}", &[204, 404]),
+        ("DELETE", "/admin/users/{user}/connections", &[204]),
     ];
     for (method, route, statuses) in routes {
         metrics.http.declare(method, route, &[*statuses, GUARDED].concat());

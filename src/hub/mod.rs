@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 pub(crate) use outbox::{Batch, Command, Outbox};
 
-use crate::protocol::Push;
+use crate::protocol::{CloseReason, Push};
 
 /// Every open connection of this node.
 pub(crate) struct Hub {
@@ -63,6 +63,22 @@ impl Hub {
         self.users
             .get(username)
             .map_or(0, |of_user| of_user.iter().filter(|outbox| self.deliver(outbox, push)).count())
+    }
+
+    /// Ends a connection; false if there is none of this id.
+    pub(crate) fn close(&self, id: Uuid, reason: CloseReason) -> bool {
+        let found = self.connections.get(&id);
+        found.is_some_and(|outbox| {
+            outbox.command(Command::Close(reason));
+            true
+        })
+    }
+
+    /// Ends every connection of a user, by name.
+    pub(crate) fn close_user(&self, username: &str, reason: CloseReason) {
+        for outbox in self.users.get(username).iter().flat_map(|of_user| of_user.iter()) {
+            outbox.command(Command::Close(reason));
+        }
     }
 
     /// Open connections.

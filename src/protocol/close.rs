@@ -31,6 +31,8 @@ pub enum CloseReason {
     AuthTimeout,
     /// The token of a running connection expired.
     SessionExpired,
+    /// An administrator disconnected it.
+    SessionRevoked,
     /// The push queue is full, or nothing could be written for `WS_WRITE_TIMEOUT`.
     SlowConsumer,
     /// No sign of life within `WS_PONG_TIMEOUT` of a ping.
@@ -41,7 +43,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, for the closed label set of `ws_disconnections_total`.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Normal,
         Self::GoingAway,
         Self::ProtocolError,
@@ -55,6 +57,7 @@ impl CloseReason {
         Self::TokenExpired,
         Self::AuthTimeout,
         Self::SessionExpired,
+        Self::SessionRevoked,
         Self::SlowConsumer,
         Self::PongTimeout,
         Self::Abnormal,
@@ -75,6 +78,7 @@ impl CloseReason {
             Self::Unauthorized | Self::TokenExpired => 4001,
             Self::AuthTimeout => 4002,
             Self::SessionExpired => 4003,
+            Self::SessionRevoked => 4004,
             Self::SlowConsumer => 4005,
             Self::PongTimeout => 4006,
         }
@@ -95,6 +99,7 @@ impl CloseReason {
             Self::Unauthorized => "unauthorized",
             Self::TokenExpired | Self::SessionExpired => "token expired",
             Self::AuthTimeout => "authentication timeout",
+            Self::SessionRevoked => "session revoked",
             Self::SlowConsumer => "slow consumer",
             Self::PongTimeout => "no pong",
             Self::Abnormal => "connection lost",

@@ -108,6 +108,10 @@ impl HandlerActor {
         let Job { data, caller, responder } = job;
         let waited = begun.saturating_duration_since(responder.received());
         self.metrics.ws.phase_queue.observe(waited.as_secs_f64());
+        if waited >= self.config.timeout {
+            time_out(self.package.name, &self.metrics, responder);
+            return begun;
+        }
         let handler = Arc::clone(&self.package.handler);
         let running = handler.start(Arc::clone(&self.context), caller, responder.head(), data);
         let mut running = AssertUnwindSafe(running).catch_unwind();
@@ -142,11 +146,7 @@ impl HandlerActor {
                 Ok(outcome) => {
                     finish(package, &metrics, responder, (begun, Instant::now()), outcome);
                 }
-                Err(_) => {
-                    metrics.errors.count("timeout", package);
-                    let error = ErrorBody::new("timeout", "The request took too long");
-                    responder.refuse(Status::Error, &error);
-                }
+                Err(_) => time_out(package, &metrics, responder),
             }
             drop(slot);
         });
@@ -160,6 +160,12 @@ impl Drop for Slot {
     fn drop(&mut self) {
         drop(self.0.cast(Work::Finished));
     }
+}
+
+/// Answers a request whose time is over, in its handler or before it was begun.
+fn time_out(package: &str, metrics: &Metrics, responder: Responder) {
+    metrics.errors.count("timeout", package);
+    responder.refuse(Status::Error, &ErrorBody::new("timeout", "The request took too long"));
 }
 
 /// Answers a request whose handler is through; none is the outcome of a panic.

@@ -234,3 +234,6 @@ async fn forget_idle(limits: Arc<Limits>, stop: CancellationToken) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

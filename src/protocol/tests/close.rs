@@ -7,7 +7,7 @@ use super::*;
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md"));
 
 /// Reason, code, label, whether a close frame is sent.
-const TABLE: [(CloseReason, u16, &str, bool); 16] = [
+const TABLE: [(CloseReason, u16, &str, bool); 17] = [
     (CloseReason::Normal, 1000, "1000", false),
     (CloseReason::GoingAway, 1001, "1001", true),
     (CloseReason::ProtocolError, 1002, "1002", true),
@@ -21,6 +21,7 @@ const TABLE: [(CloseReason, u16, &str, bool); 16] = [
     (CloseReason::TokenExpired, 4001, "4001", true),
     (CloseReason::AuthTimeout, 4002, "4002", true),
     (CloseReason::SessionExpired, 4003, "4003", true),
+    (CloseReason::SessionRevoked, 4004, "4004", true),
     (CloseReason::SlowConsumer, 4005, "4005", true),
     (CloseReason::PongTimeout, 4006, "4006", true),
     (CloseReason::Abnormal, 1006, "abnormal", false),

@@ -1,0 +1,133 @@
+//! The supervision tree: what happens when its actors end. Reaches for actors that no client can touch.
+
+use std::{collections::HashMap, time::Duration};
+
+use futures_util::{SinkExt, StreamExt};
+use ractor::ActorRef;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio_tungstenite::{
+    MaybeTlsStream, WebSocketStream, connect_async,
+    tungstenite::{Message, client::IntoClientRequest},
+};
+use uuid::Uuid;
+
+use super::*;
+
+type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+struct Running {
+    server: Server,
+    root: ActorRef<()>,
+    ended: JoinHandle<()>,
+    address: std::net::SocketAddr,
+    token: String,
+    _accepting: Accepting,
+    _data: TempDir,
+}
+
+async fn start() -> Running {
+    let data = TempDir::new().unwrap();
+    let settings = HashMap::from([
+        ("LISTEN_ADDR", "127.0.0.1:0"),
+        ("DATA_DIR", data.path().to_str().unwrap()),
+    ]);
+    let config = Config::read(|name| settings.get(name).map(|text| (*text).to_owned())).unwrap();
+    let listeners = Listeners::bind(&config.server).await.unwrap();
+    let address = listeners.clients.local_addr().unwrap();
+    let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
+    let token = issuer.token("ann", &[], Duration::from_secs(60));
+    let server = Server::open(config, crate::handlers::packages()).await.unwrap();
+    let (root, ended) = Actor::spawn(None, server.root(), ()).await.unwrap();
+    let accepting = server.accept(listeners);
+    Running { server, root, ended, address, token, _accepting: accepting, _data: data }
+}
+
+impl Running {
+    async fn client(&self) -> Client {
+        let mut request = format!("ws://{}/web", self.address).into_client_request().unwrap();
+        let bearer = format!("Bearer {}", self.token).parse().unwrap();
+        request.headers_mut().insert("authorization", bearer);
+        let (mut client, _) = connect_async(request).await.unwrap();
+        assert_eq!(json_of(client.next().await.unwrap().unwrap())["type"], "auth_ok");
+        client
+    }
+
+    fn restarts(&self, actor: &str) -> u64 {
+        let text = String::from_utf8(self.server.shared.metrics.render()).unwrap();
+        let series = format!("actor_restarts_total{{actor=\"{actor}\"}} ");
+        let line = text.lines().find_map(|line| line.strip_prefix(&series));
+        line.unwrap().parse().unwrap()
+    }
+
+    async fn until_restarted(&self, actor: &str, times: u64) {
+        for _ in 0..250 {
+            if self.restarts(actor) == times {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("{actor} was started again {} times, not {times}", self.restarts(actor));
+    }
+}
+
+fn json_of(frame: Message) -> Value {
+    serde_json::from_str(frame.to_text().unwrap()).unwrap()
+}
+
+async fn echo(client: &mut Client) -> Value {
+    let request = json!({ "pkg_id": 100, "req_id": Uuid::new_v4() });
+    client.send(Message::text(request.to_string())).await.unwrap();
+    json_of(client.next().await.unwrap().unwrap())
+}
+
+#[tokio::test]
+async fn handlers_and_registry_are_started_again_and_connections_end_with_1011() {
+    let running = start().await;
+    let mut client = running.client().await;
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+
+    for actor in running.root.get_cell().get_children() {
+        actor.kill();
+    }
+    match client.next().await {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1011),
+        other => panic!("a close frame was expected: {other:?}"),
+    }
+    running.until_restarted("handler", 6).await;
+    running.until_restarted("registry", 1).await;
+    assert_eq!(running.server.context.hub.len(), 0);
+
+    let mut client = running.client().await;
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+    assert_eq!(running.server.shared.metrics.ws.connections_active.get(), 1);
+}
+
+#[tokio::test]
+async fn a_handler_that_ends_leaves_connections_open() {
+    let running = start().await;
+    let mut client = running.client().await;
+    let children = running.root.get_cell().get_children();
+    let before = children.len();
+    // The registry is started last.
+    let registry = children.iter().map(ractor::ActorCell::get_id).max().unwrap();
+    for actor in children.iter().filter(|actor| actor.get_id() != registry) {
+        actor.kill();
+    }
+    running.until_restarted("handler", 6).await;
+    assert_eq!(running.restarts("registry"), 0);
+    assert_eq!(running.root.get_cell().get_children().len(), before);
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn restarts_that_do_not_help_end_the_root() {
+    let running = start().await;
+    for _ in 0..20 {
+        for actor in running.root.get_cell().get_children() {
+            actor.kill();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    tokio::time::timeout(Duration::from_secs(5), running.ended).await.unwrap().unwrap();
+}

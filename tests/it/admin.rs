@@ -1,0 +1,55 @@
+//! What administrators do to open connections.
+
+use std::time::Duration;
+
+use reqwest::Method;
+use serde_json::json;
+use switchboard::handlers::roles;
+
+use crate::support::{Closed, TestServer};
+
+#[tokio::test]
+async fn a_disconnected_connection_closes_with_4004_and_the_others_stay() {
+    let server = TestServer::start(&[]).await;
+    let mut kept = server.client("ann").await;
+    let mut client = crate::support::Client::open(server.addr, "/web").await;
+    let id = client.authenticate(&server.token("ann")).await["connection_id"].clone();
+    let path = format!("/admin/connections/{}", id.as_str().unwrap());
+
+    let answer = server.rest(Method::DELETE, &path).send().await.unwrap();
+    assert_eq!(answer.status(), 204);
+    assert_eq!(client.until_closed().await.1, Closed::Code(4004));
+    server.until_metric("ws_disconnections_total{code=\"4004\"}", 1.0).await;
+    assert_eq!(kept.call(100, json!({})).await["status_code"], 0);
+
+    let again = server.rest(Method::DELETE, &path).send().await.unwrap();
+    assert_eq!(again.status(), 404);
+}
+
+#[tokio::test]
+async fn a_disconnected_user_loses_every_connection() {
+    let server = TestServer::start(&[]).await;
+    let mut gone = [server.client("ann lee").await, server.client("ann lee").await];
+    let mut kept = server.client("bob").await;
+    let path = "/admin/users/ann%20lee/connections";
+    let answer = server.rest(Method::DELETE, path).send().await.unwrap();
+    assert_eq!(answer.status(), 204);
+    for client in &mut gone {
+        assert_eq!(client.until_closed().await.1, Closed::Code(4004));
+    }
+    kept.silent_for(Duration::from_millis(100)).await;
+}
+
+#[tokio::test]
+async fn disconnecting_needs_the_role_and_a_uuid() {
+    let server = TestServer::start(&[]).await;
+    let token = server.token_with("ann", &[roles::GET_AUTHORS]);
+    for (path, status) in [("/admin/connections/x", 403), ("/admin/users/x/connections", 403)] {
+        let answer = server.request(Method::DELETE, path).bearer_auth(&token).send().await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+    }
+    let answer = server.rest(Method::DELETE, "/admin/connections/x").send().await.unwrap();
+    assert_eq!(answer.status(), 422);
+    let body: serde_json::Value = answer.json().await.unwrap();
+    assert_eq!(body["error"]["details"]["errors"][0]["path"], "id");
+}
