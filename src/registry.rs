@@ -6,7 +6,10 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwapOption;
-use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use ractor::{
+    Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr,
+    SupervisionEvent,
+};
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::{
@@ -37,10 +40,14 @@ pub(crate) enum RegistryMessage {
 pub(crate) struct RegistryAddress(ArcSwapOption<ActorRef<RegistryMessage>>);
 
 impl RegistryAddress {
-    /// Tells the registry something; between its end and its restart, nobody.
-    pub(crate) fn tell(&self, message: RegistryMessage) {
-        if let Some(actor) = &*self.0.load() {
-            drop(actor.cast(message));
+    /// Tells the registry something; between its end and its restart the message comes back.
+    pub(crate) fn tell(&self, message: RegistryMessage) -> Result<(), RegistryMessage> {
+        match &*self.0.load() {
+            None => Err(message),
+            Some(actor) => match actor.cast(message) {
+                Err(MessagingErr::SendErr(message)) => Err(message),
+                _ => Ok(()),
+            },
         }
     }
 

@@ -261,11 +261,12 @@ impl Reader<'_> {
         let url: Option<String> = self.get("DATABASE_URL");
         let url = url?;
         let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
-        if path.is_none_or(str::is_empty) {
+        // Parameters would become part of the name, and each pool would have a memory of its own.
+        if path.is_none_or(|path| path.is_empty() || path == ":memory:" || path.contains('?')) {
             // The URL may hold a password: only its scheme is shown.
             let scheme = url.split(':').next().unwrap_or_default();
             self.faults.push(format!(
-                "DATABASE_URL: a URL of scheme {scheme:?} is not allowed; allowed: sqlite://PATH"
+                "DATABASE_URL: this URL of scheme {scheme:?} is not allowed; allowed: sqlite://PATH, without parameters"
             ));
         }
         path.map(PathBuf::from)
@@ -278,6 +279,17 @@ impl Reader<'_> {
             self.faults.push(format!(
                 "LOG_LEVEL: {filter:?} is not allowed ({fault}); allowed: error, warn, info, debug, trace, off, or a filter such as info,switchboard::http=debug"
             ));
+        }
+        for (name, time) in [
+            ("WS_AUTH_TIMEOUT", config.ws.auth_timeout),
+            ("WS_WRITE_TIMEOUT", config.ws.write_timeout),
+            ("WS_PING_INTERVAL", config.ws.ping_interval),
+            ("WS_PONG_TIMEOUT", config.ws.pong_timeout),
+            ("WS_HANDLER_TIMEOUT", config.handlers.timeout),
+        ] {
+            if time.is_zero() {
+                self.faults.push(format!("{name}: 0 is not allowed; allowed: more than 0"));
+            }
         }
         let (grace, limit) = (config.server.drain_grace, config.server.drain_timeout);
         if grace > limit {

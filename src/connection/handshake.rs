@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use futures_util::StreamExt;
+use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{self, Message, error::CapacityError};
 
@@ -105,7 +105,12 @@ fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
 async fn auth_frame(socket: &mut Socket, format: Format) -> Result<String, Refusal> {
     loop {
         let frame = match socket.next().await {
-            Some(Ok(Message::Ping(_) | Message::Pong(_))) => continue,
+            Some(Ok(Message::Pong(_))) => continue,
+            // A client that does not read its pongs gets no further.
+            Some(Ok(Message::Ping(_))) => match socket.flush().await {
+                Ok(()) => continue,
+                Err(error) => return Err(broken(&error).into()),
+            },
             Some(Ok(Message::Close(_))) | None => return Err(CloseReason::Normal.into()),
             Some(Ok(frame)) => frame,
             Some(Err(error)) => return Err(broken(&error).into()),

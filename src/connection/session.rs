@@ -10,7 +10,7 @@ use std::{
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -40,6 +40,8 @@ use crate::{
 const STRIKE_WINDOW: Duration = Duration::from_secs(60);
 /// Control answers that wait for a write before reading stops.
 const MAX_CONTROL: usize = 16;
+/// Takes from a busy outbox before the socket and the timer get their turn.
+const MAX_TAKES: u32 = 8;
 /// Time for open requests to be answered when the client's own fault ends the connection.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
@@ -52,6 +54,11 @@ pub(super) struct Session {
     batch: Batch,
     /// Frames of this task itself: control answers.
     control: VecDeque<Message>,
+    /// Set by a ping: tungstenite has queued a pong, which must not wait for other data, and a client
+    /// that does not read its pongs must not be read from.
+    pong_due: bool,
+    /// Takes from the outbox since the socket was last looked at.
+    takes: u32,
     in_flight: usize,
     /// When the answers of the batch being written were ready.
     ready: Vec<Instant>,
@@ -81,6 +88,8 @@ impl Session {
             budget,
             batch: Batch::default(),
             control: VecDeque::new(),
+            pong_due: false,
+            takes: 0,
             in_flight: 0,
             ready: Vec::new(),
             strikes: VecDeque::new(),
@@ -110,7 +119,7 @@ impl Session {
         tokio::pin!(timer);
         loop {
             poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await?;
-            if !self.batch.is_empty() || !self.control.is_empty() {
+            if !self.batch.is_empty() || !self.control.is_empty() || self.pong_due {
                 self.write().await?;
                 // A drain may have come while the write waited.
                 if self.drain.is_some() {
@@ -118,9 +127,12 @@ impl Session {
                 }
             }
             if self.drained() && self.in_flight == 0 {
-                let quiet = poll_fn(|cx| Poll::Ready(self.poll_read(cx).is_pending())).await;
-                if quiet && self.in_flight == 0 {
-                    return Flow::Break(CloseReason::GoingAway);
+                match poll_fn(|cx| Poll::Ready(self.poll_read(cx))).await {
+                    Poll::Ready(flow) => flow?,
+                    Poll::Pending if self.in_flight == 0 => {
+                        return Flow::Break(CloseReason::GoingAway);
+                    }
+                    Poll::Pending => {}
                 }
             }
         }
@@ -129,19 +141,29 @@ impl Session {
     /// Waits until there is something to write, or until the connection is to end. What arrives
     /// meanwhile is dispatched here, with the task's own waker and without a poll too many.
     fn poll_event(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Flow> {
-        match self.outbox.poll_take(cx, &mut self.batch) {
-            Poll::Ready(None) => return Poll::Ready(Flow::Continue(())),
+        let taken = match self.outbox.poll_take(cx, &mut self.batch) {
+            Poll::Ready(None) => {
+                self.taken();
+                self.takes += 1;
+                if self.takes < MAX_TAKES {
+                    return Poll::Ready(Flow::Continue(()));
+                }
+                true
+            }
             Poll::Ready(Some(command)) => {
                 let flow = self.command(command);
                 timer.reset(self.next_deadline().into());
                 return Poll::Ready(flow);
             }
-            Poll::Pending => {}
-        }
+            Poll::Pending => false,
+        };
+        self.takes = 0;
         if let Poll::Ready(flow) = self.poll_read(cx) {
             return Poll::Ready(flow);
         }
-        ready!(timer.as_mut().poll(cx));
+        if timer.as_mut().poll(cx).is_pending() {
+            return if taken { Poll::Ready(Flow::Continue(())) } else { Poll::Pending };
+        }
         let flow = self.tick();
         timer.reset(self.next_deadline().into());
         Poll::Ready(flow)
@@ -174,6 +196,7 @@ impl Session {
         while flow.is_continue()
             && self.in_flight < self.shared.config.max_in_flight
             && self.control.len() < MAX_CONTROL
+            && !self.pong_due
         {
             let Poll::Ready(frame) = self.socket.poll_next_unpin(cx) else { break };
             let now = *arrived.get_or_insert_with(Instant::now);
@@ -188,7 +211,8 @@ impl Session {
             self.pinged = None;
             self.outbox.set_in_flight(self.in_flight);
         }
-        if flow.is_break() || !self.control.is_empty() { Poll::Ready(flow) } else { Poll::Pending }
+        let to_write = !self.control.is_empty() || self.pong_due;
+        if flow.is_break() || to_write { Poll::Ready(flow) } else { Poll::Pending }
     }
 
     fn frame(&mut self, frame: Message, now: Instant, departure: &mut Departure) -> Flow {
@@ -198,7 +222,11 @@ impl Session {
             Message::Binary(bytes) => protocol::decode_binary(format, bytes),
             Message::Close(_) => return Flow::Break(CloseReason::Normal),
             // tungstenite answers pings by itself.
-            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Flow::Continue(()),
+            Message::Ping(_) => {
+                self.pong_due = true;
+                return Flow::Continue(());
+            }
+            Message::Pong(_) | Message::Frame(_) => return Flow::Continue(()),
         };
         match incoming {
             Incoming::Request(request) => self.request(request, now, departure),
@@ -273,11 +301,8 @@ impl Session {
     fn tick(&mut self) -> Flow {
         let now = Instant::now();
         let config = &self.shared.config;
-        if now >= self.expires {
-            return Flow::Break(CloseReason::SessionExpired);
-        }
-        if self.drain.is_some_and(|(_, end)| now >= end) {
-            return Flow::Break(CloseReason::GoingAway);
+        if now >= self.latest_end() {
+            return Flow::Break(self.end_reason());
         }
         // While reading is held up a pong cannot be seen: the client is not to blame.
         if self.in_flight >= config.max_in_flight {
@@ -308,15 +333,32 @@ impl Session {
         life.min(self.expires).min(drain.unwrap_or(life))
     }
 
-    /// Writes what is there with one flush. A command gets through while the client does not read.
-    async fn write(&mut self) -> Flow {
+    /// Counts what was taken out of the outbox: it is answered, though not yet written.
+    fn taken(&mut self) {
         let answers = self.batch.replies.len();
         self.shared.metrics.ws.sent.inc_by((answers + self.batch.pushes.len()) as u64);
         self.in_flight -= answers;
         self.outbox.set_in_flight(self.in_flight);
         self.ready.extend(self.batch.replies.iter().map(|(_, ready)| *ready));
+    }
+
+    /// When the connection ends at the latest, whatever it is doing.
+    fn latest_end(&self) -> Instant {
+        self.drain.map_or(self.expires, |(_, end)| end.min(self.expires))
+    }
+
+    /// Why it ends then.
+    fn end_reason(&self) -> CloseReason {
+        let expired = Instant::now() >= self.expires;
+        if expired { CloseReason::SessionExpired } else { CloseReason::GoingAway }
+    }
+
+    /// Writes what is there with one flush. A command gets through while the client does not read.
+    async fn write(&mut self) -> Flow {
+        self.pong_due = false;
         loop {
             let written = self.socket.get_ref().written();
+            let end = self.latest_end();
             tokio::select! {
                 biased;
                 done = feed(&mut self.socket, &mut self.control, &mut self.batch) => match done {
@@ -324,6 +366,7 @@ impl Session {
                     Err(_) => return Flow::Break(CloseReason::Abnormal),
                 },
                 command = poll_fn(|cx| self.outbox.poll_command(cx)) => self.command(command)?,
+                () = until(end) => return Flow::Break(self.end_reason()),
                 () = pause(self.shared.config.write_timeout) => {
                     if self.socket.get_ref().written() == written {
                         return Flow::Break(CloseReason::SlowConsumer);
@@ -331,7 +374,7 @@ impl Session {
                 }
             }
         }
-        if answers > 0 {
+        if !self.ready.is_empty() {
             let flushed = Instant::now();
             for ready in self.ready.drain(..) {
                 let took = (flushed - ready).as_secs_f64();
@@ -361,7 +404,10 @@ impl Session {
             let take = poll_fn(|cx| self.outbox.poll_take(cx, &mut self.batch));
             let taken = if self.in_flight > 0 { Some(take.await) } else { take.now_or_never() };
             match taken {
-                Some(None) => self.write().await?,
+                Some(None) => {
+                    self.taken();
+                    self.write().await?;
+                }
                 // The connection is ending already.
                 Some(Some(_)) => {}
                 None => return Flow::Continue(()),
@@ -392,4 +438,9 @@ async fn feed(
 /// A timer that is made only when it is polled: a write that does not wait pays nothing for it.
 async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
+}
+
+/// The same, for a point in time.
+async fn until(deadline: Instant) {
+    sleep_until(deadline.into()).await;
 }

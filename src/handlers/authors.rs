@@ -34,6 +34,21 @@ impl TryFrom<String> for AuthorName {
     }
 }
 
+/// A part of a name. A longer one is in no name, and more than SQLite would look for.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct NamePart(String);
+
+impl TryFrom<String> for NamePart {
+    type Error = &'static str;
+
+    fn try_from(part: String) -> Result<Self, Self::Error> {
+        let fits = part.chars().count() <= 255 && !part.contains('\0');
+        fits.then_some(Self(part))
+            .ok_or("a part of a name has at most 255 characters, none of them NUL")
+    }
+}
+
 /// A number of a page, from 1.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "i64")]
@@ -93,7 +108,7 @@ impl Cursor {
 pub(crate) struct AuthorQuery {
     pub(crate) id: Option<i32>,
     pub(crate) name: Option<String>,
-    pub(crate) search_term: Option<String>,
+    pub(crate) search_term: Option<NamePart>,
 }
 
 /// A page of authors. A cursor, also an empty one, wins over the page.
@@ -111,7 +126,7 @@ pub(crate) struct PageQuery {
 struct PageFilters {
     id: Option<i32>,
     /// A part of the name, unlike in [`AuthorQuery`].
-    name: Option<String>,
+    name: Option<NamePart>,
 }
 
 /// An author to be.
@@ -142,7 +157,7 @@ pub(crate) async fn list(
     query: AuthorQuery,
 ) -> Result<Vec<Author>, HandlerError> {
     let filter = match query.search_term {
-        Some(term) => AuthorFilter { contains: Some(term), ..AuthorFilter::default() },
+        Some(term) => AuthorFilter { contains: Some(term.0), ..AuthorFilter::default() },
         None => AuthorFilter { id: query.id, name: query.name, contains: None },
     };
     Ok(context.store.authors(&filter, None).await?)
@@ -154,7 +169,8 @@ pub(crate) async fn page(
     query: PageQuery,
 ) -> Result<Answer<Vec<Author>>, HandlerError> {
     let filters = query.filters.unwrap_or_default();
-    let filter = AuthorFilter { id: filters.id, name: None, contains: filters.name };
+    let filter =
+        AuthorFilter { id: filters.id, name: None, contains: filters.name.map(|part| part.0) };
     let take = query.per_page.map_or(PER_PAGE, |items| items.0);
     match query.cursor {
         Some(cursor) => page_after(context, &filter, cursor, take).await,

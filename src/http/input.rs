@@ -1,5 +1,7 @@
 //! Reading paths, queries and bodies into the same types that the WebSocket packages take.
 
+use std::time::Duration;
+
 use axum::{
     body::{Body, Bytes, HttpBody},
     http::{HeaderMap, Request, StatusCode, header},
@@ -8,11 +10,16 @@ use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use tokio::time::timeout;
+
 use super::Problem;
 use crate::{
     handlers::{HandlerError, input},
     protocol::ErrorBody,
 };
+
+/// Time for a whole body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads a JSON body of at most `limit` bytes.
 pub(super) async fn body<T: DeserializeOwned>(
@@ -45,7 +52,12 @@ async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
     if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
         return Err(too_large());
     }
-    match Limited::new(body, limit).collect().await {
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
+    let Ok(collected) = collected else {
+        let body = ErrorBody::new("timeout", "The body did not arrive in time");
+        return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, body));
+    };
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
         Err(_) => {

@@ -110,7 +110,9 @@ impl Outbox {
             return Ok(());
         }
         if state.batch.pushes.len() >= self.push_limit {
-            state.command = Some(Command::Close(CloseReason::SlowConsumer));
+            if !matches!(state.command, Some(Command::Close(_))) {
+                state.command = Some(Command::Close(CloseReason::SlowConsumer));
+            }
             wake(state);
             return Err(Overflow);
         }

@@ -26,7 +26,12 @@ label!(
 );
 label!(
     /// Which actor a supervisor started again.
-    Actor { Handler = "handler", Registry = "registry" }
+    Actor {
+        Connection = "connection",
+        Handler = "handler",
+        Registry = "registry",
+        Audit = "audit",
+    }
 );
 label!(
     /// What became of an authentication, over WebSocket and REST.

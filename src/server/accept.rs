@@ -17,7 +17,7 @@ use crate::http::Peer;
 /// Time for a client to send the head of a request, the first one or the next.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bytes of a request's head at most, and of hyper's buffers.
-const MAX_HEAD: usize = 16 * 1024;
+const MAX_HEAD: usize = 32 * 1024;
 
 /// Accepts until `stop`; connections then finish the request they are at.
 pub(super) async fn accept(

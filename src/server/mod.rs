@@ -31,7 +31,7 @@ use root::Root;
 use upgrade::Web;
 
 /// Time for sockets to close after the last answer, on top of `DRAIN_TIMEOUT`.
-const CLOSING: Duration = Duration::from_secs(5);
+const CLOSING: Duration = Duration::from_secs(6);
 
 /// Bound sockets. Port 0 in the configuration binds a free one.
 pub struct Listeners {
@@ -95,8 +95,10 @@ pub async fn run(
     };
     server.drain().await;
     accepting.stop().await;
-    root.stop(None);
-    drop(root_ended.await);
+    if supervision.is_ok() {
+        root.stop(None);
+        drop(root_ended.await);
+    }
     server.context.store.close().await;
     tracing::info!("stopped");
     supervision
@@ -194,7 +196,9 @@ impl Server {
         tracing::info!(connections = self.context.hub.len(), "draining");
         self.draining.cancel();
         let spread = self.config.server.drain_spread;
-        self.registry.tell(RegistryMessage::Drain { spread });
+        if self.registry.tell(RegistryMessage::Drain { spread }).is_err() {
+            tracing::error!("there is no registry to drain");
+        }
         self.shared.tasks.close();
         let limit = self.config.server.drain_timeout + CLOSING;
         if timeout(limit, self.shared.tasks.wait()).await.is_err() {

@@ -200,7 +200,10 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     let budget = web.limits.messages(&identity.subject);
     let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
     let (refused, refusal) = oneshot::channel();
-    web.registry.tell(RegistryMessage::Admit { admission, place, refused });
+    let admit = RegistryMessage::Admit { admission, place, refused };
+    if let Err(RegistryMessage::Admit { admission, .. }) = web.registry.tell(admit) {
+        return refuse(admission.socket, CloseReason::InternalError.into(), &correlation).await;
+    }
     // Admitted: the sender is dropped unused.
     if let Ok((admission, reason)) = refusal.await {
         refuse(admission.socket, reason.into(), &correlation).await;

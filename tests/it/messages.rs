@@ -328,3 +328,17 @@ async fn deeply_nested_data_harms_nobody() {
     let text = format!(r#"{{"pkg_id":"x","data":{deep}}}"#);
     assert_eq!(code(&send_text(&mut client, &text).await), (2, "invalid_message"));
 }
+
+#[tokio::test]
+async fn a_search_term_longer_than_any_name_is_invalid_data() {
+    let server = TestServer::start(&[]).await;
+    let mut client = server.client("ann").await;
+    for (pkg_id, data, path) in [
+        (1, json!({ "search_term": "%".repeat(30_000) }), "search_term"),
+        (2, json!({ "filters": { "name": "x".repeat(60_000) } }), "filters.name"),
+    ] {
+        let answer = client.call(pkg_id, data).await;
+        assert_eq!(answer["status_code"], 2, "{answer}");
+        assert_eq!(answer["data"]["details"]["errors"][0]["path"], path);
+    }
+}

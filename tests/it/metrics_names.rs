@@ -186,7 +186,11 @@ const AT_ZERO: &[Family] = &[
     ("audit_logs_dropped_total", "counter", NONE),
     ("audit_batch_size", "histogram", NONE),
     ("audit_log_creation_duration_seconds", "histogram", NONE),
-    ("actor_restarts_total", "counter", &["actor=\"handler\"", "actor=\"registry\""]),
+    (
+        "actor_restarts_total",
+        "counter",
+        &["actor=\"handler\"", "actor=\"registry\"", "actor=\"connection\"", "actor=\"audit\""],
+    ),
     (
         "app_errors_total",
         "counter",

@@ -137,3 +137,21 @@ async fn pushes_that_had_to_wait_keep_their_order() {
         assert_eq!(slow.receive().await["data"]["n"], n);
     }
 }
+
+#[tokio::test]
+async fn a_client_that_pings_and_never_reads_is_closed_and_costs_no_memory() {
+    let server = TestServer::start(&[("WS_WRITE_TIMEOUT", "300ms")]).await;
+    let mut flood = server.client("flood").await;
+    let payload = vec![0; 125];
+    // Ends when the server has stopped reading and both socket buffers are full.
+    let pings = async {
+        loop {
+            let ping = Message::Ping(payload.clone().into());
+            if futures_util::SinkExt::send(flood.socket(), ping).await.is_err() {
+                return;
+            }
+        }
+    };
+    drop(tokio::time::timeout(Duration::from_secs(5), pings).await);
+    server.until_metric(r#"ws_disconnections_total{code="4005"}"#, 1.0).await;
+}
