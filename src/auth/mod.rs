@@ -16,6 +16,10 @@ pub(crate) use validator::{AuthError, Validator};
 pub struct Identity {
     /// The token's `sub`: who the limits are for.
     pub subject: Arc<str>,
+    /// The token's `iss`: a refresh must come from the same.
+    pub issuer: Arc<str>,
+    /// The token's `sid`: the login session that a logout ends, where the issuer names one.
+    pub session: Option<Arc<str>>,
     /// The user's name, for people and for pushes to one user.
     pub username: Arc<str>,
     /// The roles of this client.

@@ -1,7 +1,7 @@
 //! Decides whether a token lets its bearer in. Where the keys come from is the only thing that differs
 //! between the development issuer and an identity provider.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, sync::Arc};
 
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
 use serde::Deserialize;
@@ -50,7 +50,9 @@ pub(crate) struct Validator {
 /// What is read of a token. Members of the wrong type refuse it.
 #[derive(Deserialize)]
 struct Claims {
+    iss: Arc<str>,
     sub: String,
+    sid: Option<Arc<str>>,
     exp: u64,
     typ: Option<String>,
     azp: Option<String>,
@@ -93,7 +95,7 @@ impl Validator {
     }
 
     /// Reads a token (without its scheme).
-    pub(crate) fn validate(&self, token: &str) -> Result<Identity, AuthError> {
+    pub(crate) async fn validate(&self, token: &str) -> Result<Identity, AuthError> {
         let result = self.check(token);
         self.metrics.validations.inc(match &result {
             Ok(_) => TokenOutcome::Valid,
@@ -150,6 +152,8 @@ impl Validator {
                 .into(),
             subject: claims.sub.into(),
             roles: access.remove(&self.client_id).map(|access| access.roles).unwrap_or_default(),
+            issuer: claims.iss,
+            session: claims.sid,
             expires_at: claims.exp,
         })
     }

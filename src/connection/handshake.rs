@@ -51,7 +51,7 @@ pub(crate) async fn first_message(
     metrics: &Metrics,
 ) -> Result<Arc<Identity>, Refusal> {
     let result = match timeout(config.auth_timeout, auth_frame(socket, format)).await {
-        Ok(Ok(token)) => check(validator, &token),
+        Ok(Ok(token)) => check(validator, &token).await,
         Ok(Err(refusal)) => Err(refusal),
         Err(_) => Err(CloseReason::AuthTimeout.into()),
     };
@@ -60,20 +60,20 @@ pub(crate) async fn first_message(
 }
 
 /// Checks a token that came with the upgrade, before it is answered.
-pub(crate) fn presented(
+pub(crate) async fn presented(
     validator: &Validator,
     authorization: &str,
     metrics: &Metrics,
 ) -> Result<Arc<Identity>, Refusal> {
-    let result = check(validator, authorization);
+    let result = check(validator, authorization).await;
     count(metrics, &result);
     result
 }
 
-fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identity>, Refusal> {
+async fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identity>, Refusal> {
     let token = auth::bearer(authorization)
         .ok_or_else(|| Refusal::unauthorized("the token must have the form `Bearer <jwt>`"))?;
-    validator.validate(token).map(Arc::new).map_err(|error| Refusal {
+    validator.validate(token).await.map(Arc::new).map_err(|error| Refusal {
         reason: match error {
             AuthError::Expired => CloseReason::TokenExpired,
             AuthError::Invalid(_) => CloseReason::Unauthorized,

@@ -36,7 +36,7 @@ pub(super) async fn guard(
     mut request: Request<Body>,
     next: Next,
 ) -> Response {
-    let found = authenticate(&api, request.headers());
+    let found = authenticate(&api, request.headers()).await;
     let key = match &found {
         Ok(identity) => HttpKey::User(Arc::clone(&identity.subject)),
         Err(_) => HttpKey::Address(client_address(&api, &request)),
@@ -77,14 +77,17 @@ pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Call
     Ok(Caller { identity, connection: None })
 }
 
-fn authenticate(api: &Api, headers: &HeaderMap) -> Found {
+async fn authenticate(api: &Api, headers: &HeaderMap) -> Found {
     let Some(authorization) = headers.get(header::AUTHORIZATION) else {
         return Err(AuthError::Invalid("a token is needed: Authorization: Bearer <jwt>"));
     };
     let token = authorization.to_str().ok().and_then(auth::bearer);
-    let found = token
-        .ok_or(AuthError::Invalid("the Authorization header must have the form `Bearer <jwt>`"))
-        .and_then(|token| api.validator.validate(token));
+    let found = match token {
+        Some(token) => api.validator.validate(token).await,
+        None => {
+            Err(AuthError::Invalid("the Authorization header must have the form `Bearer <jwt>`"))
+        }
+    };
     api.metrics.auth.attempts.inc(match &found {
         Ok(_) => AuthOutcome::Success,
         Err(AuthError::Expired) => AuthOutcome::Expired,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Method, Request, StatusCode, header},
+    http::{HeaderMap, Method, Request, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -69,7 +69,8 @@ pub(super) async fn web(
         return Ok((upgrade, Problem::new(StatusCode::UPGRADE_REQUIRED, body)).into_response());
     }
     let key = accept_key(headers)?;
-    let accepted = check(&web, &request)?;
+    let (request, _) = request.into_parts();
+    let accepted = check(&web, &request).await?;
     let Some(upgrade) = upgrade else {
         return Err(bad_request("this connection cannot be upgraded"));
     };
@@ -113,10 +114,10 @@ fn accept_key(headers: &HeaderMap) -> Result<String, Problem> {
     }
 }
 
-fn check(web: &Web, request: &Request<Body>) -> Result<Accepted, Problem> {
+async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     let config = &web.shared.config;
     let connections = &web.shared.metrics.ws.connections;
-    let origin = request.headers().get(header::ORIGIN);
+    let origin = request.headers.get(header::ORIGIN);
     let allowed = |origin: &header::HeaderValue| {
         origin.to_str().is_ok_and(|origin| config.allowed_origins.allows(origin))
     };
@@ -126,7 +127,7 @@ fn check(web: &Web, request: &Request<Body>) -> Result<Accepted, Problem> {
         return Err(Problem::new(StatusCode::FORBIDDEN, body));
     }
     let query: Vec<_> =
-        form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes()).collect();
+        form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()).collect();
     let parameter =
         |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref());
     let format = match parameter("format") {
@@ -140,7 +141,7 @@ fn check(web: &Web, request: &Request<Body>) -> Result<Accepted, Problem> {
         return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, body)
             .with_header(header::RETRY_AFTER, RETRY_AFTER));
     };
-    let header = request.headers().get(header::AUTHORIZATION);
+    let header = request.headers.get(header::AUTHORIZATION);
     let authorization = match header {
         Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
         None if config.query_token => parameter("token")
@@ -148,14 +149,17 @@ fn check(web: &Web, request: &Request<Body>) -> Result<Accepted, Problem> {
             .or_else(|| parameter("Authorization").map(ToOwned::to_owned)),
         None => None,
     };
-    let presented = authorization
-        .map(|text| handshake::presented(&web.validator, &text, &web.shared.metrics))
-        .transpose()
-        .map_err(|refusal| {
-            let code = refusal.reason.error_code().unwrap_or("unauthorized");
-            Problem::unauthorized(code, refusal.msg)
-        })?;
-    let correlation = request.extensions().get::<CorrelationId>().cloned().unwrap_or_default();
+    let correlation = request.extensions.get::<CorrelationId>().cloned().unwrap_or_default();
+    let presented = match authorization {
+        None => None,
+        Some(text) => {
+            let found = handshake::presented(&web.validator, &text, &web.shared.metrics).await;
+            Some(found.map_err(|refusal| {
+                let code = refusal.reason.error_code().unwrap_or("unauthorized");
+                Problem::unauthorized(code, refusal.msg)
+            })?)
+        }
+    };
     Ok(Accepted { format, presented, place, correlation })
 }
 
