@@ -11,8 +11,8 @@
 //! 7. The job's `Responder` encodes the answer into the connection's outbox ([`hub`]), and the session
 //!    writes all that is there with one flush.
 //!
-//! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`]. A module imports only from
-//! modules below it; `tests/it/direction.rs` has the order and enforces it.
+//! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
+//! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
 pub mod auth;
 pub mod config;
@@ -21,6 +21,7 @@ pub mod handlers;
 mod http;
 mod hub;
 mod limits;
+pub mod machine;
 pub mod metrics;
 pub mod protocol;
 mod registry;

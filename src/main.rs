@@ -8,11 +8,14 @@ use switchboard::{
     auth::DevIssuer,
     config::{Config, ConfigErrors, Environment, SETTINGS, Source, Sources},
     handlers::{self, roles},
+    machine,
     server::{self, Listeners},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
 
+/// Open files beside WebSocket connections: the database, REST clients, a margin.
+const OTHER_FILES: u64 = 200;
 /// `EX_USAGE` of sysexits.h: the configuration is wrong.
 const EXIT_CONFIG: u8 = 64;
 
@@ -108,6 +111,11 @@ fn sources(levels: &[&ArgMatches]) -> Sources {
 fn serve(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     telemetry::install(&config.log, config.environment);
+    let files = machine::raise_file_limit();
+    let needed = config.ws.max_connections as u64 + OTHER_FILES;
+    if let Some(limit) = files.filter(|files| *files < needed) {
+        tracing::warn!(limit, needed, "the limit of open files is below WS_MAX_CONNECTIONS");
+    }
     let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
     // On one core, workers would only pass work to themselves.
     let mut builder = match one_core {

@@ -15,6 +15,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use crate::{
     connection::{Admission, Connection, Shared},
     hub::{Command, Hub, Outbox},
+    machine,
     metrics::{ConnectionOutcome, LimitType},
     protocol::CloseReason,
 };
@@ -33,7 +34,14 @@ pub(crate) enum RegistryMessage {
         /// Clients are told to come back after a random part of this.
         spread: Duration,
     },
+    /// Look whether there is memory to give back.
+    Rest,
 }
+
+/// Between two looks.
+const REST: Duration = Duration::from_secs(5);
+/// Connections that must have ended, and be most of those there were, before memory is given back.
+const MANY: usize = 100;
 
 /// The way to the registry of the moment: a restart swaps the actor behind it.
 #[derive(Default)]
@@ -84,6 +92,8 @@ struct Table {
     connections: HashMap<ActorId, Entry>,
     of_user: HashMap<Arc<str>, u32>,
     draining: bool,
+    /// The most connections since memory was last given back.
+    peak: usize,
 }
 
 impl Actor for Registry {
@@ -93,12 +103,14 @@ impl Actor for Registry {
 
     async fn pre_start(
         &self,
-        _: ActorRef<RegistryMessage>,
+        myself: ActorRef<RegistryMessage>,
         (): (),
     ) -> Result<Table, ActorProcessingErr> {
         // A predecessor's connections end with it; nothing of them may stay listed.
         self.hub.clear();
         self.shared.metrics.ws.connections_active.set(0);
+        // Ends with the actor.
+        myself.send_interval(REST, || RegistryMessage::Rest);
         Ok(Table::default())
     }
 
@@ -122,6 +134,7 @@ impl Actor for Registry {
                     drop(entry.actor.cast(Command::Drain { reconnect_after }));
                 }
             }
+            RegistryMessage::Rest => self.rest(table),
         }
         Ok(())
     }
@@ -179,6 +192,7 @@ impl Registry {
         *table.of_user.entry(Arc::clone(&subject)).or_insert(0) += 1;
         let id = actor.get_id();
         table.connections.insert(id, Entry { actor, outbox, subject, _place: place });
+        table.peak = table.peak.max(table.connections.len());
         self.shared.metrics.ws.connections.inc(ConnectionOutcome::Accepted);
         self.measure(table);
         Ok(())
@@ -206,6 +220,19 @@ impl Registry {
             user_id = &*entry.subject, code = reason.code(),
             "connection closed"
         );
+    }
+
+    /// Gives memory back once most connections of the last peak are gone.
+    fn rest(&self, table: &mut Table) {
+        let open = table.connections.len();
+        if table.peak - open < MANY || open > table.peak / 2 {
+            return;
+        }
+        table.peak = open;
+        table.connections.shrink_to(2 * open);
+        table.of_user.shrink_to_fit();
+        self.hub.shrink();
+        tokio::task::spawn_blocking(machine::give_memory_back);
     }
 
     fn measure(&self, table: &Table) {

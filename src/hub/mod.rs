@@ -49,6 +49,12 @@ impl Hub {
         self.users.clear();
     }
 
+    /// Gives up the room that connections left behind.
+    pub(crate) fn shrink(&self) {
+        self.connections.shrink_to_fit();
+        self.users.shrink_to_fit();
+    }
+
     /// Pushes to every connection but `except`; returns to how many.
     pub(crate) fn push_to_all(&self, push: &Push, except: Option<Uuid>) -> usize {
         self.connections

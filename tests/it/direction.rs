@@ -14,7 +14,7 @@ const ORDER: &[&[&str]] = &[
     &["metrics"],
     &["protocol"],
     &["telemetry"],
-    &["config"],
+    &["config", "machine"],
 ];
 
 #[test]

@@ -7,6 +7,7 @@ mod authentication;
 mod basics;
 mod closing;
 mod commands;
+mod crowd;
 mod direction;
 mod health;
 mod lifecycle;

@@ -133,6 +133,10 @@ impl Process {
         Self { child, addr: addr.unwrap(), took, first, lines, errors: Some(errors) }
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sends a signal by name.
     pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();

@@ -1,0 +1,27 @@
+//! What is asked of the operating system: memory back to it, and room for files.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Raises the limit of open files, which is 1,024 by default, as far as the system lets a process: each
+/// connection is a file. Returns how many may be open; none: no limit.
+pub fn raise_file_limit() -> Option<u64> {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // Where this is refused, the old limit stays and is what the caller learns.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    getrlimit(Resource::Nofile).current
+}
+
+/// Returns every free page of the heap to the system. glibc alone returns what lies at the top of its
+/// heap; connections leave their memory between what lives on, and a node that served 10,000 would stay
+/// at that size. Takes milliseconds for each 100 MiB and holds up allocations meanwhile: to be called
+/// when many things have ended, on a thread that may wait.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[expect(unsafe_code, reason = "no library offers this call of the C library as a safe function")]
+pub(crate) fn give_memory_back() {
+    // SAFETY: it has no preconditions, takes no pointer and changes nothing that is in use.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries give back by themselves, or have no call for it.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+pub(crate) fn give_memory_back() {}
