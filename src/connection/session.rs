@@ -57,6 +57,9 @@ pub(super) struct Session {
     /// Set by a ping: tungstenite has queued a pong, which must not wait for other data, and a client
     /// that does not read its pongs must not be read from.
     pong_due: bool,
+    /// Whether the timer knows this task's waker, which stays the same: it need not be polled again
+    /// before it fires.
+    timer_set: bool,
     /// Takes from the outbox since the socket was last looked at.
     takes: u32,
     in_flight: usize,
@@ -89,6 +92,7 @@ impl Session {
             batch: Batch::default(),
             control: VecDeque::new(),
             pong_due: false,
+            timer_set: false,
             takes: 0,
             in_flight: 0,
             ready: Vec::new(),
@@ -123,7 +127,7 @@ impl Session {
                 self.write().await?;
                 // A drain may have come while the write waited.
                 if self.drain.is_some() {
-                    timer.as_mut().reset(self.next_deadline().into());
+                    self.set(timer.as_mut());
                 }
             }
             if self.drained() && self.in_flight == 0 {
@@ -152,7 +156,7 @@ impl Session {
             }
             Poll::Ready(Some(command)) => {
                 let flow = self.command(command);
-                timer.reset(self.next_deadline().into());
+                self.set(timer);
                 return Poll::Ready(flow);
             }
             Poll::Pending => false,
@@ -161,12 +165,18 @@ impl Session {
         if let Poll::Ready(flow) = self.poll_read(cx) {
             return Poll::Ready(flow);
         }
-        if timer.as_mut().poll(cx).is_pending() {
+        if (self.timer_set && !timer.is_elapsed()) || timer.as_mut().poll(cx).is_pending() {
+            self.timer_set = true;
             return if taken { Poll::Ready(Flow::Continue(())) } else { Poll::Pending };
         }
         let flow = self.tick();
-        timer.reset(self.next_deadline().into());
+        self.set(timer);
         Poll::Ready(flow)
+    }
+
+    fn set(&mut self, timer: Pin<&mut Sleep>) {
+        timer.reset(self.next_deadline().into());
+        self.timer_set = false;
     }
 
     fn command(&mut self, command: Command) -> Flow {
