@@ -3,13 +3,15 @@
 //! A pure function of a lookup ([`Config::read`]), so that tests need no environment. Flags win over
 //! the environment, which wins over the TOML file, which wins over the defaults of [`SETTINGS`].
 
+mod auth;
 mod settings;
 mod value;
 
 use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use settings::{SETTINGS, Setting};
-pub use value::{AllowList, Environment, LogFormat, Network};
+pub use value::{AllowList, Environment, LogFormat, Network, Secret};
 use value::{Bytes, Positive, Value};
 
 /// The whole configuration, one struct for each module that is configured.
@@ -109,17 +111,6 @@ pub struct HttpConfig {
     pub cors_allowed_origins: AllowList,
 }
 
-/// Who may come in.
-#[derive(Debug, Clone)]
-pub struct AuthConfig {
-    /// `KEYCLOAK_CLIENT_ID`.
-    pub client_id: String,
-    /// `JWT_LEEWAY`.
-    pub leeway: Duration,
-    /// `DEV_KEY_FILE`.
-    pub dev_key_file: PathBuf,
-}
-
 /// The database.
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
@@ -189,7 +180,8 @@ impl Reader<'_> {
         let text = (self.lookup)(name);
         let text = text.as_deref().map_or(setting.default, str::trim);
         T::read(text).unwrap_or_else(|| {
-            self.faults.push(format!("{name}: {text:?} is not allowed; allowed: {}", T::ALLOWED));
+            let shown = setting.shown(text);
+            self.faults.push(format!("{name}: {shown:?} is not allowed; allowed: {}", T::ALLOWED));
             T::read(setting.default).expect("defaults are allowed")
         })
     }
@@ -224,13 +216,7 @@ impl Reader<'_> {
                 trusted_proxies: self.get("TRUSTED_PROXIES"),
                 cors_allowed_origins: self.get("CORS_ALLOWED_ORIGINS"),
             },
-            auth: AuthConfig {
-                client_id: self.get("KEYCLOAK_CLIENT_ID"),
-                leeway: self.get("JWT_LEEWAY"),
-                dev_key_file: self
-                    .get::<Option<PathBuf>>("DEV_KEY_FILE")
-                    .unwrap_or_else(|| data_dir.join("dev-key.pem")),
-            },
+            auth: self.auth(&data_dir),
             store: StoreConfig {
                 sqlite_file: self.sqlite_file().unwrap_or_else(|| data_dir.join("switchboard.db")),
                 pool_size: u32::try_from(self.count("DB_POOL_SIZE")).unwrap_or(u32::MAX),
@@ -286,6 +272,8 @@ impl Reader<'_> {
             ("WS_PING_INTERVAL", config.ws.ping_interval),
             ("WS_PONG_TIMEOUT", config.ws.pong_timeout),
             ("WS_HANDLER_TIMEOUT", config.handlers.timeout),
+            ("OIDC_TIMEOUT", config.auth.timeout),
+            ("OIDC_JWKS_LIFETIME", config.auth.keys_lifetime),
         ] {
             if time.is_zero() {
                 self.faults.push(format!("{name}: 0 is not allowed; allowed: more than 0"));
@@ -300,11 +288,13 @@ impl Reader<'_> {
         if config.environment != Environment::Production {
             return;
         }
-        self.faults.push(
-            "ENV: production refuses the development token issuer, and no other is configured; \
-             allowed without an identity provider: dev or staging"
-                .into(),
-        );
+        if config.auth.provider.is_none() {
+            self.faults.push(
+                "ENV: production refuses the development token issuer, and no other is configured; \
+                 allowed without KEYCLOAK_BASE_URL and KEYCLOAK_REALM, or OIDC_ISSUER: dev or staging"
+                    .into(),
+            );
+        }
         if config.ws.allowed_origins == AllowList::All {
             self.faults.push(
                 "ALLOWED_WS_ORIGINS: \"*\" is not allowed with ENV=production; \

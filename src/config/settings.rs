@@ -24,8 +24,11 @@ impl Setting {
         self.name.to_lowercase()
     }
 
-    /// A value as it may be shown: a URL without the passwords in its login and its query.
+    /// A value as it may be shown: no secret, and a URL without the passwords in its login and query.
     pub fn shown(&self, value: &str) -> String {
+        if self.value == "SECRET" && !value.is_empty() {
+            return "***".to_owned();
+        }
         if self.value != "URL" {
             return value.to_owned();
         }
@@ -103,12 +106,58 @@ pub const SETTINGS: &[Setting] = &[
         "Signing key of the development issuer, made on first use; empty: dev-key.pem in DATA_DIR",
     ),
     setting(
+        "KEYCLOAK_BASE_URL",
+        "",
+        "URL",
+        "Keycloak, as this server reaches it; with KEYCLOAK_REALM it is the issuer of tokens",
+    ),
+    setting("KEYCLOAK_REALM", "", "NAME", "The realm of Keycloak whose users come in"),
+    setting(
         "KEYCLOAK_CLIENT_ID",
         "switchboard",
         "NAME",
         "The client that tokens must be for, and whose roles count",
     ),
+    setting("KEYCLOAK_CLIENT_SECRET", "", "SECRET", "The client's secret; empty: a public client"),
+    setting(
+        "OIDC_ISSUER",
+        "",
+        "URL",
+        "The iss of tokens: of any OpenID provider, or of Keycloak where KEYCLOAK_BASE_URL is not what clients see",
+    ),
+    setting(
+        "OIDC_JWKS_LIFETIME",
+        "1h",
+        "DURATION",
+        "Time after which the issuer's keys are fetched again",
+    ),
+    setting("OIDC_TIMEOUT", "5s", "DURATION", "Time for each call to the issuer"),
     setting("JWT_LEEWAY", "10s", "DURATION", "Clock skew allowed in a token's exp and nbf"),
+    setting(
+        "JWT_USERNAME_CLAIM",
+        "preferred_username",
+        "NAME",
+        "The claim that names the user; sub where a token lacks it",
+    ),
+    setting(
+        "JWT_ROLES_CLAIM",
+        "resource_access.{client}.roles",
+        "PATH",
+        "The claim that lists the user's roles; {client} stands for KEYCLOAK_CLIENT_ID",
+    ),
+    setting("JWT_REALM_ROLES", "false", "BOOL", "Roles in realm_access.roles count too"),
+    setting(
+        "AUTH_FAILURES_PER_MINUTE",
+        "30",
+        "COUNT/MINUTE",
+        "Bad tokens from one address before it is refused unseen; 0: no limit",
+    ),
+    setting(
+        "TOKEN_CACHE_SIZE",
+        "10000",
+        "COUNT",
+        "Valid tokens remembered until they expire; 0: none",
+    ),
     setting(
         "ALLOWED_WS_ORIGINS",
         "*",

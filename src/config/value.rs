@@ -1,6 +1,6 @@
 //! How the text of a setting becomes a value. Every type says what it allows.
 
-use std::{net::IpAddr, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// A type that settings have.
 pub(super) trait Value: Sized {
@@ -110,6 +110,50 @@ impl Value for String {
 
     fn read(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| text.to_owned())
+    }
+}
+
+/// A text that is shown to nobody: `***` wherever a configuration is printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// The text itself, for whom it is meant.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Value for Secret {
+    const ALLOWED: &'static str = String::ALLOWED;
+
+    fn read(text: &str) -> Option<Self> {
+        String::read(text).map(Self)
+    }
+}
+
+/// An address on the web, as it was written: issuers are compared by their text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct WebAddress(pub(super) String);
+
+impl Value for WebAddress {
+    const ALLOWED: &'static str =
+        "an http or https URL without login, query and fragment, such as https://sso.example.com";
+
+    fn read(text: &str) -> Option<Self> {
+        let url = reqwest::Url::parse(text).ok()?;
+        let plain = matches!(url.scheme(), "http" | "https")
+            && url.username().is_empty()
+            && url.password().is_none()
+            && url.query().is_none()
+            && url.fragment().is_none();
+        plain.then(|| Self(text.to_owned()))
     }
 }
 

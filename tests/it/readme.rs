@@ -7,7 +7,8 @@ use switchboard::config::SETTINGS;
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
 const PROTOCOL: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md"));
 
-/// Names and defaults in the rows ``| `NAME` | `default` | meaning |`` of a section.
+/// Names and defaults in the rows ``| `NAME` | `default` | meaning |`` of a section. A row may have more
+/// settings than one, with commas between the names and between the defaults.
 fn documented(text: &'static str, section: &str) -> BTreeMap<&'static str, &'static str> {
     let heading = format!("\n## {section}\n");
     let (_, rest) = text.split_once(&heading).expect("the document has the section");
@@ -17,12 +18,16 @@ fn documented(text: &'static str, section: &str) -> BTreeMap<&'static str, &'sta
         let cells: Vec<_> = row.split(" | ").map(|cell| cell.trim_matches(['|', ' '])).collect();
         let [name, default, meaning] = cells[..] else { panic!("{row} has not three cells") };
         assert!(!meaning.is_empty(), "{row} says nothing");
-        let default = match default {
-            "empty" => "",
-            written => written.trim_matches('`'),
-        };
-        let twice = settings.insert(name.trim_matches('`'), default);
-        assert!(twice.is_none(), "{name} stands twice");
+        let (names, defaults) = (name.split(", "), default.split(", "));
+        assert_eq!(names.clone().count(), defaults.clone().count(), "{row}");
+        for (name, default) in names.zip(defaults) {
+            let default = match default {
+                "empty" => "",
+                written => written.trim_matches('`'),
+            };
+            let twice = settings.insert(name.trim_matches('`'), default);
+            assert!(twice.is_none(), "{name} stands twice");
+        }
     }
     settings
 }
