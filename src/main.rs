@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use clap::{Arg, ArgMatches, Command};
 use switchboard::{
     auth::DevIssuer,
-    config::{Config, ConfigErrors, Environment, SETTINGS, Source, Sources},
+    config::{Config, ConfigErrors, SETTINGS, Source, Sources},
     handlers::{self, roles},
     machine,
     server::{self, Listeners},
@@ -134,7 +134,7 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
     let address = listeners.clients.local_addr()?;
     tracing::info!(
         %address,
-        development_tokens = config.environment != Environment::Production,
+        development_tokens = config.auth.provider.is_none(),
         "listening"
     );
     let shutdown = async move {
@@ -171,6 +171,13 @@ fn token(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
 }
 
 fn issuer(config: &Config) -> anyhow::Result<DevIssuer> {
+    if let Some(provider) = &config.auth.provider {
+        let issuer = &provider.issuer;
+        return Err(ConfigErrors::one(format!(
+            "development tokens are not trusted where an issuer is configured: get one from {issuer}"
+        ))
+        .into());
+    }
     DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id)
         .context("cannot use the development key")
 }

@@ -12,15 +12,15 @@ use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, jwk::Jwk};
+use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use serde_json::json;
 use uuid::Uuid;
 
 /// The `iss` of development tokens.
 pub(super) const ISSUER: &str = "switchboard-dev";
 /// The `kid` of development tokens.
-pub(super) const KEY_ID: &str = "dev";
-pub(super) const ALGORITHM: Algorithm = Algorithm::ES256;
+const KEY_ID: &str = "dev";
+const ALGORITHM: Algorithm = Algorithm::ES256;
 
 /// Signs development tokens.
 pub struct DevIssuer {
@@ -65,8 +65,10 @@ impl DevIssuer {
         jsonwebtoken::encode(&header, claims, &self.key).expect("claims are JSON and the key signs")
     }
 
-    pub(super) fn public_key(&self) -> jsonwebtoken::errors::Result<DecodingKey> {
-        DecodingKey::from_jwk(&Jwk::from_encoding_key(&self.key, ALGORITHM)?)
+    pub(super) fn public_key(&self) -> jsonwebtoken::errors::Result<Jwk> {
+        let mut key = Jwk::from_encoding_key(&self.key, ALGORITHM)?;
+        key.common.key_id = Some(KEY_ID.into());
+        Ok(key)
     }
 }
 

@@ -1,6 +1,13 @@
-//! Who a client is: tokens in, [`Identity`] out. WebSocket and REST go through the same [`Validator`].
+//! Who a client is: tokens in, [`Identity`] out. WebSocket and REST go through the same [`Validator`]:
+//! `cache` → `keys`, which come from the `dev` issuer or from a [`Provider`] → signature → `claims`.
 
+mod breaker;
+mod cache;
+mod claims;
 mod dev;
+mod jwks;
+mod keys;
+mod provider;
 mod validator;
 
 use std::{
@@ -9,6 +16,7 @@ use std::{
 };
 
 pub use dev::DevIssuer;
+pub(crate) use provider::Provider;
 pub(crate) use validator::{AuthError, Validator};
 
 /// A user, as a valid token describes it.
@@ -23,7 +31,7 @@ pub struct Identity {
     /// The user's name, for people and for pushes to one user.
     pub username: Arc<str>,
     /// The roles of this client.
-    pub roles: Vec<Box<str>>,
+    pub roles: Arc<[Box<str>]>,
     /// The token's `exp`, in seconds since 1970.
     pub expires_at: u64,
 }

@@ -1,12 +1,21 @@
 //! Decides whether a token lets its bearer in. Where the keys come from is the only thing that differs
 //! between the development issuer and an identity provider.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
-use jsonwebtoken::{Algorithm, DecodingKey, Validation, errors::ErrorKind};
-use serde::Deserialize;
+use jsonwebtoken::{Algorithm, Header, Validation, errors::ErrorKind};
 
-use super::{DevIssuer, Identity, dev};
+use super::{
+    DevIssuer, Identity, Provider,
+    cache::{Entry, TokenCache, fingerprint},
+    claims::{ClaimReader, Claims},
+    dev,
+    jwks::{Key, KeySet},
+    keys::Keys,
+};
 use crate::{
     config::AuthConfig,
     metrics::{AuthMetrics, TokenOutcome},
@@ -36,46 +45,19 @@ pub(crate) enum AuthError {
     /// It was valid.
     #[error("the token is expired")]
     Expired,
+    /// Nobody can say: there are no keys, and the identity provider does not give any.
+    #[error("the identity provider is not available")]
+    Unavailable,
 }
 
 /// Checks tokens of one issuer for one client.
 pub(crate) struct Validator {
-    keys: HashMap<String, (Algorithm, DecodingKey)>,
-    issuer: &'static str,
-    client_id: String,
+    keys: Keys,
+    cache: Option<TokenCache>,
+    claims: ClaimReader,
+    issuer: String,
     leeway: u64,
     metrics: AuthMetrics,
-}
-
-/// What is read of a token. Members of the wrong type refuse it.
-#[derive(Deserialize)]
-struct Claims {
-    iss: Arc<str>,
-    sub: String,
-    sid: Option<Arc<str>>,
-    exp: u64,
-    typ: Option<String>,
-    azp: Option<String>,
-    #[serde(default)]
-    aud: Audience,
-    preferred_username: Option<String>,
-    #[serde(default)]
-    resource_access: HashMap<String, Access>,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(untagged)]
-enum Audience {
-    #[default]
-    None,
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Deserialize)]
-struct Access {
-    #[serde(default)]
-    roles: Vec<Box<str>>,
 }
 
 impl Validator {
@@ -85,77 +67,99 @@ impl Validator {
         config: &AuthConfig,
         metrics: AuthMetrics,
     ) -> jsonwebtoken::errors::Result<Self> {
-        Ok(Self {
-            keys: HashMap::from([(dev::KEY_ID.into(), (dev::ALGORITHM, issuer.public_key()?))]),
-            issuer: dev::ISSUER,
-            client_id: config.client_id.clone(),
-            leeway: config.leeway.as_secs(),
-            metrics,
-        })
+        let key = Key::new(issuer.public_key()?).expect("the development key signs tokens");
+        let keys = Keys::fixed(KeySet::of(key));
+        Ok(Self::new(keys, dev::ISSUER.to_owned(), config, metrics))
     }
 
-    /// Reads a token (without its scheme).
+    /// Trusts the tokens of an identity provider, whose keys are fetched from now on. Needs a runtime.
+    pub(crate) fn of(provider: &Arc<Provider>, config: &AuthConfig, metrics: AuthMetrics) -> Self {
+        let fetched = metrics.keys_fetched.clone();
+        let keys = Keys::of(Arc::clone(provider), config.keys_lifetime, fetched);
+        Self::new(keys, provider.issuer().to_owned(), config, metrics)
+    }
+
+    fn new(keys: Keys, issuer: String, config: &AuthConfig, metrics: AuthMetrics) -> Self {
+        Self {
+            keys,
+            cache: TokenCache::new(config.cache_size),
+            claims: ClaimReader::new(config),
+            issuer,
+            leeway: config.leeway.as_secs(),
+            metrics,
+        }
+    }
+
+    /// Reads a token (without its scheme). Waits only where its key is not known.
     pub(crate) async fn validate(&self, token: &str) -> Result<Identity, AuthError> {
-        let result = self.check(token);
+        // What a signature cannot tell, such as a session that was revoked, is to be asked of what
+        // comes back here: the cache knows nothing of it.
+        let result = self.remembered(token).await;
         self.metrics.validations.inc(match &result {
             Ok(_) => TokenOutcome::Valid,
             Err(AuthError::Expired) => TokenOutcome::Expired,
             Err(AuthError::Invalid(_)) => TokenOutcome::Invalid,
+            // Nothing was found out about the token.
+            Err(AuthError::Unavailable) => return result,
         });
         result
     }
 
-    fn check(&self, token: &str) -> Result<Identity, AuthError> {
+    async fn remembered(&self, token: &str) -> Result<Identity, AuthError> {
         if token.len() > MAX_TOKEN {
             return Err(AuthError::Invalid("the token is too large"));
         }
-        let header = jsonwebtoken::decode_header(token)
-            .map_err(|_| AuthError::Invalid("this is no signed JWT"))?;
-        let kid = header.kid.ok_or(AuthError::Invalid("the token names no key"))?;
-        let (algorithm, key) =
-            self.keys.get(&kid).ok_or(AuthError::Invalid("the token's key is not known"))?;
-        // The algorithm is the key's. A token cannot choose another.
-        if header.alg != *algorithm || !ALGORITHMS.contains(algorithm) {
-            return Err(AuthError::Invalid("the token's algorithm is not its key's"));
+        let Some(cache) = &self.cache else { return Ok(self.check(token).await?.identity) };
+        let name = fingerprint(token);
+        if let Some(identity) = cache.get(&name, |entry| self.still_good(entry)) {
+            self.metrics.cache_hits.inc();
+            return Ok(identity);
         }
-        let mut rules = Validation::new(*algorithm);
-        rules.set_required_spec_claims(&["exp", "iss", "sub"]);
-        rules.set_issuer(&[self.issuer]);
-        rules.leeway = self.leeway;
-        rules.validate_nbf = true;
-        rules.validate_aud = false; // below: `azp` counts too
-        let claims = jsonwebtoken::decode::<Claims>(token, key, &rules).map_err(refused)?.claims;
-        self.identity(claims)
+        self.metrics.cache_misses.inc();
+        let entry = self.check(token).await?;
+        let identity = entry.identity.clone();
+        if self.still_good(&entry) {
+            cache.insert(name, entry);
+        }
+        Ok(identity)
     }
 
-    fn identity(&self, claims: Claims) -> Result<Identity, AuthError> {
-        if claims.typ.is_some_and(|typ| !typ.eq_ignore_ascii_case("bearer")) {
-            return Err(AuthError::Invalid("this is not an access token"));
+    /// Never past `exp`, whatever the leeway, and only while its very key is in force.
+    fn still_good(&self, entry: &Entry) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        entry.identity.expires_at > now.as_secs()
+            && self.keys.known(entry.key.kid()).is_some_and(|key| Arc::ptr_eq(&key, &entry.key))
+    }
+
+    async fn check(&self, token: &str) -> Result<Entry, AuthError> {
+        let header = jsonwebtoken::decode_header(token)
+            .map_err(|_| AuthError::Invalid("this is no signed JWT"))?;
+        if !ALGORITHMS.contains(&header.alg) {
+            return Err(AuthError::Invalid("the token's algorithm is not allowed"));
         }
-        let for_us = match &claims.aud {
-            Audience::None => false,
-            Audience::One(client) => *client == self.client_id,
-            Audience::Many(clients) => clients.contains(&self.client_id),
-        };
-        if !for_us && claims.azp.as_ref() != Some(&self.client_id) {
-            return Err(AuthError::Invalid("the token is for another client"));
+        // RFC 7515: who does not know an extension that is critical must refuse the token.
+        if header.crit.is_some() {
+            return Err(AuthError::Invalid("the token has critical extensions"));
         }
-        if claims.sub.is_empty() {
-            return Err(AuthError::Invalid("the token has no subject"));
-        }
-        let mut access = claims.resource_access;
-        Ok(Identity {
-            username: claims
-                .preferred_username
-                .filter(|name| !name.is_empty())
-                .unwrap_or_else(|| claims.sub.clone())
-                .into(),
-            subject: claims.sub.into(),
-            roles: access.remove(&self.client_id).map(|access| access.roles).unwrap_or_default(),
-            issuer: claims.iss,
-            session: claims.sid,
-            expires_at: claims.exp,
-        })
+        let kid = header.kid.as_deref().ok_or(AuthError::Invalid("the token names no key"))?;
+        let key = self.keys.find(kid).await?;
+        let identity = self.signed(token, &header, &key)?;
+        Ok(Entry { identity, key })
+    }
+
+    fn signed(&self, token: &str, header: &Header, key: &Key) -> Result<Identity, AuthError> {
+        let decoding = key
+            .decoding(header.alg)
+            .ok_or(AuthError::Invalid("the token's algorithm is not its key's"))?;
+        let mut rules = Validation::new(header.alg);
+        rules.set_required_spec_claims(&["exp", "iss", "sub"]);
+        rules.set_issuer(&[&self.issuer]);
+        rules.leeway = self.leeway;
+        rules.validate_nbf = true;
+        rules.validate_aud = false; // `ClaimReader`: `azp` counts too
+        let claims =
+            jsonwebtoken::decode::<Claims>(token, decoding, &rules).map_err(refused)?.claims;
+        self.claims.identity(header.typ.as_deref(), claims)
     }
 }
 

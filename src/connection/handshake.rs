@@ -77,6 +77,7 @@ async fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identit
         reason: match error {
             AuthError::Expired => CloseReason::TokenExpired,
             AuthError::Invalid(_) => CloseReason::Unauthorized,
+            AuthError::Unavailable => CloseReason::Unavailable,
         },
         msg: error.to_string(),
     })
@@ -94,7 +95,7 @@ fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
             }
             CloseReason::TokenExpired => attempts.inc(AuthOutcome::Expired),
             CloseReason::Unauthorized => attempts.inc(AuthOutcome::Failed),
-            // Broken frames are no attempt.
+            // Broken frames are no attempt; a token that nobody could check did not fail.
             _ => {}
         },
     }

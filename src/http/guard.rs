@@ -62,12 +62,10 @@ pub(super) async fn guard(
 /// The caller of a request, who must have `role`. To be asked before any input is read.
 pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Caller, Problem> {
     let found = request.extensions().get::<Found>().expect("the route is behind the guard");
-    let identity = found.clone().map_err(|error| {
-        let code = match error {
-            AuthError::Expired => "token_expired",
-            AuthError::Invalid(_) => "unauthorized",
-        };
-        Problem::unauthorized(code, error.to_string())
+    let identity = found.clone().map_err(|error| match error {
+        AuthError::Expired => Problem::unauthorized("token_expired", error.to_string()),
+        AuthError::Invalid(msg) => Problem::unauthorized("unauthorized", msg),
+        AuthError::Unavailable => Problem::unavailable(error.to_string()),
     })?;
     if !identity.has(&[role]) {
         let body = ErrorBody::new("permission_denied", "A role is missing")
@@ -92,6 +90,7 @@ async fn authenticate(api: &Api, headers: &HeaderMap) -> Found {
         Ok(_) => AuthOutcome::Success,
         Err(AuthError::Expired) => AuthOutcome::Expired,
         Err(AuthError::Invalid(_)) => AuthOutcome::Failed,
+        Err(AuthError::Unavailable) => return found.map(Arc::new),
     });
     found.map(Arc::new)
 }

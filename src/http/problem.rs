@@ -9,6 +9,9 @@ use serde_json::json;
 
 use crate::{handlers::HandlerError, protocol::ErrorBody};
 
+/// Seconds after which a client may ask again for what was not available.
+const RETRY_AFTER: &str = "5";
+
 /// An error answer.
 #[derive(Debug)]
 pub(crate) struct Problem {
@@ -27,6 +30,13 @@ impl Problem {
     pub(crate) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
         self.header = Some((name, value));
         self
+    }
+
+    /// 503: what the request needs is away for now.
+    pub(crate) fn unavailable(msg: impl Into<String>) -> Self {
+        let body = ErrorBody::new("unavailable", msg.into());
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, body)
+            .with_header(header::RETRY_AFTER, RETRY_AFTER)
     }
 
     /// 401, with the scheme that is wanted.

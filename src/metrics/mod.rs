@@ -5,6 +5,7 @@
 //! are set from the truth, at the latest when Prometheus asks ([`Metrics::render`]).
 
 mod http;
+mod identity;
 mod parts;
 mod ws;
 
@@ -16,10 +17,11 @@ use prometheus::{
 };
 
 pub(crate) use http::{Endpoint, HttpMetrics};
-pub(crate) use parts::{
-    Actor, AuthMetrics, AuthOutcome, DbErrorKind, DbMetrics, DbOperation, ErrorMetrics, LimitType,
-    TokenOutcome,
+pub(crate) use identity::{
+    AuthMetrics, AuthOutcome, BreakerMetrics, BreakerSeries, CallOutcome, Dependency,
+    ProviderOperation, TokenOutcome,
 };
+pub(crate) use parts::{Actor, DbErrorKind, DbMetrics, DbOperation, ErrorMetrics, LimitType};
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};
 
 /// Seconds; 0.1 and 0.4 are the Apdex bounds of the dashboards.
@@ -36,6 +38,7 @@ pub struct Metrics {
     pub(crate) ws: WsMetrics,
     pub(crate) db: DbMetrics,
     pub(crate) auth: AuthMetrics,
+    pub(crate) breakers: BreakerMetrics,
     pub(crate) errors: ErrorMetrics,
     pub(crate) rate_limit_hits: Counters<LimitType>,
     pub(crate) actor_restarts: Counters<Actor>,
@@ -51,6 +54,7 @@ impl Metrics {
             ws: WsMetrics::new(&family, packages),
             db: DbMetrics::new(&family),
             auth: AuthMetrics::new(&family),
+            breakers: BreakerMetrics::new(&family),
             errors: ErrorMetrics::new(&family, packages),
             rate_limit_hits: family.counters(
                 "rate_limit_hits_total",

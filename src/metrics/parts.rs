@@ -1,9 +1,10 @@
-//! The database, identity, errors, and the families of parts that a server can run without.
+//! The database, errors, and the families of parts that a server can run without.
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
-use super::{Counters, Family, HTTP_BUCKETS, Histograms, Label, WS_BUCKETS};
+use super::{Family, Histograms, Label, WS_BUCKETS};
 
+/// An enum whose values are the values of a label.
 macro_rules! label {
     ($(#[$meta:meta])* $name:ident { $($variant:ident = $text:literal),+ $(,)? }) => {
         $(#[$meta])*
@@ -19,6 +20,7 @@ macro_rules! label {
         }
     };
 }
+pub(super) use label;
 
 label!(
     /// Which limit refused something.
@@ -32,14 +34,6 @@ label!(
         Registry = "registry",
         Audit = "audit",
     }
-);
-label!(
-    /// What became of an authentication, over WebSocket and REST.
-    AuthOutcome { Success = "success", Failed = "failed", Expired = "token_expired" }
-);
-label!(
-    /// What the validator said of a token.
-    TokenOutcome { Valid = "valid", Invalid = "invalid", Expired = "expired" }
 );
 label!(
     /// The kind of a statement.
@@ -97,30 +91,6 @@ impl DbMetrics {
     }
 }
 
-/// The series of authentication.
-#[derive(Clone)]
-pub(crate) struct AuthMetrics {
-    pub(crate) attempts: Counters<AuthOutcome>,
-    pub(crate) validations: Counters<TokenOutcome>,
-}
-
-impl AuthMetrics {
-    pub(super) fn new(family: &Family) -> Self {
-        Self {
-            attempts: family.counters(
-                "auth_attempts_total",
-                "Authentications over WebSocket and REST.",
-                "status",
-            ),
-            validations: family.counters(
-                "token_validation_total",
-                "Tokens looked at by the validator.",
-                "status",
-            ),
-        }
-    }
-}
-
 /// Errors that are bugs or failed dependencies, by the handler they showed in.
 #[derive(Clone)]
 pub(crate) struct ErrorMetrics(IntCounterVec);
@@ -159,7 +129,7 @@ impl ErrorMetrics {
     }
 }
 
-/// Registers the families of Redis, Keycloak and the audit trail, which stay at 0 without those parts.
+/// Registers the families of Redis and the audit trail, which stay at 0 without those parts.
 pub(super) fn register_dormant(family: &Family) {
     let counter = |name, help| -> IntCounter { family.counter(name, help) };
     let counters = |name, help, labels: &[&str], values: &[&[&str]]| {
@@ -182,53 +152,6 @@ pub(super) fn register_dormant(family: &Family) {
         &["operation"],
     );
     family.gauge("redis_connected", "1 while connected to Redis.");
-    counter("token_cache_hits_total", "Tokens found in the cache.");
-    counter("token_cache_misses_total", "Tokens validated anew.");
-    counters(
-        "keycloak_auth_attempts_total",
-        "Logins and refreshes at Keycloak.",
-        &["status", "method"],
-        &[
-            &["success", "password"],
-            &["failure", "password"],
-            &["error", "password"],
-            &["success", "refresh"],
-            &["failure", "refresh"],
-            &["error", "refresh"],
-        ],
-    );
-    let keycloak = family.histogram_vec(
-        "keycloak_operation_duration_seconds",
-        "Seconds of a call to Keycloak.",
-        HTTP_BUCKETS,
-        &["operation"],
-    );
-    for operation in ["login", "refresh", "logout", "jwks"] {
-        keycloak.with_label_values(&[operation]);
-    }
-    counters(
-        "jwks_refreshes_total",
-        "Fetches of the identity provider's keys.",
-        &["status"],
-        &[&["success"], &["error"]],
-    );
-    let breaker =
-        family.gauge_vec("circuit_breaker_state", "0 closed, 1 half-open, 2 open.", &["service"]);
-    for service in ["keycloak", "redis"] {
-        breaker.with_label_values(&[service]);
-    }
-    counters(
-        "circuit_breaker_state_changes_total",
-        "State changes of a circuit breaker.",
-        &["service"],
-        &[&["keycloak"], &["redis"]],
-    );
-    counters(
-        "circuit_breaker_failures_total",
-        "Failures seen by a circuit breaker.",
-        &["service"],
-        &[&["keycloak"], &["redis"]],
-    );
     family.gauge("audit_queue_size", "Audit rows waiting to be written.");
     counters(
         "audit_logs_total",

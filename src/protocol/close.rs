@@ -23,6 +23,8 @@ pub enum CloseReason {
     TooManyStrikes,
     /// A bug, or the restart of a supervisor.
     InternalError,
+    /// The token cannot be checked: there are no keys, and the identity provider gives none.
+    Unavailable,
     /// No or no valid authentication.
     Unauthorized,
     /// The token presented is expired.
@@ -43,7 +45,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, for the closed label set of `ws_disconnections_total`.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Normal,
         Self::GoingAway,
         Self::ProtocolError,
@@ -53,6 +55,7 @@ impl CloseReason {
         Self::ConnectionLimit,
         Self::TooManyStrikes,
         Self::InternalError,
+        Self::Unavailable,
         Self::Unauthorized,
         Self::TokenExpired,
         Self::AuthTimeout,
@@ -74,7 +77,7 @@ impl CloseReason {
             Self::NotUtf8 => 1007,
             Self::ConnectionLimit | Self::TooManyStrikes => 1008,
             Self::TooBig => 1009,
-            Self::InternalError => 1011,
+            Self::InternalError | Self::Unavailable => 1011,
             Self::Unauthorized | Self::TokenExpired => 4001,
             Self::AuthTimeout => 4002,
             Self::SessionExpired => 4003,
@@ -96,6 +99,7 @@ impl CloseReason {
             Self::ConnectionLimit => "too many connections for this user",
             Self::TooManyStrikes => "too many refused messages",
             Self::InternalError => "internal error",
+            Self::Unavailable => "identity provider not available",
             Self::Unauthorized => "unauthorized",
             Self::TokenExpired | Self::SessionExpired => "token expired",
             Self::AuthTimeout => "authentication timeout",
@@ -109,6 +113,7 @@ impl CloseReason {
     /// The `code` of the error frame that goes ahead of the close frame, where there is one.
     pub fn error_code(self) -> Option<&'static str> {
         match self {
+            Self::Unavailable => Some("unavailable"),
             Self::Unauthorized => Some("unauthorized"),
             Self::TokenExpired => Some("token_expired"),
             Self::AuthTimeout => Some("auth_timeout"),

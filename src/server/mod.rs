@@ -15,14 +15,14 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{DevIssuer, Validator},
-    config::{Config, ServerConfig},
+    auth::{DevIssuer, Provider, Validator},
+    config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     handlers::{Context, Package},
     http::{self, Api},
     hub::Hub,
     limits::Limits,
-    metrics::Metrics,
+    metrics::{Dependency, Metrics},
     registry::{RegistryAddress, RegistryMessage},
     router::Router,
     store::{OpenError, Store},
@@ -69,6 +69,9 @@ pub enum ServeError {
     /// A public key.
     #[error("cannot use the development key: {0}")]
     Key(#[from] jsonwebtoken::errors::Error),
+    /// The client of the identity provider.
+    #[error("cannot make an HTTP client: {0}")]
+    Provider(#[from] reqwest::Error),
     /// The supervision tree did not come up.
     #[error("cannot start the actors: {0}")]
     Actors(#[from] ractor::SpawnErr),
@@ -121,8 +124,7 @@ impl Server {
     async fn open(config: Config, packages: Vec<Package>) -> Result<Self, ServeError> {
         let names: Vec<_> = packages.iter().map(|package| (package.id, package.name)).collect();
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
-        let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id)?;
-        let validator = Validator::trusting(&issuer, &config.auth, metrics.auth.clone())?;
+        let validator = validator(&config.auth, &metrics)?;
         let context = Arc::new(Context {
             store: Store::open(&config.store, metrics.db.clone()).await?,
             hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
@@ -205,6 +207,19 @@ impl Server {
             tracing::warn!(connections = self.shared.tasks.len(), "connections are cut off");
         }
     }
+}
+
+/// With an identity provider there is no development issuer, and no key of it.
+fn validator(config: &AuthConfig, metrics: &Metrics) -> Result<Validator, ServeError> {
+    let auth = metrics.auth.clone();
+    let Some(provider) = &config.provider else {
+        let issuer = DevIssuer::open(&config.dev_key_file, &config.client_id)?;
+        return Ok(Validator::trusting(&issuer, config, auth)?);
+    };
+    let breaker = metrics.breakers.of(Dependency::Keycloak);
+    let duration = auth.provider_duration.clone();
+    let provider = Provider::new(provider, config.timeout, breaker, duration)?;
+    Ok(Validator::of(&Arc::new(provider), config, auth))
 }
 
 /// The accept loops and the HTTP requests they started.

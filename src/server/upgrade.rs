@@ -34,9 +34,6 @@ use crate::{
     registry::{RegistryAddress, RegistryMessage},
 };
 
-/// Seconds after which a client may try a full or draining node again.
-const RETRY_AFTER: &str = "5";
-
 /// What `/web` works with.
 pub(super) struct Web {
     pub(super) shared: Arc<Shared>,
@@ -137,9 +134,7 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     let free = Arc::clone(&web.places).try_acquire_owned().ok();
     let Some(place) = free.filter(|_| !web.draining.is_cancelled()) else {
         connections.inc(ConnectionOutcome::RejectedCapacity);
-        let body = ErrorBody::new("unavailable", "This node takes no more connections");
-        return Err(Problem::new(StatusCode::SERVICE_UNAVAILABLE, body)
-            .with_header(header::RETRY_AFTER, RETRY_AFTER));
+        return Err(Problem::unavailable("This node takes no more connections"));
     };
     let header = request.headers.get(header::AUTHORIZATION);
     let authorization = match header {
@@ -154,9 +149,12 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
         None => None,
         Some(text) => {
             let found = handshake::presented(&web.validator, &text, &web.shared.metrics).await;
-            Some(found.map_err(|refusal| {
-                let code = refusal.reason.error_code().unwrap_or("unauthorized");
-                Problem::unauthorized(code, refusal.msg)
+            Some(found.map_err(|refusal| match refusal.reason {
+                CloseReason::Unavailable => Problem::unavailable(refusal.msg),
+                reason => Problem::unauthorized(
+                    reason.error_code().unwrap_or("unauthorized"),
+                    refusal.msg,
+                ),
             })?)
         }
     };

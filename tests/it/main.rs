@@ -17,6 +17,7 @@ mod logs;
 mod messages;
 mod metrics;
 mod metrics_names;
+mod oidc;
 mod process;
 mod promises;
 mod protobuf;

@@ -2,6 +2,7 @@
 
 mod client;
 pub(crate) mod handlers;
+pub(crate) mod issuer;
 pub(crate) mod process;
 pub(crate) mod rest;
 pub(crate) mod wire;
@@ -46,6 +47,7 @@ impl TestServer {
             ("LISTEN_ADDR", "127.0.0.1:0"),
             ("RATE_LIMIT_PER_MINUTE", "100000"),
             ("WS_MAX_CONNECTIONS_PER_USER", "100"),
+            ("AUTH_FAILURES_PER_MINUTE", "0"),
             ("DRAIN_GRACE", "100ms"),
             ("DATA_DIR", data.path().to_str().unwrap()),
         ]);

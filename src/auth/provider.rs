@@ -1,0 +1,198 @@
+//! The identity provider over HTTP. Every call is measured, and passes the circuit breaker.
+
+use std::{
+    error::Error,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use reqwest::{Client, RequestBuilder, StatusCode, header, redirect};
+use serde::Deserialize;
+
+use super::breaker::Breaker;
+use crate::{
+    config::ProviderConfig,
+    metrics::{BreakerSeries, Histograms, ProviderOperation},
+};
+
+/// Bytes of an answer at most.
+const MAX_ANSWER: usize = 1024 * 1024;
+
+/// An OpenID provider, such as a realm of Keycloak.
+pub(crate) struct Provider {
+    config: ProviderConfig,
+    http: Client,
+    breaker: Breaker,
+    endpoints: ArcSwapOption<Endpoints>,
+    duration: Histograms<ProviderOperation>,
+}
+
+/// Where the provider is asked what, as its discovery document has it.
+#[derive(Deserialize)]
+struct Endpoints {
+    issuer: String,
+    jwks_uri: String,
+}
+
+/// An answer that is not the provider's own failure; its status may say that ours is at fault.
+struct Answer {
+    status: StatusCode,
+    body: Vec<u8>,
+}
+
+/// Why the provider gave no answer that is of use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ProviderError {
+    /// Nobody was asked.
+    #[error("its circuit breaker is open")]
+    BreakerOpen,
+    /// It could not be reached, or did not answer in time.
+    #[error("{}", with_causes(.0))]
+    Unreachable(#[from] reqwest::Error),
+    /// It answered with a status that is none of success.
+    #[error("{url} answered {status}")]
+    Status {
+        /// What was asked for.
+        url: String,
+        /// What came back.
+        status: StatusCode,
+    },
+    /// Its answer cannot be read.
+    #[error("{0}")]
+    Malformed(String),
+}
+
+impl Provider {
+    /// Calls take `timeout` at most.
+    pub(crate) fn new(
+        config: &ProviderConfig,
+        timeout: Duration,
+        breaker: BreakerSeries,
+        duration: Histograms<ProviderOperation>,
+    ) -> reqwest::Result<Self> {
+        // A redirect could carry a password elsewhere.
+        let client = || Client::builder().timeout(timeout).redirect(redirect::Policy::none());
+        let http = match client().build() {
+            // A machine without root certificates can still speak plain HTTP.
+            Err(_) if config.address.starts_with("http:") => client().tls_certs_only([]).build()?,
+            built => built?,
+        };
+        Ok(Self {
+            config: config.clone(),
+            http,
+            breaker: Breaker::new(breaker),
+            endpoints: ArcSwapOption::empty(),
+            duration,
+        })
+    }
+
+    /// The `iss` of its tokens.
+    pub(super) fn issuer(&self) -> &str {
+        &self.config.issuer
+    }
+
+    /// The text of its key set.
+    pub(super) async fn keys(&self) -> Result<Vec<u8>, ProviderError> {
+        let endpoints = self.endpoints().await?;
+        let keys = self.read(&endpoints.jwks_uri).await;
+        if keys.is_err() {
+            // The endpoint may have moved: the next one asks where it is.
+            self.endpoints.store(None);
+        }
+        keys
+    }
+
+    async fn endpoints(&self) -> Result<Arc<Endpoints>, ProviderError> {
+        if let Some(known) = self.endpoints.load_full() {
+            return Ok(known);
+        }
+        let url = format!("{}/.well-known/openid-configuration", self.config.address);
+        let text = self.read(&url).await?;
+        let mut endpoints: Endpoints = serde_json::from_slice(&text).map_err(|error| {
+            ProviderError::Malformed(format!("{url} is no discovery document: {error}"))
+        })?;
+        let ProviderConfig { issuer, address, .. } = &self.config;
+        if endpoints.issuer != *issuer && endpoints.issuer != *address {
+            return Err(ProviderError::Malformed(format!(
+                "{url} is of the issuer {}, not {issuer}: set OIDC_ISSUER to what its tokens bear",
+                endpoints.issuer
+            )));
+        }
+        endpoints.jwks_uri = self.reachable(endpoints.jwks_uri);
+        let endpoints = Arc::new(endpoints);
+        self.endpoints.store(Some(Arc::clone(&endpoints)));
+        Ok(endpoints)
+    }
+
+    /// An endpoint under the issuer's name, under the name by which this server reaches it.
+    fn reachable(&self, endpoint: String) -> String {
+        let issuer = self.config.issuer.trim_end_matches('/');
+        match endpoint.strip_prefix(issuer) {
+            Some(path) if path.starts_with('/') => format!("{}{path}", self.config.address),
+            _ => endpoint,
+        }
+    }
+
+    async fn read(&self, url: &str) -> Result<Vec<u8>, ProviderError> {
+        let request = self.http.get(url).header(header::ACCEPT, "application/json");
+        let answer = self.call(ProviderOperation::Keys, request, None).await?;
+        match answer.status {
+            StatusCode::OK => Ok(answer.body),
+            status => Err(ProviderError::Status { url: url.to_owned(), status }),
+        }
+    }
+
+    /// Every way to the provider: `correlation` goes along as `X-Correlation-ID`. That it refuses a
+    /// request (4xx) is no failure of the provider.
+    async fn call(
+        &self,
+        operation: ProviderOperation,
+        mut request: RequestBuilder,
+        correlation: Option<&str>,
+    ) -> Result<Answer, ProviderError> {
+        if !self.breaker.permits() {
+            return Err(ProviderError::BreakerOpen);
+        }
+        if let Some(id) = correlation {
+            request = request.header("x-correlation-id", id);
+        }
+        let started = Instant::now();
+        let answer = answer(request).await;
+        self.duration.of(operation).observe(started.elapsed().as_secs_f64());
+        match &answer {
+            Ok(_) | Err(ProviderError::Malformed(_)) => self.breaker.succeeded(),
+            Err(_) => self.breaker.failed(),
+        }
+        answer
+    }
+}
+
+async fn answer(request: RequestBuilder) -> Result<Answer, ProviderError> {
+    let mut response = request.send().await?;
+    let status = response.status();
+    if status.is_server_error() {
+        return Err(ProviderError::Status { url: response.url().to_string(), status });
+    }
+    let mut body = Vec::new();
+    while let Some(part) = response.chunk().await? {
+        if body.len() + part.len() > MAX_ANSWER {
+            let url = response.url();
+            return Err(ProviderError::Malformed(format!("{url} answered too much")));
+        }
+        body.extend_from_slice(&part);
+    }
+    Ok(Answer { status, body })
+}
+
+/// An error of the client says what it did; why that failed stands in its causes.
+fn with_causes(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
