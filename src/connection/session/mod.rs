@@ -4,6 +4,8 @@
 //! all → one flush. Reading stops while `WS_MAX_IN_FLIGHT` requests are open. Commands get through
 //! while a write waits.
 
+mod strikes;
+
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
@@ -35,9 +37,8 @@ use crate::{
     },
     router::{Departure, Responder},
 };
+use strikes::Strikes;
 
-/// Strikes are counted over this long.
-const STRIKE_WINDOW: Duration = Duration::from_secs(60);
 /// Control answers that wait for a write before reading stops.
 const MAX_CONTROL: usize = 16;
 /// Takes from a busy outbox before the socket and the timer get their turn.
@@ -65,8 +66,7 @@ pub(super) struct Session {
     in_flight: usize,
     /// When the answers of the batch being written were ready.
     ready: Vec<Instant>,
-    /// Times of refused messages; allocated by the first.
-    strikes: VecDeque<Instant>,
+    strikes: Strikes,
     expires: Instant,
     last_seen: Instant,
     /// Set while a ping is out.
@@ -96,7 +96,7 @@ impl Session {
             takes: 0,
             in_flight: 0,
             ready: Vec::new(),
-            strikes: VecDeque::new(),
+            strikes: Strikes::default(),
             last_seen: now,
             pinged: None,
             drain: None,
@@ -293,18 +293,10 @@ impl Session {
     }
 
     fn strike(&mut self, now: Instant) -> Flow {
-        let limit = self.shared.config.max_strikes as usize;
-        if limit == 0 {
-            return Flow::Continue(());
+        match self.strikes.add(now, self.shared.config.max_strikes as usize) {
+            true => Flow::Break(CloseReason::TooManyStrikes),
+            false => Flow::Continue(()),
         }
-        while self.strikes.front().is_some_and(|first| now - *first > STRIKE_WINDOW) {
-            self.strikes.pop_front();
-        }
-        self.strikes.push_back(now);
-        if self.strikes.len() < limit {
-            return Flow::Continue(());
-        }
-        Flow::Break(CloseReason::TooManyStrikes)
     }
 
     /// Looks at what is due: expiry, the end of a drain, a ping, its pong.
