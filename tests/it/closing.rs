@@ -3,6 +3,7 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::{
     Message,
     protocol::frame::{
@@ -61,6 +62,17 @@ async fn requests_before_a_fatal_frame_are_answered_before_the_close() {
         assert!(seen.iter().all(|answer| answer["status_code"] == 0), "{case}");
         server.until_metric(&format!(r#"ws_disconnections_total{{code="{code}"}}"#), 1.0).await;
     }
+}
+
+#[tokio::test]
+async fn a_frame_without_a_mask_breaks_the_framing() {
+    let server = start(&[]).await;
+    let mut client = server.client("ann").await;
+    let ping = br#"{"type":"ping"}"#;
+    let bare = [&[0x81, u8::try_from(ping.len()).unwrap()], &ping[..]].concat();
+    client.socket().get_mut().write_all(&bare).await.unwrap();
+    assert_eq!(client.until_closed().await, (Vec::new(), Closed::Code(1002)));
+    server.until_metric(r#"ws_disconnections_total{code="1002"}"#, 1.0).await;
 }
 
 #[tokio::test]

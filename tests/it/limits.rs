@@ -1,5 +1,7 @@
 //! The message limit of a user, and the strikes of a connection.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
@@ -41,6 +43,23 @@ async fn the_message_limit_is_the_users_over_all_connections_and_reconnects() {
     assert_limited(&echo(&mut server.client("ann").await).await);
     server.until_metric(HITS, 3.0).await;
     assert_eq!(echo(&mut server.client("bob").await).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn a_message_is_taken_again_after_the_time_that_the_refusal_named() {
+    // One comes back every three seconds.
+    let server = TestServer::start(&[("WS_MESSAGE_RATE_LIMIT", "20")]).await;
+    let mut client = server.client("ann").await;
+    for _ in 0..20 {
+        assert_eq!(echo(&mut client).await["status_code"], 0);
+    }
+    let refused = echo(&mut client).await;
+    assert_eq!(refused["data"]["code"], "rate_limit_exceeded");
+    let wait = refused["data"]["details"]["retry_after_ms"].as_u64().unwrap();
+    assert!((1..=3000).contains(&wait), "{wait}");
+    tokio::time::sleep(Duration::from_millis(wait)).await;
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+    assert_eq!(echo(&mut client).await["data"]["code"], "rate_limit_exceeded");
 }
 
 #[tokio::test]

@@ -2,10 +2,13 @@
 
 use std::{
     collections::HashMap,
+    fs,
     time::{Duration, Instant},
 };
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, Executor as _, SqliteConnection, sqlite::SqliteConnectOptions};
+use tempfile::TempDir;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
@@ -60,6 +63,45 @@ async fn a_failure_shows_no_internals() {
         let series = format!(r#"app_errors_total{{error_type="{error}",handler="FAILS"}}"#);
         server.until_metric(&series, 1.0).await;
     }
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_unavailable_and_the_connection_lives() {
+    let data = TempDir::new().unwrap();
+    let server = TestServer::start(&[("DATA_DIR", data.path().to_str().unwrap())]).await;
+    let mut client = server.client("ann").await;
+    // What readers have in their caches is out of date.
+    assert_eq!(client.call(3, json!({ "name": "Ann" })).await["status_code"], 0);
+    for file in ["switchboard.db", "switchboard.db-wal"] {
+        // Emptied in place, as by a full or failing disk.
+        fs::File::create(data.path().join(file)).unwrap();
+    }
+    for (pkg_id, name) in [(1, "GET_AUTHORS"), (2, "GET_PAGINATED_AUTHORS")] {
+        let answer = client.call(pkg_id, json!({})).await;
+        assert_eq!(code(&answer), (1, "unavailable"), "{answer}");
+        assert!(!answer.to_string().contains("disk"), "{answer}");
+        let series = format!(r#"app_errors_total{{error_type="unavailable",handler="{name}"}}"#);
+        server.until_metric(&series, 1.0).await;
+    }
+    assert_eq!(client.call(100, json!({})).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn a_locked_database_is_unavailable_until_it_is_free() {
+    let data = TempDir::new().unwrap();
+    let server = TestServer::start(&[("DATA_DIR", data.path().to_str().unwrap())]).await;
+    let mut client = server.client("ann").await;
+    let options = SqliteConnectOptions::new().filename(data.path().join("switchboard.db"));
+    let mut other = SqliteConnection::connect_with(&options).await.unwrap();
+    other.execute("BEGIN IMMEDIATE").await.unwrap();
+    let create = client.request(3, json!({ "name": "Ann" })).await;
+    // Reading goes on beside it.
+    assert_eq!(client.call(1, json!({})).await["data"], json!([]));
+    let answer = client.receive().await;
+    assert_eq!(answer["req_id"], create.to_string());
+    assert_eq!(code(&answer), (1, "unavailable"), "{answer}");
+    other.execute("ROLLBACK").await.unwrap();
+    assert_eq!(client.call(3, json!({ "name": "Ann" })).await["status_code"], 0);
 }
 
 #[tokio::test]
