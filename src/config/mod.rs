@@ -57,6 +57,8 @@ pub struct WsConfig {
     pub allowed_origins: AllowList,
     /// `WS_AUTH_TIMEOUT`.
     pub auth_timeout: Duration,
+    /// `WS_EXPIRY_WARNING`, before a token expires; 0: none.
+    pub expiry_warning: Duration,
     /// `WS_QUERY_TOKEN`.
     pub query_token: bool,
     /// `WS_MAX_CONNECTIONS`.
@@ -229,6 +231,7 @@ impl Reader<'_> {
         WsConfig {
             allowed_origins: self.get("ALLOWED_WS_ORIGINS"),
             auth_timeout: self.get("WS_AUTH_TIMEOUT"),
+            expiry_warning: self.get("WS_EXPIRY_WARNING"),
             query_token: self.get("WS_QUERY_TOKEN"),
             max_connections: self.count("WS_MAX_CONNECTIONS"),
             max_connections_per_user: self.get("WS_MAX_CONNECTIONS_PER_USER"),

@@ -166,6 +166,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("WS_AUTH_TIMEOUT", "5s", "DURATION", "Time for the auth frame after the upgrade"),
     setting(
+        "WS_EXPIRY_WARNING",
+        "60s",
+        "DURATION",
+        "Time before a token expires at which its client is warned; 0: never",
+    ),
+    setting(
         "WS_QUERY_TOKEN",
         "false",
         "BOOL",

@@ -25,7 +25,7 @@ pub(crate) struct Refusal {
 }
 
 impl Refusal {
-    fn unauthorized(msg: &str) -> Self {
+    pub(super) fn unauthorized(msg: &str) -> Self {
         Self { reason: CloseReason::Unauthorized, msg: msg.to_owned() }
     }
 
@@ -70,7 +70,11 @@ pub(crate) async fn presented(
     result
 }
 
-async fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identity>, Refusal> {
+/// Checks a token with its scheme.
+pub(super) async fn check(
+    validator: &Validator,
+    authorization: &str,
+) -> Result<Arc<Identity>, Refusal> {
     let token = auth::bearer(authorization)
         .ok_or_else(|| Refusal::unauthorized("the token must have the form `Bearer <jwt>`"))?;
     validator.validate(token).await.map(Arc::new).map_err(|error| Refusal {
@@ -83,23 +87,26 @@ async fn check(validator: &Validator, authorization: &str) -> Result<Arc<Identit
     })
 }
 
+/// Counts what became of a token, whether it was to open a connection or to refresh one.
+pub(super) fn count_attempt(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
+    metrics.auth.attempts.inc(match result.as_ref().map_err(|refusal| refusal.reason) {
+        Ok(_) => AuthOutcome::Success,
+        Err(CloseReason::TokenExpired) => AuthOutcome::Expired,
+        Err(CloseReason::Unauthorized) => AuthOutcome::Failed,
+        // Broken frames and silence are no attempt; a token that nobody could check did not fail.
+        Err(_) => return,
+    });
+}
+
 fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
-    let attempts = &metrics.auth.attempts;
-    match result {
-        Ok(_) => return attempts.inc(AuthOutcome::Success),
-        Err(refusal) => match refusal.reason {
-            // The client left of its own accord.
-            CloseReason::Normal | CloseReason::Abnormal => return,
-            CloseReason::AuthTimeout => {
-                return metrics.ws.connections.inc(ConnectionOutcome::RejectedAuthTimeout);
-            }
-            CloseReason::TokenExpired => attempts.inc(AuthOutcome::Expired),
-            CloseReason::Unauthorized => attempts.inc(AuthOutcome::Failed),
-            // Broken frames are no attempt; a token that nobody could check did not fail.
-            _ => {}
-        },
-    }
-    metrics.ws.connections.inc(ConnectionOutcome::RejectedAuth);
+    count_attempt(metrics, result);
+    let Err(refusal) = result else { return };
+    metrics.ws.connections.inc(match refusal.reason {
+        // The client left of its own accord.
+        CloseReason::Normal | CloseReason::Abnormal => return,
+        CloseReason::AuthTimeout => ConnectionOutcome::RejectedAuthTimeout,
+        _ => ConnectionOutcome::RejectedAuth,
+    });
 }
 
 /// The token of the first frame that is neither a ping nor a pong.

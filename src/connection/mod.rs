@@ -14,7 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    auth::Identity,
+    auth::{Identity, Validator},
     config::WsConfig,
     hub::{Command, Outbox},
     limits::MessageBudget,
@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     /// How long open requests may take after that.
     pub(crate) drain_timeout: std::time::Duration,
     pub(crate) router: Arc<Router>,
+    /// Checks the tokens of refreshes.
+    pub(crate) validator: Arc<Validator>,
     pub(crate) metrics: Arc<Metrics>,
     /// The I/O tasks of all connections, for a shutdown to wait for.
     pub(crate) tasks: TaskTracker,

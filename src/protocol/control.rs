@@ -15,6 +15,11 @@ pub enum ClientControl {
         /// With its scheme.
         token: Option<String>,
     },
+    /// `{"type":"refresh","token":"Bearer …"}`; no token where it is missing or no string.
+    Refresh {
+        /// With its scheme.
+        token: Option<String>,
+    },
     /// `{"type":"ping"}`.
     Ping,
     /// Any other `type`.
@@ -34,10 +39,10 @@ impl ClientControl {
         let Ok(Members { kind, token }) = serde_json::from_str(text) else {
             return Self::Unknown(String::new());
         };
+        let token = || token.and_then(|raw| serde_json::from_str(raw.get()).ok());
         match kind.as_str() {
-            "auth" => {
-                Self::Auth { token: token.and_then(|raw| serde_json::from_str(raw.get()).ok()) }
-            }
+            "auth" => Self::Auth { token: token() },
+            "refresh" => Self::Refresh { token: token() },
             "ping" => Self::Ping,
             _ => Self::Unknown(kind),
         }
@@ -55,6 +60,20 @@ pub enum ServerControl<'a> {
         /// The token's user name.
         user: &'a str,
         /// Seconds until the token expires.
+        expires_in: u64,
+    },
+    /// A fresh token is in force from now on.
+    RefreshOk {
+        /// Seconds until it expires.
+        expires_in: u64,
+        /// The packages that its roles opened, by id.
+        gained: &'a [i32],
+        /// The packages that its roles closed, by id.
+        lost: &'a [i32],
+    },
+    /// The token in force expires soon.
+    AuthExpiring {
+        /// Seconds until then.
         expires_in: u64,
     },
     /// A control frame was refused, or the connection is about to be closed.

@@ -21,6 +21,7 @@ use serde_json::json;
 pub(crate) use responder::Responder;
 
 use crate::{
+    auth::Identity,
     config::HandlerConfig,
     handlers::{Caller, Context, Package},
     metrics::Metrics,
@@ -75,6 +76,17 @@ impl Router {
         routes.sort_by_key(|route| route.package.id);
         self.routes.store(Arc::new(routes));
         Ok(cell)
+    }
+
+    /// The packages that `new` may call and `old` may not, and the other way round, by id.
+    pub(crate) fn compare(&self, old: &Identity, new: &Identity) -> (Vec<i32>, Vec<i32>) {
+        let routes = self.routes.load();
+        let only = |one: &Identity, other: &Identity| {
+            let packages = routes.iter().map(|route| &route.package);
+            let opened = packages.filter(|it| one.has(it.roles) && !other.has(it.roles));
+            opened.map(|package| package.id).collect()
+        };
+        (only(new, old), only(old, new))
     }
 
     /// Sends a request on its way, with those that arrived with it. The responder answers if it

@@ -124,7 +124,7 @@ impl Server {
     async fn open(config: Config, packages: Vec<Package>) -> Result<Self, ServeError> {
         let names: Vec<_> = packages.iter().map(|package| (package.id, package.name)).collect();
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
-        let validator = validator(&config.auth, &metrics)?;
+        let validator = Arc::new(validator(&config.auth, &metrics)?);
         let context = Arc::new(Context {
             store: Store::open(&config.store, metrics.db.clone()).await?,
             hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
@@ -138,13 +138,14 @@ impl Server {
             drain_grace: config.server.drain_grace,
             drain_timeout: config.server.drain_timeout,
             router: Arc::new(router),
+            validator: Arc::clone(&validator),
             metrics,
             tasks: TaskTracker::new(),
         });
         Ok(Self {
             limits: Arc::new(Limits::new(&config.http, &config.ws)),
             places: Arc::new(Semaphore::new(config.ws.max_connections)),
-            validator: Arc::new(validator),
+            validator,
             registry: Arc::default(),
             draining: CancellationToken::new(),
             config,

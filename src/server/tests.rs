@@ -36,7 +36,7 @@ async fn start() -> Running {
     let listeners = Listeners::bind(&config.server).await.unwrap();
     let address = listeners.clients.local_addr().unwrap();
     let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
-    let token = issuer.token("ann", &[], Duration::from_secs(60));
+    let token = issuer.token("ann", &[], Duration::from_secs(600));
     let server = Server::open(config, crate::handlers::packages()).await.unwrap();
     let (root, ended) = Actor::spawn(None, server.root(), ()).await.unwrap();
     let accepting = server.accept(listeners);

@@ -248,7 +248,7 @@ async fn an_auth_frame_later_changes_nobody() {
 
 #[tokio::test]
 async fn an_expired_token_ends_the_connection() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start(&[("WS_EXPIRY_WARNING", "0")]).await;
     let token = server.issuer.token("ann", &roles::ALL, Duration::from_secs(2));
     let mut client = Client::open(server.addr, "/web").await;
     let welcome = client.authenticate(&token).await;

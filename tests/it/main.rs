@@ -23,6 +23,7 @@ mod promises;
 mod protobuf;
 mod push;
 mod readme;
+mod refresh;
 mod rest_authors;
 mod rest_errors;
 mod rest_headers;

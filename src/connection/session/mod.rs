@@ -4,11 +4,14 @@
 //! all → one flush. Reading stops while `WS_MAX_IN_FLIGHT` requests are open. Commands get through
 //! while a write waits.
 
+mod credential;
+mod refresh;
 mod strikes;
 
 use std::{
     collections::VecDeque,
     future::{Future, poll_fn},
+    mem,
     ops::ControlFlow,
     pin::Pin,
     sync::Arc,
@@ -27,7 +30,6 @@ use super::{
     socket::{self, Socket},
 };
 use crate::{
-    handlers::Caller,
     hub::{Batch, Command, Outbox},
     limits::MessageBudget,
     metrics::LimitType,
@@ -37,6 +39,7 @@ use crate::{
     },
     router::{Departure, Responder},
 };
+use credential::Credential;
 use strikes::Strikes;
 
 /// Control answers that wait for a write before reading stops.
@@ -50,7 +53,7 @@ pub(super) struct Session {
     socket: Socket,
     shared: Arc<Shared>,
     outbox: Arc<Outbox>,
-    caller: Arc<Caller>,
+    credential: Credential,
     budget: Arc<MessageBudget>,
     batch: Batch,
     /// Frames of this task itself: control answers.
@@ -67,12 +70,13 @@ pub(super) struct Session {
     /// When the answers of the batch being written were ready.
     ready: Vec<Instant>,
     strikes: Strikes,
-    expires: Instant,
+    /// Set where a deadline may have come nearer: the timer has to be set anew.
+    rescheduled: bool,
     last_seen: Instant,
     /// Set while a ping is out.
     pinged: Option<Instant>,
-    /// Set once a drain is announced: the end of the client's grace, and the latest end.
-    drain: Option<(Instant, Instant)>,
+    /// When a drain was announced.
+    drain: Option<Instant>,
 }
 
 /// The connection is to end.
@@ -83,10 +87,9 @@ impl Session {
         let Admission { socket, identity, outbox, budget } = admission;
         let now = Instant::now();
         Self {
-            expires: now + identity.expires_in().min(Duration::from_secs(365 * 86_400)),
             socket,
             shared,
-            caller: Arc::new(Caller { identity, connection: Some(outbox.id) }),
+            credential: Credential::new(identity, outbox.id),
             outbox,
             budget,
             batch: Batch::default(),
@@ -97,6 +100,7 @@ impl Session {
             in_flight: 0,
             ready: Vec::new(),
             strikes: Strikes::default(),
+            rescheduled: false,
             last_seen: now,
             pinged: None,
             drain: None,
@@ -107,8 +111,8 @@ impl Session {
     pub(super) async fn run(mut self: Box<Self>, stop: StopOnDrop) {
         let hello = ServerControl::AuthOk {
             connection_id: self.outbox.id,
-            user: &self.caller.identity.username,
-            expires_in: self.caller.identity.expires_in().as_secs(),
+            user: &self.credential.identity().username,
+            expires_in: self.credential.identity().expires_in().as_secs(),
         };
         self.control.push_back(hello.frame());
         let ControlFlow::Break(reason) = self.serve().await else { return };
@@ -125,8 +129,8 @@ impl Session {
             poll_fn(|cx| self.poll_event(cx, timer.as_mut())).await?;
             if !self.batch.is_empty() || !self.control.is_empty() || self.pong_due {
                 self.write().await?;
-                // A drain may have come while the write waited.
-                if self.drain.is_some() {
+                // A drain may have come while the write waited, or a shorter life with a fresh token.
+                if mem::take(&mut self.rescheduled) {
                     self.set(timer.as_mut());
                 }
             }
@@ -154,16 +158,16 @@ impl Session {
                 }
                 true
             }
-            Poll::Ready(Some(command)) => {
-                let flow = self.command(command);
-                self.set(timer);
-                return Poll::Ready(flow);
-            }
+            Poll::Ready(Some(command)) => return Poll::Ready(self.command(command)),
             Poll::Pending => false,
         };
         self.takes = 0;
         if let Poll::Ready(flow) = self.poll_read(cx) {
             return Poll::Ready(flow);
+        }
+        // After reading, which may have begun the check.
+        if let Poll::Ready(checked) = self.credential.poll_checked(cx) {
+            return Poll::Ready(self.refreshed(checked, Instant::now()));
         }
         if (self.timer_set && !timer.is_elapsed()) || timer.as_mut().poll(cx).is_pending() {
             self.timer_set = true;
@@ -185,8 +189,8 @@ impl Session {
             Command::Drain { reconnect_after } => {
                 let reconnect_after_ms = reconnect_after.as_millis().try_into().unwrap_or(u64::MAX);
                 self.control.push_back(ServerControl::Drain { reconnect_after_ms }.frame());
-                let now = Instant::now();
-                self.drain = Some((now + self.shared.drain_grace, now + self.shared.drain_timeout));
+                self.drain = Some(Instant::now());
+                self.rescheduled = true;
                 Flow::Continue(())
             }
         }
@@ -194,7 +198,7 @@ impl Session {
 
     /// Whether the connection is to end as soon as it is quiet.
     fn drained(&self) -> bool {
-        self.drain.is_some_and(|(grace, _)| Instant::now() >= grace)
+        self.drain.is_some_and(|announced| announced.elapsed() >= self.shared.drain_grace)
     }
 
     /// Takes every frame that has arrived, while there is room for its request. Ready: the connection
@@ -256,7 +260,7 @@ impl Session {
             responder.refuse(Status::Error, &error);
             return self.strike(now);
         }
-        self.shared.router.dispatch(request, &self.caller, responder, departure);
+        self.shared.router.dispatch(request, self.credential.caller(), responder, departure);
         Flow::Continue(())
     }
 
@@ -282,14 +286,22 @@ impl Session {
                 self.control.push_back(ServerControl::Pong.frame());
                 return Flow::Continue(());
             }
+            ClientControl::Refresh { token } if !self.credential.is_checking() => {
+                return self.refresh(token, now);
+            }
+            ClientControl::Refresh { .. } => "a refresh is under way already".to_owned(),
             ClientControl::Auth { .. } => "this connection is authenticated already".to_owned(),
             ClientControl::Unknown(kind) => {
-                format!("unknown control type {kind:?}: auth and ping are allowed")
+                format!("unknown control type {kind:?}: auth, ping and refresh are allowed")
             }
         };
-        let error = ServerControl::Error { code: "invalid_message", msg: &msg };
-        self.control.push_back(error.frame());
+        self.error("invalid_message", &msg);
         self.strike(now)
+    }
+
+    /// Puts an error frame among the control answers.
+    fn error(&mut self, code: &'static str, msg: &str) {
+        self.control.push_back(ServerControl::Error { code, msg }.frame());
     }
 
     fn strike(&mut self, now: Instant) -> Flow {
@@ -299,7 +311,7 @@ impl Session {
         }
     }
 
-    /// Looks at what is due: expiry, the end of a drain, a ping, its pong.
+    /// Looks at what is due: expiry and its warning, the end of a drain, a ping, its pong.
     fn tick(&mut self) -> Flow {
         let now = Instant::now();
         let config = &self.shared.config;
@@ -321,6 +333,10 @@ impl Session {
             }
             _ => {}
         }
+        if let Some(left) = self.credential.warn(now, config.expiry_warning) {
+            let warning = ServerControl::AuthExpiring { expires_in: left.as_secs() };
+            self.control.push_back(warning.frame());
+        }
         Flow::Continue(())
     }
 
@@ -331,8 +347,12 @@ impl Session {
             Some(pinged) => pinged + config.pong_timeout,
             None => self.last_seen + config.ping_interval,
         };
-        let drain = self.drain.map(|(grace, end)| if Instant::now() < grace { grace } else { end });
-        life.min(self.expires).min(drain.unwrap_or(life))
+        let token = self.credential.next_deadline(config.expiry_warning);
+        let drain = self.drain.map(|announced| {
+            announced
+                + if self.drained() { self.shared.drain_timeout } else { self.shared.drain_grace }
+        });
+        life.min(token).min(drain.unwrap_or(life))
     }
 
     /// Counts what was taken out of the outbox: it is answered, though not yet written.
@@ -346,12 +366,13 @@ impl Session {
 
     /// When the connection ends at the latest, whatever it is doing.
     fn latest_end(&self) -> Instant {
-        self.drain.map_or(self.expires, |(_, end)| end.min(self.expires))
+        let expires = self.credential.expires();
+        self.drain.map_or(expires, |announced| expires.min(announced + self.shared.drain_timeout))
     }
 
     /// Why it ends then.
     fn end_reason(&self) -> CloseReason {
-        let expired = Instant::now() >= self.expires;
+        let expired = Instant::now() >= self.credential.expires();
         if expired { CloseReason::SessionExpired } else { CloseReason::GoingAway }
     }
 

@@ -6,6 +6,10 @@ fn auth(token: Option<&str>) -> ClientControl {
     ClientControl::Auth { token: token.map(ToOwned::to_owned) }
 }
 
+fn refresh(token: Option<&str>) -> ClientControl {
+    ClientControl::Refresh { token: token.map(ToOwned::to_owned) }
+}
+
 fn unknown(kind: &str) -> ClientControl {
     ClientControl::Unknown(kind.into())
 }
@@ -20,6 +24,14 @@ fn a_text_with_a_string_type_is_control_in_both_formats() {
         (r#"{"type":"auth","token":null}"#, auth(None)),
         (r#"{"type":"auth","token":["Bearer x"]}"#, auth(None)),
         (r#"{"type":"auth","token":1e999}"#, auth(None)),
+        (r#"{"type":"refresh","token":"Bearer x"}"#, refresh(Some("Bearer x"))),
+        (r#" { "token" : "" , "t\u0079pe" : "refresh", "pkg_id": 1 } "#, refresh(Some(""))),
+        (r#"{"type":"refresh"}"#, refresh(None)),
+        (r#"{"type":"refresh","token":null}"#, refresh(None)),
+        (r#"{"type":"refresh","token":{"token":"Bearer x"}}"#, refresh(None)),
+        (r#"{"type":"refresh","token":"\ud800"}"#, refresh(None)),
+        (r#"{"type":"Refresh","token":"Bearer x"}"#, unknown("Refresh")),
+        (r#"{"type":"refresh","token":"a","token":"b"}"#, unknown("")),
         (r#"{"type":"ping"}"#, ClientControl::Ping),
         (r#"{"\u0074ype":"p\u0069ng"}"#, ClientControl::Ping),
         (r#"{"type":"ping","token":1e999}"#, ClientControl::Ping),
@@ -53,6 +65,14 @@ fn control_frames_of_the_server_are_text() {
         (
             ServerControl::Error { code: "auth_timeout", msg: "too late" },
             json!({ "type": "error", "code": "auth_timeout", "msg": "too late" }),
+        ),
+        (
+            ServerControl::RefreshOk { expires_in: 300, gained: &[3, 4], lost: &[] },
+            json!({ "type": "refresh_ok", "expires_in": 300, "gained": [3, 4], "lost": [] }),
+        ),
+        (
+            ServerControl::AuthExpiring { expires_in: 59 },
+            json!({ "type": "auth_expiring", "expires_in": 59 }),
         ),
         (ServerControl::Pong, json!({ "type": "pong" })),
         (

@@ -145,6 +145,30 @@ proptest! {
     }
 
     #[test]
+    fn a_control_frame_with_a_token_is_read_as_it_was_sent(
+        refresh in any::<bool>(),
+        token in member(text().prop_map(Value::from)),
+        other in option::of((text(), value())),
+    ) {
+        let mut frame = serde_json::Map::from_iter(other);
+        frame.insert("type".into(), Value::from(if refresh { "refresh" } else { "auth" }));
+        frame.remove("token");
+        frame.extend(token.clone().map(|token| ("token".to_owned(), token)));
+        let text = Value::Object(frame).to_string();
+        let token = token.and_then(|token| token.as_str().map(ToOwned::to_owned));
+        let expected = match refresh {
+            true => ClientControl::Refresh { token },
+            false => ClientControl::Auth { token },
+        };
+        for format in FORMATS {
+            match decode_text(format, &text) {
+                Incoming::Control(control) => prop_assert_eq!(&control, &expected),
+                other => prop_assert!(false, "{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
     fn a_request_is_read_as_it_was_sent(
         pkg_id in any::<i32>(),
         req_id in id(),

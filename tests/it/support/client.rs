@@ -196,6 +196,14 @@ impl Client {
         length
     }
 
+    /// The TCP connection without the WebSocket, blocking, for a thread of its own.
+    pub(crate) fn into_std(self) -> std::net::TcpStream {
+        let MaybeTlsStream::Plain(tcp) = self.socket.into_inner() else { panic!("no TLS here") };
+        let tcp = tcp.into_std().unwrap();
+        tcp.set_nonblocking(false).unwrap();
+        tcp
+    }
+
     /// The stream itself, for what only a rude client does.
     pub(crate) fn socket(&mut self) -> &mut WebSocketStream<MaybeTlsStream<TcpStream>> {
         &mut self.socket
