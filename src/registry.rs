@@ -183,7 +183,7 @@ impl Registry {
         let subject = Arc::clone(&admission.identity.subject);
         tracing::info!(
             connection_id = %outbox.id, request_id = &*outbox.correlation, user_id = &*subject,
-            "connection opened"
+            session_id = outbox.login().as_deref(), "connection opened"
         );
         // Listed before it can answer: who has seen `auth_ok` gets every push from then on.
         self.hub.insert(Arc::clone(&outbox));
@@ -217,7 +217,8 @@ impl Registry {
         self.shared.metrics.ws.disconnected(reason);
         tracing::info!(
             connection_id = %entry.outbox.id, request_id = &*entry.outbox.correlation,
-            user_id = &*entry.subject, code = reason.code(),
+            user_id = &*entry.subject, session_id = entry.outbox.login().as_deref(),
+            code = reason.code(),
             "connection closed"
         );
     }

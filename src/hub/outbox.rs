@@ -40,6 +40,7 @@ struct State {
     command: Option<Command>,
     session: Option<Waker>,
     ended: Option<CloseReason>,
+    login: Option<Arc<str>>,
 }
 
 /// What a session is told beside its data.
@@ -138,6 +139,16 @@ impl Outbox {
     /// Written by the session, for the gauge.
     pub(crate) fn set_in_flight(&self, requests: usize) {
         self.in_flight.store(requests, Ordering::Relaxed);
+    }
+
+    /// Notes the login session (`sid`) of the token in force, which a refresh may change.
+    pub(crate) fn set_login(&self, sid: Option<Arc<str>>) {
+        self.state().login = sid;
+    }
+
+    /// The login session of the token in force, where its issuer names one.
+    pub(crate) fn login(&self) -> Option<Arc<str>> {
+        self.state().login.clone()
     }
 
     /// Closes the outbox for good. The first reason stands.

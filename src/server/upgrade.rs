@@ -199,6 +199,7 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         config.send_queue,
         Arc::clone(&correlation),
     );
+    outbox.set_login(identity.session.clone());
     let budget = web.limits.messages(&identity.subject);
     let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
     let (refused, refusal) = oneshot::channel();

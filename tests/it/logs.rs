@@ -4,6 +4,7 @@ use std::path::Path;
 
 use reqwest::{Client as Http, Method, RequestBuilder};
 use serde_json::{Value, json};
+use switchboard::auth::DevIssuer;
 use tempfile::TempDir;
 
 use crate::support::{
@@ -157,6 +158,41 @@ async fn a_connection_is_named_in_its_lines_with_the_id_of_its_upgrade() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_connection_is_logged_with_the_login_session_of_its_token() {
+    let data = TempDir::new().unwrap();
+    let process = start(data.path(), &[]);
+    let issuer = DevIssuer::open(&data.path().join("dev-key.pem"), "switchboard").unwrap();
+    let token = |sid: Value| {
+        let token = issuer.sign(&json!({
+            "iss": "switchboard-dev", "azp": "switchboard", "sub": "7a1f", "exp": 4_000_000_000_u64,
+            "sid": sid,
+        }));
+        format!("Bearer {token}")
+    };
+    for (id, sid) in [("login-1", json!("first")), ("login-2", Value::Null)] {
+        let headers = [("authorization", &*token(sid)), ("x-correlation-id", id)];
+        let mut client = Client::try_open(process.addr, "/web", &headers).await.unwrap();
+        client.receive().await;
+        client.send(&json!({ "type": "refresh", "token": "Bearer garbage" })).await;
+        assert_eq!(client.receive().await["type"], "error");
+        client.send(&json!({ "type": "refresh", "token": token(json!("second")) })).await;
+        assert_eq!(client.receive().await["type"], "refresh_ok");
+        client.close().await;
+    }
+    let (_, lines) = lines(process);
+    for (id, first) in [("login-1", json!("first")), ("login-2", Value::Null)] {
+        let [_, opened, refused, closed] = of(&lines, id)[..] else { panic!("{lines:?}") };
+        assert_eq!((&opened["session_id"], &closed["session_id"]), (&first, &json!("second")));
+        assert_eq!(refused["message"], "refresh refused");
+        assert_eq!(
+            (&refused["user_id"], &refused["code"]),
+            (&json!("7a1f"), &json!("unauthorized"))
+        );
+        assert_eq!(refused["connection_id"], closed["connection_id"]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn no_token_reaches_a_log_line_at_any_level() {
     let data = TempDir::new().unwrap();
     let roles = ["--roles", "get-authors"];
@@ -172,7 +208,7 @@ async fn no_token_reaches_a_log_line_at_any_level() {
     let mut first = Client::open(addr, "/web").await;
     first.authenticate(&tokens[1]).await;
     first.send(&json!({ "type": "refresh", "token": format!("Bearer {}", tokens[1]) })).await;
-    first.receive().await;
+    assert_eq!(first.receive().await["type"], "refresh_ok");
     let mut header =
         Client::try_open(addr, "/web", &[("authorization", &format!("Bearer {}", tokens[2]))])
             .await
@@ -185,6 +221,8 @@ async fn no_token_reaches_a_log_line_at_any_level() {
     // Refused ones are secrets as well: another server may take them.
     let refused = "refused-secret-token";
     assert!(Client::try_open(addr, &format!("/web?token={refused}"), &[]).await.is_err());
+    first.send(&json!({ "type": "refresh", "token": format!("Bearer {refused}") })).await;
+    assert_eq!(first.receive().await["type"], "error");
     let mut bad = Client::open(addr, "/web").await;
     bad.send(&json!({ "type": "auth", "token": format!("Bearer {refused}") })).await;
     assert_eq!(bad.until_closed().await.1, Closed::Code(4001));

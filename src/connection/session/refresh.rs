@@ -44,6 +44,7 @@ impl Session {
         };
         let (gained, lost) = self.shared.router.compare(self.credential.identity(), &identity);
         let expires_in = identity.expires_in().as_secs();
+        self.outbox.set_login(identity.session.clone());
         self.credential.replace(identity);
         self.rescheduled = true;
         let answer = ServerControl::RefreshOk { expires_in, gained: &gained, lost: &lost };
