@@ -164,7 +164,7 @@ async fn a_connection_is_logged_with_the_login_session_of_its_token() {
     let issuer = DevIssuer::open(&data.path().join("dev-key.pem"), "switchboard").unwrap();
     let token = |sid: Value| {
         let token = issuer.sign(&json!({
-            "iss": "switchboard-dev", "azp": "switchboard", "sub": "7a1f", "exp": 4_000_000_000_u64,
+            "iss": "switchboard-dev", "azp": "switchboard", "typ": "Bearer", "sub": "7a1f", "exp": 4_000_000_000_u64,
             "sid": sid,
         }));
         format!("Bearer {token}")
