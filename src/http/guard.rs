@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{Api, Peer, Problem};
+use super::{Api, Problem, client_address, problem::seconds};
 use crate::{
     auth::{self, AuthError, Identity},
     handlers::Caller,
@@ -36,14 +36,26 @@ pub(super) async fn guard(
     mut request: Request<Body>,
     next: Next,
 ) -> Response {
-    let found = authenticate(&api, request.headers()).await;
+    let proxies = &api.config.trusted_proxies;
+    let address = client_address(proxies, request.headers(), request.extensions());
+    let attempt = request.headers().get(header::AUTHORIZATION);
+    // Before the token is looked at: a good one is refused too.
+    let refusal = attempt.and_then(|_| api.limits.failures.refusal(address));
+    let found = match attempt {
+        Some(authorization) if refusal.is_none() => {
+            authenticate(&api, authorization, address).await
+        }
+        // No attempt, so nothing that could have failed.
+        _ => Err(AuthError::Invalid("a token is needed: Authorization: Bearer <jwt>")),
+    };
     let key = match &found {
         Ok(identity) => HttpKey::User(Arc::clone(&identity.subject)),
-        Err(_) => HttpKey::Address(client_address(&api, &request)),
+        Err(_) => HttpKey::Address(address),
     };
     let user = found.as_ref().ok().map(|identity| UserId(Arc::clone(&identity.subject)));
     let budget = api.limits.http(&key);
-    let mut response = match budget.and_then(|budget| budget.retry_after) {
+    let wait = refusal.or_else(|| budget.and_then(|budget| budget.retry_after));
+    let mut response = match wait {
         Some(wait) => too_many(&api, wait),
         None => {
             request.extensions_mut().insert(found);
@@ -75,10 +87,7 @@ pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Call
     Ok(Caller { identity, connection: None })
 }
 
-async fn authenticate(api: &Api, headers: &HeaderMap) -> Found {
-    let Some(authorization) = headers.get(header::AUTHORIZATION) else {
-        return Err(AuthError::Invalid("a token is needed: Authorization: Bearer <jwt>"));
-    };
+async fn authenticate(api: &Api, authorization: &HeaderValue, address: IpAddr) -> Found {
     let token = authorization.to_str().ok().and_then(auth::bearer);
     let found = match token {
         Some(token) => api.validator.validate(token).await,
@@ -86,53 +95,27 @@ async fn authenticate(api: &Api, headers: &HeaderMap) -> Found {
             Err(AuthError::Invalid("the Authorization header must have the form `Bearer <jwt>`"))
         }
     };
-    api.metrics.auth.attempts.inc(match &found {
-        Ok(_) => AuthOutcome::Success,
-        Err(AuthError::Expired) => AuthOutcome::Expired,
-        Err(AuthError::Invalid(_)) => AuthOutcome::Failed,
-        Err(AuthError::Unavailable) => return found.map(Arc::new),
-    });
-    found.map(Arc::new)
-}
-
-/// The client's address: the last one in `X-Forwarded-For` that is not a trusted proxy's, counted from
-/// the right, where our own proxies wrote.
-fn client_address(api: &Api, request: &Request<Body>) -> IpAddr {
-    let trusted =
-        |address: IpAddr| api.config.trusted_proxies.iter().any(|net| net.contains(address));
-    let peer = request.extensions().get::<Peer>().expect("the accept loop sets the peer").0;
-    let forwarded = request.headers().get_all("x-forwarded-for");
-    let hops: Vec<_> = forwarded
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|hop| hop.trim().parse::<IpAddr>())
-        .collect();
-    let mut client = peer;
-    for hop in hops.into_iter().rev() {
-        let (true, Ok(hop)) = (trusted(client), hop) else { break };
-        client = hop.to_canonical();
+    let attempts = &api.metrics.auth.attempts;
+    match &found {
+        Ok(_) => attempts.inc(AuthOutcome::Success),
+        // It was good once, so nobody guesses: this is how a client finds out that it needs another.
+        Err(AuthError::Expired) => attempts.inc(AuthOutcome::Expired),
+        Err(AuthError::Invalid(_)) => {
+            attempts.inc(AuthOutcome::Failed);
+            api.limits.failures.count(address);
+        }
+        Err(AuthError::Unavailable) => {}
     }
-    client
+    found.map(Arc::new)
 }
 
 fn too_many(api: &Api, wait: Duration) -> Response {
     api.metrics.rate_limit_hits.inc(LimitType::Http);
-    let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
-    let body = ErrorBody::new("rate_limit_exceeded", "Too many requests")
-        .with(json!({ "retry_after_ms": retry_after_ms }));
-    let mut response = Problem::new(StatusCode::TOO_MANY_REQUESTS, body).into_response();
-    response.headers_mut().insert(header::RETRY_AFTER, seconds(wait));
-    response
+    Problem::too_many("Too many requests", wait).into_response()
 }
 
 fn add_headers(headers: &mut HeaderMap, budget: HttpBudget) {
     headers.insert(LIMIT, HeaderValue::from(budget.limit));
     headers.insert(REMAINING, HeaderValue::from(budget.remaining));
     headers.insert(RESET, seconds(budget.reset));
-}
-
-/// Whole seconds, rounded up.
-fn seconds(time: Duration) -> HeaderValue {
-    HeaderValue::from(time.as_secs() + u64::from(time.subsec_nanos() > 0))
 }

@@ -4,6 +4,7 @@
 //! host → CORS → gzip → [`guard`] (who asks, and how often) → the handler, which asks for its role,
 //! then reads its input, then calls the same operation as the WebSocket package.
 
+mod address;
 mod admin;
 mod authors;
 mod guard;
@@ -33,7 +34,8 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 
-pub(crate) use observe::{CorrelationId, Peer};
+pub(crate) use address::{Peer, client_address};
+pub(crate) use observe::CorrelationId;
 pub(crate) use problem::Problem;
 
 use crate::{
@@ -113,7 +115,7 @@ fn declare(metrics: &Metrics) {
         ("/health/live", &[200]),
         ("/health/ready", &[200, 503]),
         ("/metrics", &[200]),
-        ("/web", &[101, 400, 401, 403, 426, 503]),
+        ("/web", &[101, 400, 401, 403, 426, 429, 503]),
         ("unmatched", &[404]),
     ] {
         metrics.http.declare("GET", route, statuses);

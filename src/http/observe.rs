@@ -1,7 +1,7 @@
 //! What every request gets, whatever becomes of it: a correlation id, a log line, its place in the
 //! metrics, and the security headers.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     body::Body,
@@ -13,14 +13,10 @@ use axum::{
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{Api, guard::UserId, problem::ErrorCode};
+use super::{Api, Peer, guard::UserId, problem::ErrorCode};
 use crate::metrics::Endpoint;
 
 pub(super) const CORRELATION_HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
-
-/// The address at the other end of the TCP connection.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Peer(pub(crate) IpAddr);
 
 /// Links the lines and rows of a request: the client's id, or one made here.
 #[derive(Debug, Clone)]

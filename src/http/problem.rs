@@ -1,5 +1,7 @@
 //! The one shape of every error: `{"error":{"code","msg","details"}}`.
 
+use std::time::Duration;
+
 use axum::{
     Json,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -17,7 +19,7 @@ const RETRY_AFTER: &str = "5";
 pub(crate) struct Problem {
     status: StatusCode,
     body: Box<ErrorBody>,
-    header: Option<(HeaderName, &'static str)>,
+    header: Option<(HeaderName, HeaderValue)>,
 }
 
 impl Problem {
@@ -28,7 +30,7 @@ impl Problem {
 
     /// Adds the header that the status asks for.
     pub(crate) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
-        self.header = Some((name, value));
+        self.header = Some((name, HeaderValue::from_static(value)));
         self
     }
 
@@ -39,11 +41,25 @@ impl Problem {
             .with_header(header::RETRY_AFTER, RETRY_AFTER)
     }
 
+    /// 429, with the time to wait.
+    pub(crate) fn too_many(msg: &'static str, wait: Duration) -> Self {
+        let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        let body = ErrorBody::new("rate_limit_exceeded", msg)
+            .with(json!({ "retry_after_ms": retry_after_ms }));
+        let header = Some((header::RETRY_AFTER, seconds(wait)));
+        Self { header, ..Self::new(StatusCode::TOO_MANY_REQUESTS, body) }
+    }
+
     /// 401, with the scheme that is wanted.
     pub(crate) fn unauthorized(code: &'static str, msg: impl Into<String>) -> Self {
         let body = ErrorBody::new(code, msg.into());
         Self::new(StatusCode::UNAUTHORIZED, body).with_header(header::WWW_AUTHENTICATE, "Bearer")
     }
+}
+
+/// Whole seconds, rounded up.
+pub(super) fn seconds(time: Duration) -> HeaderValue {
+    HeaderValue::from(time.as_secs() + u64::from(time.subsec_nanos() > 0))
 }
 
 impl From<HandlerError> for Problem {
@@ -69,7 +85,7 @@ impl IntoResponse for Problem {
         let body = Json(json!({ "error": { "code": code, "msg": msg, "details": details } }));
         let mut response = (self.status, body).into_response();
         if let Some((name, value)) = self.header {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
+            response.headers_mut().insert(name, value);
         }
         response.extensions_mut().insert(ErrorCode(code));
         response

@@ -143,7 +143,7 @@ impl Server {
             tasks: TaskTracker::new(),
         });
         Ok(Self {
-            limits: Arc::new(Limits::new(&config.http, &config.ws)),
+            limits: Arc::new(Limits::new(&config)),
             places: Arc::new(Semaphore::new(config.ws.max_connections)),
             validator,
             registry: Arc::default(),
@@ -179,6 +179,7 @@ impl Server {
             validator: Arc::clone(&self.validator),
             limits: Arc::clone(&self.limits),
             registry: Arc::clone(&self.registry),
+            proxies: self.config.http.trusted_proxies.clone(),
             places: Arc::clone(&self.places),
             draining: self.draining.clone(),
         });

@@ -1,6 +1,6 @@
 //! `GET /web`: what is refused before the upgrade, the upgrade, and the way to the registry.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use axum::{
     body::Body,
@@ -21,15 +21,16 @@ use uuid::Uuid;
 
 use crate::{
     auth::{Identity, Validator},
+    config::Network,
     connection::{
         Admission, Shared,
         handshake::{self, Refusal},
         socket::{self, Socket},
     },
-    http::{CorrelationId, Problem},
+    http::{CorrelationId, Problem, client_address},
     hub::Outbox,
     limits::Limits,
-    metrics::ConnectionOutcome,
+    metrics::{ConnectionOutcome, LimitType},
     protocol::{CloseReason, ErrorBody, Format},
     registry::{RegistryAddress, RegistryMessage},
 };
@@ -40,6 +41,8 @@ pub(super) struct Web {
     pub(super) validator: Arc<Validator>,
     pub(super) limits: Arc<Limits>,
     pub(super) registry: Arc<RegistryAddress>,
+    /// Whose `X-Forwarded-For` counts.
+    pub(super) proxies: Vec<Network>,
     /// One for each connection that may be open, those in their handshake included.
     pub(super) places: Arc<Semaphore>,
     /// Cancelled when the server drains.
@@ -51,6 +54,7 @@ struct Accepted {
     format: Format,
     presented: Option<Arc<Identity>>,
     place: OwnedSemaphorePermit,
+    address: IpAddr,
     correlation: CorrelationId,
 }
 
@@ -131,6 +135,13 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
         None => Format::Json,
         Some(name) => Format::parse(name).map_err(|msg| bad_request(&msg))?,
     };
+    let address = client_address(&web.proxies, &request.headers, &request.extensions);
+    // Also who would send its token later: after the upgrade there is no refusing it with a status.
+    if let Some(wait) = web.limits.failures.refusal(address) {
+        connections.inc(ConnectionOutcome::RejectedLimit);
+        web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+        return Err(Problem::too_many("Too many failed authentications", wait));
+    }
     let free = Arc::clone(&web.places).try_acquire_owned().ok();
     let Some(place) = free.filter(|_| !web.draining.is_cancelled()) else {
         connections.inc(ConnectionOutcome::RejectedCapacity);
@@ -147,18 +158,34 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     let correlation = request.extensions.get::<CorrelationId>().cloned().unwrap_or_default();
     let presented = match authorization {
         None => None,
-        Some(text) => {
-            let found = handshake::presented(&web.validator, &text, &web.shared.metrics).await;
-            Some(found.map_err(|refusal| match refusal.reason {
-                CloseReason::Unavailable => Problem::unavailable(refusal.msg),
-                reason => Problem::unauthorized(
-                    reason.error_code().unwrap_or("unauthorized"),
-                    refusal.msg,
-                ),
-            })?)
-        }
+        Some(text) => Some(presented(web, &text, address).await?),
     };
-    Ok(Accepted { format, presented, place, correlation })
+    Ok(Accepted { format, presented, place, address, correlation })
+}
+
+/// The user of a token that came with the upgrade.
+async fn presented(
+    web: &Web,
+    authorization: &str,
+    address: IpAddr,
+) -> Result<Arc<Identity>, Problem> {
+    let found = handshake::presented(&web.validator, authorization, &web.shared.metrics).await;
+    found.map_err(|refusal| {
+        count_failure(web, &refusal, address);
+        match refusal.reason {
+            CloseReason::Unavailable => Problem::unavailable(refusal.msg),
+            reason => {
+                Problem::unauthorized(reason.error_code().unwrap_or("unauthorized"), refusal.msg)
+            }
+        }
+    })
+}
+
+/// Neither one who was too slow has failed, nor one whose token was good once.
+fn count_failure(web: &Web, refusal: &Refusal, address: IpAddr) {
+    if refusal.reason == CloseReason::Unauthorized {
+        web.limits.failures.count(address);
+    }
 }
 
 fn bad_request(msg: &str) -> Problem {
@@ -167,7 +194,7 @@ fn bad_request(msg: &str) -> Problem {
 
 /// Authenticates the socket and hands it to the registry; a refused client is told why and closed.
 async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
-    let Accepted { format, presented, place, correlation } = accepted;
+    let Accepted { format, presented, place, address, correlation } = accepted;
     let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
         tracing::error!("an upgraded connection is not the TCP stream it was accepted as");
         return;
@@ -190,7 +217,10 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     let correlation: Arc<str> = correlation.into();
     let identity = match identity {
         Ok(identity) => identity,
-        Err(refusal) => return refuse(socket, refusal, &correlation).await,
+        Err(refusal) => {
+            count_failure(web, &refusal, address);
+            return refuse(socket, refusal, &correlation).await;
+        }
     };
     let outbox = Outbox::new(
         Uuid::new_v4(),

@@ -5,6 +5,7 @@
 mod admin;
 mod authentication;
 mod basics;
+mod brute_force;
 mod closing;
 mod commands;
 mod crowd;

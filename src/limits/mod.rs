@@ -1,7 +1,9 @@
 //! How much a user may ask for: messages over WebSocket, requests over REST. In-process, by GCRA.
 //!
 //! A session holds its user's [`MessageBudget`], shared by all of the user's connections and kept
-//! while it is not full again, so that a reconnect brings no fresh one.
+//! while it is not full again, so that a reconnect brings no fresh one. [`Failures`] are limited by address.
+
+mod failures;
 
 use std::{
     net::IpAddr,
@@ -18,7 +20,9 @@ use governor::{
     state::keyed::DashMapStateStore,
 };
 
-use crate::config::{HttpConfig, WsConfig};
+pub(crate) use failures::Failures;
+
+use crate::config::Config;
 
 /// A quota a minute is full again after this long.
 const WINDOW: Duration = Duration::from_secs(60);
@@ -50,6 +54,7 @@ type HttpLimiter =
 
 /// The limits of this node.
 pub(crate) struct Limits {
+    pub(crate) failures: Failures,
     http: Option<HttpLimiter>,
     http_limit: u32,
     http_burst: u32,
@@ -65,10 +70,12 @@ struct UserMessages {
 
 impl Limits {
     /// Limits as configured; 0 stands for none.
-    pub(crate) fn new(http: &HttpConfig, ws: &WsConfig) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
+        let (http, ws) = (&config.http, &config.ws);
         let clock = DefaultClock::default();
         let per_minute = NonZeroU32::new(http.rate_limit_per_minute);
         Self {
+            failures: Failures::new(config.auth.failures_per_minute, clock.clone()),
             http: per_minute.map(|limit| {
                 let quota = Quota::per_minute(limit)
                     .allow_burst(limit.saturating_add(http.rate_limit_burst));
@@ -115,6 +122,7 @@ impl Limits {
 
     /// Forgets budgets that are full again. To be called once a minute.
     pub(crate) fn forget_idle(&self) {
+        self.failures.forget_idle();
         if let Some(http) = &self.http {
             http.retain_recent();
             http.shrink_to_fit();
@@ -153,8 +161,7 @@ mod tests {
         let config = Config::read(|name| {
             settings.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
         });
-        let config = config.unwrap();
-        Limits::new(&config.http, &config.ws)
+        Limits::new(&config.unwrap())
     }
 
     #[test]

@@ -1,0 +1,119 @@
+//! Failed authentications of an address: over its limit it is refused before its token is looked at.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
+
+use dashmap::DashMap;
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock},
+    middleware::StateInformationMiddleware,
+    state::keyed::DashMapStateStore,
+};
+
+type Limiter =
+    RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
+
+/// Who failed, and how often.
+pub(crate) struct Failures {
+    /// None: no limit.
+    limiter: Option<Limiter>,
+    /// The addresses over their limit, each with the time at which one failure may come again: the
+    /// limiter cannot be asked without taking from it.
+    refused: DashMap<IpAddr, Instant>,
+    clock: DefaultClock,
+}
+
+impl Failures {
+    /// 0 stands for no limit.
+    pub(super) fn new(per_minute: u32, clock: DefaultClock) -> Self {
+        let limiter = NonZeroU32::new(per_minute).map(|limit| {
+            RateLimiter::dashmap_with_clock(Quota::per_minute(limit), clock.clone())
+                .with_middleware::<StateInformationMiddleware>()
+        });
+        Self { limiter, refused: DashMap::new(), clock }
+    }
+
+    /// The time for which an address is refused; none: it may try.
+    pub(crate) fn refusal(&self, address: IpAddr) -> Option<Duration> {
+        let until = *self.refused.get(&place(address))?;
+        until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
+    }
+
+    /// Takes one failure from an address.
+    pub(crate) fn count(&self, address: IpAddr) {
+        let Some(limiter) = &self.limiter else { return };
+        let address = place(address);
+        if limiter.check_key(&address).is_ok_and(|state| state.remaining_burst_capacity() > 0) {
+            return;
+        }
+        // The last one: one more takes nothing, and tells when there will be another.
+        if let Err(over) = limiter.check_key(&address) {
+            let wait = over.wait_time_from(self.clock.now());
+            self.refused.insert(address, Instant::now() + wait);
+        }
+    }
+
+    /// Forgets the addresses whose budget is full again.
+    pub(super) fn forget_idle(&self) {
+        let Some(limiter) = &self.limiter else { return };
+        limiter.retain_recent();
+        limiter.shrink_to_fit();
+        let now = Instant::now();
+        self.refused.retain(|_, until| *until > now);
+        self.refused.shrink_to_fit();
+    }
+}
+
+/// The network of a client: over IPv6 each has 2⁶⁴ addresses to fail from.
+fn place(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failures(per_minute: u32) -> Failures {
+        Failures::new(per_minute, DefaultClock::default())
+    }
+
+    #[test]
+    fn an_address_is_refused_after_its_last_failure_and_others_are_not() {
+        let failures = failures(3);
+        let (ann, bea) = ("10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap());
+        for _ in 0..3 {
+            assert_eq!(failures.refusal(ann), None);
+            failures.count(ann);
+        }
+        let wait = failures.refusal(ann).unwrap();
+        assert!(wait > Duration::from_secs(15) && wait <= Duration::from_secs(20), "{wait:?}");
+        failures.forget_idle();
+        assert!(failures.refusal(ann).is_some());
+        assert_eq!(failures.refusal(bea), None);
+    }
+
+    #[test]
+    fn a_client_has_one_budget_over_all_of_its_ipv6_addresses() {
+        let failures = failures(1);
+        failures.count("2001:db8::1".parse().unwrap());
+        assert!(failures.refusal("2001:db8::2".parse().unwrap()).is_some());
+        assert_eq!(failures.refusal("2001:db8:0:1::1".parse().unwrap()), None);
+        failures.count("::ffff:10.0.0.1".parse().unwrap());
+        assert!(failures.refusal("10.0.0.1".parse().unwrap()).is_some());
+    }
+
+    #[test]
+    fn zero_is_no_limit() {
+        let failures = failures(0);
+        let address = "10.0.0.1".parse().unwrap();
+        (0..1000).for_each(|_| failures.count(address));
+        assert_eq!(failures.refusal(address), None);
+    }
+}
