@@ -94,14 +94,15 @@ impl Keys {
             if let Some(key) = self.known(kid) {
                 return Ok(key);
             }
-            if !self.fetched().await {
+            let fetched = self.fetched().await;
+            if self.shared.set.load().is_none() {
+                return Err(AuthError::Unavailable);
+            }
+            if !fetched {
                 break;
             }
         }
-        self.known(kid).ok_or(match self.shared.set.load().is_some() {
-            true => AuthError::Invalid("the token's key is not known"),
-            false => AuthError::Unavailable,
-        })
+        self.known(kid).ok_or(AuthError::Invalid("the token's key is not known"))
     }
 
     /// Waits for the end of a fetch. False: none is running, and none may be had yet.

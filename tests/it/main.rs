@@ -4,6 +4,7 @@
 
 mod admin;
 mod authentication;
+mod bad_tokens;
 mod basics;
 mod brute_force;
 mod closing;

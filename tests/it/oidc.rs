@@ -182,6 +182,33 @@ async fn a_server_starts_without_its_issuer_and_recovers_when_it_comes() {
 }
 
 #[tokio::test]
+async fn plain_http_needs_no_root_certificates() {
+    let issuer = Issuer::start().await;
+    let data = TempDir::new().unwrap();
+    let nowhere = data.path().join("nowhere");
+    let nowhere = nowhere.to_str().unwrap();
+    let url = issuer.url();
+    let environment =
+        [("OIDC_ISSUER", &*url), ("SSL_CERT_FILE", nowhere), ("SSL_CERT_DIR", nowhere)];
+    let process = Process::start(data.path(), &environment);
+    Client::open(process.addr, "/web").await.authenticate(&issuer.token(json!({}))).await;
+}
+
+#[tokio::test]
+async fn a_token_waits_for_the_first_keys_and_no_longer_than_one_call() {
+    let issuer = Issuer::start().await;
+    let token = issuer.token(json!({}));
+    issuer.set_mood(Mood::Slow(Duration::from_millis(500)));
+    let server = trusting(&issuer, &[]).await;
+    assert_eq!(status(&server, &token).await, 200);
+    issuer.set_mood(Mood::Slow(Duration::from_secs(60)));
+    let server = trusting(&issuer, &[("OIDC_TIMEOUT", "1s")]).await;
+    let asked = Instant::now();
+    assert_eq!(status(&server, &token).await, 503);
+    assert!(asked.elapsed() < Duration::from_millis(1800), "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
 async fn slow_and_broken_key_sets_do_not_matter_to_known_keys() {
     let issuer = Issuer::start().await;
     let settings = [("OIDC_JWKS_LIFETIME", "100ms"), ("TOKEN_CACHE_SIZE", "0")];

@@ -12,7 +12,7 @@ use std::{
 };
 
 use aws_lc_rs::{
-    encoding::AsDer,
+    encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der},
     rand::SystemRandom,
     rsa,
     signature::{
@@ -20,6 +20,7 @@ use aws_lc_rs::{
         Ed25519KeyPair,
     },
 };
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use http_body_util::Full;
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -59,7 +60,7 @@ pub(crate) fn claims(issuer: &str, changes: &Value) -> Value {
 static RSA: LazyLock<Vec<u8>> = LazyLock::new(|| rsa_key(rsa::KeySize::Rsa2048));
 
 fn rsa_key(size: rsa::KeySize) -> Vec<u8> {
-    AsDer::<aws_lc_rs::encoding::Pkcs8V1Der>::as_der(&rsa::KeyPair::generate(size).unwrap())
+    AsDer::<Pkcs8V1Der<'_>>::as_der(&rsa::KeyPair::generate(size).unwrap())
         .unwrap()
         .as_ref()
         .to_vec()
@@ -97,6 +98,11 @@ impl SigningKey {
         Self::of(kid, algorithm, key)
     }
 
+    /// An RSA key in RS256 that is not the one that all others are.
+    pub(crate) fn other_rsa(kid: &str) -> Self {
+        Self::of(kid, Algorithm::RS256, rsa_encoding(&rsa_key(rsa::KeySize::Rsa2048)))
+    }
+
     fn of(kid: &str, algorithm: Algorithm, key: EncodingKey) -> Self {
         let mut jwk = Jwk::from_encoding_key(&key, algorithm).unwrap();
         jwk.common.key_id = Some(kid.to_owned());
@@ -114,6 +120,19 @@ impl SigningKey {
             }
         }
         self
+    }
+
+    /// The public half of an RSA key as PEM, with a line end as files have it.
+    pub(crate) fn public_pem(&self) -> Vec<u8> {
+        let number =
+            |name: &str| BASE64_URL_SAFE_NO_PAD.decode(self.jwk[name].as_str().unwrap()).unwrap();
+        let public = rsa::PublicKeyComponents { n: number("n"), e: number("e") };
+        let der: PublicKeyX509Der<'_> = public.as_der().unwrap();
+        pem::encode_config(
+            &pem::Pem::new("PUBLIC KEY", der.as_ref()),
+            pem::EncodeConfig::new().set_line_ending(pem::LineEnding::LF),
+        )
+        .into_bytes()
     }
 
     /// Signs claims in its algorithm.
