@@ -11,12 +11,15 @@
 //! 7. The job's `Responder` encodes the answer into the connection's outbox ([`hub`]), and the session
 //!    writes all that is there with one flush.
 //!
+//! [`doctor`] says beforehand what would keep all that from working, with the same parts.
+//!
 //! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
 pub mod auth;
 pub mod config;
 mod connection;
+pub mod doctor;
 pub mod handlers;
 mod http;
 mod hub;

@@ -1,6 +1,19 @@
 //! What is asked of the operating system: memory back to it, and room for files.
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use std::{io, path::Path};
+
+use rustix::{
+    fs::{Access, access},
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+};
+
+/// Open files beside WebSocket connections: the database, REST clients, a margin.
+const OTHER_FILES: u64 = 200;
+
+/// How many files a server of so many connections opens.
+pub fn files_needed(connections: usize) -> u64 {
+    connections as u64 + OTHER_FILES
+}
 
 /// Raises the limit of open files, which is 1,024 by default, as far as the system lets a process: each
 /// connection is a file. Returns how many may be open; none: no limit.
@@ -9,6 +22,18 @@ pub fn raise_file_limit() -> Option<u64> {
     // Where this is refused, the old limit stays and is what the caller learns.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     getrlimit(Resource::Nofile).current
+}
+
+/// Whether a file could be made in its folder, and the folder where there is none. Makes neither.
+pub(crate) fn can_make(file: &Path) -> io::Result<()> {
+    let there = |folder: &&Path| folder.symlink_metadata().is_ok();
+    let folder = file.ancestors().skip(1).find(there).unwrap_or(Path::new("."));
+    let allowed = match folder.is_dir() {
+        true => access(folder, Access::WRITE_OK | Access::EXEC_OK).map_err(io::Error::from),
+        false => Err(io::ErrorKind::NotADirectory.into()),
+    };
+    let name = folder.display();
+    allowed.map_err(|error| io::Error::new(error.kind(), format!("{name} cannot be used: {error}")))
 }
 
 /// Returns every free page of the heap to the system. glibc alone returns what lies at the top of its

@@ -1,12 +1,20 @@
-//! The command line: `serve`, `token`, `packages`, `config`. Everything else is the library's.
+//! The command line: `serve`, `token`, `packages`, `config`, `doctor`. Everything else is the library's.
 
-use std::{collections::HashMap, fs, process::ExitCode};
+mod commands;
+
+use std::{
+    collections::HashMap,
+    fs,
+    io::{self, Read as _},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
-use clap::{Arg, ArgMatches, Command};
+use clap::ArgMatches;
 use switchboard::{
     auth::DevIssuer,
     config::{Config, ConfigErrors, SETTINGS, Source, Sources},
+    doctor::{self, Question},
     handlers::{self, roles},
     machine,
     server::{self, Listeners},
@@ -14,15 +22,15 @@ use switchboard::{
 };
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Open files beside WebSocket connections: the database, REST clients, a margin.
-const OTHER_FILES: u64 = 200;
 /// `EX_USAGE` of sysexits.h: the configuration is wrong.
 const EXIT_CONFIG: u8 = 64;
+/// Bytes of standard input at most; a token is smaller.
+const MAX_INPUT: u64 = 64 * 1024;
 
 fn main() -> ExitCode {
-    let matches = command().get_matches();
+    let matches = commands::all().get_matches();
     match dispatch(&matches) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("{error:#}");
             let config = error.is::<ConfigErrors>();
@@ -31,68 +39,17 @@ fn main() -> ExitCode {
     }
 }
 
-fn command() -> Command {
-    let file = Arg::new("CONFIG_FILE")
-        .long("config-file")
-        .value_name("PATH")
-        .env("CONFIG_FILE")
-        .help("A TOML file of settings, keys in lower case");
-    let settings: Vec<_> = SETTINGS
-        .iter()
-        .map(|setting| {
-            let default = if setting.default.is_empty() { "empty" } else { setting.default };
-            Arg::new(setting.name)
-                .long(setting.flag())
-                .value_name(setting.value)
-                .allow_hyphen_values(true)
-                .help(format!("{} [env: {}] [default: {default}]", setting.help, setting.name))
-        })
-        .chain([file])
-        .collect();
-    let token = Command::new("token")
-        .about("Prints a token of the development issuer")
-        .arg(
-            Arg::new("user").long("user").value_name("NAME").required(true).help("The user's name"),
-        )
-        .arg(
-            Arg::new("roles")
-                .long("roles")
-                .value_name("LIST")
-                .value_delimiter(',')
-                .help(format!("Separated by commas [default: {}]", roles::ALL.join(","))),
-        )
-        .arg(
-            Arg::new("ttl")
-                .long("ttl")
-                .value_name("DURATION")
-                .default_value("1h")
-                .help("How long it is valid"),
-        );
-    Command::new("switchboard")
-        .about("An actor-based real-time WebSocket server")
-        .version(env!("CARGO_PKG_VERSION"))
-        .args(&settings)
-        .subcommand(
-            Command::new("serve").about("Serves until SIGTERM or SIGINT (default)").args(&settings),
-        )
-        .subcommand(token.args(&settings))
-        .subcommand(Command::new("packages").about("Lists the packages that clients can call"))
-        .subcommand(
-            Command::new("config")
-                .about("Prints the effective configuration and where each value comes from")
-                .args(&settings),
-        )
-}
-
-fn dispatch(matches: &ArgMatches) -> anyhow::Result<()> {
-    match matches.subcommand() {
+fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let done = match matches.subcommand() {
         None => serve(&sources(&[matches])),
         Some(("serve", own)) => serve(&sources(&[matches, own])),
         Some(("token", own)) => token(&sources(&[matches, own]), own),
         Some(("packages", _)) => print_packages(),
         Some(("config", own)) => print_config(&sources(&[matches, own])),
+        Some(("doctor", own)) => return examine(&sources(&[matches, own]), own),
         Some((name, _)) => anyhow::bail!("{name} is not a command"),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 /// Flags may stand before and after the command; those after it win.
@@ -112,7 +69,7 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     telemetry::install(&config.log, config.environment);
     let files = machine::raise_file_limit();
-    let needed = config.ws.max_connections as u64 + OTHER_FILES;
+    let needed = machine::files_needed(config.ws.max_connections);
     if let Some(limit) = files.filter(|files| *files < needed) {
         tracing::warn!(limit, needed, "the limit of open files is below WS_MAX_CONNECTIONS");
     }
@@ -209,4 +166,48 @@ fn print_config(sources: &Sources) -> anyhow::Result<()> {
     }
     sources.config()?;
     Ok(())
+}
+
+fn examine(sources: &Sources, own: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let question = question(own)?;
+    let config = match sources.config() {
+        Ok(config) => config,
+        Err(faults) => {
+            print!("{}", doctor::misconfigured(&faults));
+            return Ok(ExitCode::from(EXIT_CONFIG));
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let packages = handlers::packages();
+    let report = runtime.block_on(doctor::examine(&config, &packages, question.as_ref()));
+    print!("{report}");
+    Ok(if report.faults() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The token and the package that the doctor is asked about.
+fn question(own: &ArgMatches) -> anyhow::Result<Option<Question>> {
+    let usage = |fault: &str| Err(ConfigErrors::one(fault).into());
+    let get = |name| own.get_one::<String>(name);
+    let Some(token) = get("token") else {
+        return match get("pkg") {
+            Some(_) => usage("--pkg: whether a package may be called depends on --token"),
+            None => Ok(None),
+        };
+    };
+    let mut token = token.clone();
+    if token == "-" {
+        token.clear();
+        io::stdin().take(MAX_INPUT).read_to_string(&mut token).context("cannot read the token")?;
+    }
+    if token.trim().is_empty() {
+        return usage("--token: an empty text is not allowed; allowed: a token, or - to read one");
+    }
+    let package = match get("pkg").map(|id| id.parse()) {
+        None => None,
+        Some(Ok(id)) => Some(id),
+        Some(Err(_)) => {
+            return usage("--pkg: allowed: a number; `switchboard packages` lists them");
+        }
+    };
+    Ok(Some(Question { token, package }))
 }

@@ -31,10 +31,18 @@ pub struct DevIssuer {
 impl DevIssuer {
     /// Reads the key, or makes it on first use, readable by its owner alone.
     pub fn open(key_file: &Path, client_id: &str) -> io::Result<Self> {
-        let pem = match fs::read(key_file) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => create(key_file)?,
-            read => read?,
-        };
+        match Self::read(key_file, client_id) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                create(key_file)?;
+                Self::read(key_file, client_id)
+            }
+            read => read,
+        }
+    }
+
+    /// Reads the key, and makes none.
+    pub(crate) fn read(key_file: &Path, client_id: &str) -> io::Result<Self> {
+        let pem = fs::read(key_file)?;
         let key = EncodingKey::from_ec_pem(&pem).map_err(|error| {
             let file = key_file.display();
             io::Error::other(format!("{file} is no EC private key in PKCS#8 PEM form: {error}"))
@@ -73,7 +81,7 @@ impl DevIssuer {
 }
 
 /// Writes a new key beside its place and links it there: of two processes, one wins and both read it.
-fn create(key_file: &Path) -> io::Result<Vec<u8>> {
+fn create(key_file: &Path) -> io::Result<()> {
     let folder = key_file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder {
         fs::create_dir_all(folder)?;
@@ -88,6 +96,6 @@ fn create(key_file: &Path) -> io::Result<Vec<u8>> {
     fs::remove_file(&draft)?;
     match linked {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => fs::read(key_file),
+        _ => Ok(()),
     }
 }

@@ -70,6 +70,11 @@ impl Key {
         self.jwk.common.key_id.as_deref().unwrap_or_default()
     }
 
+    /// The algorithms of its tokens.
+    pub(super) fn algorithms(&self) -> &[Algorithm] {
+        &self.algorithms
+    }
+
     /// The key, for tokens of an algorithm that is its own: a token cannot choose another.
     pub(super) fn decoding(&self, algorithm: Algorithm) -> Option<&DecodingKey> {
         self.algorithms.contains(&algorithm).then_some(&self.decoding)
@@ -84,7 +89,7 @@ fn bits(number: &str) -> Option<usize> {
 }
 
 /// Keys by their `kid`.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct KeySet(HashMap<String, Arc<Key>>);
 
 impl KeySet {
@@ -119,6 +124,11 @@ impl KeySet {
 
     pub(super) fn get(&self, kid: &str) -> Option<Arc<Key>> {
         self.0.get(kid).cloned()
+    }
+
+    /// All of them, in no order.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Key> {
+        self.0.values().map(|key| &**key)
     }
 
     pub(super) fn len(&self) -> usize {

@@ -61,8 +61,8 @@ struct Fetching {
 }
 
 impl Keys {
-    /// Keys that stay as they are.
-    pub(super) fn fixed(set: KeySet) -> Self {
+    /// Keys that stay as they are, or none at all.
+    pub(super) fn fixed(set: Option<KeySet>) -> Self {
         let shared = Shared { set: ArcSwapOption::from_pointee(set), ..Shared::default() };
         Self { shared: Arc::new(shared), fetching: None }
     }

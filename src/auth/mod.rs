@@ -8,6 +8,7 @@ mod dev;
 mod jwks;
 mod keys;
 mod provider;
+mod trust;
 mod validator;
 
 use std::{
@@ -16,7 +17,8 @@ use std::{
 };
 
 pub use dev::DevIssuer;
-pub(crate) use provider::Provider;
+pub(crate) use provider::{Provider, ProviderError};
+pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
 pub(crate) use validator::{AuthError, Validator};
 
 /// A user, as a valid token describes it.

@@ -92,6 +92,16 @@ impl Provider {
         &self.config.issuer
     }
 
+    /// Where it says what it is.
+    pub(super) fn discovery_url(&self) -> String {
+        format!("{}/.well-known/openid-configuration", self.config.address)
+    }
+
+    /// The client of all calls.
+    pub(super) fn http(&self) -> &Client {
+        &self.http
+    }
+
     /// The text of its key set.
     pub(super) async fn keys(&self) -> Result<Vec<u8>, ProviderError> {
         let endpoints = self.endpoints().await?;
@@ -107,7 +117,7 @@ impl Provider {
         if let Some(known) = self.endpoints.load_full() {
             return Ok(known);
         }
-        let url = format!("{}/.well-known/openid-configuration", self.config.address);
+        let url = self.discovery_url();
         let text = self.read(&url).await?;
         let mut endpoints: Endpoints = serde_json::from_slice(&text).map_err(|error| {
             ProviderError::Malformed(format!("{url} is no discovery document: {error}"))
@@ -186,7 +196,7 @@ async fn answer(request: RequestBuilder) -> Result<Answer, ProviderError> {
 }
 
 /// An error of the client says what it did; why that failed stands in its causes.
-fn with_causes(error: &reqwest::Error) -> String {
+pub(super) fn with_causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Signatures by a private key only: `none`, and HMAC with a public key as its secret, never.
-const ALGORITHMS: [Algorithm; 9] = [
+pub(super) const ALGORITHMS: [Algorithm; 9] = [
     Algorithm::RS256,
     Algorithm::RS384,
     Algorithm::RS512,
@@ -68,7 +68,7 @@ impl Validator {
         metrics: AuthMetrics,
     ) -> jsonwebtoken::errors::Result<Self> {
         let key = Key::new(issuer.public_key()?).expect("the development key signs tokens");
-        let keys = Keys::fixed(KeySet::of(key));
+        let keys = Keys::fixed(Some(KeySet::of(key)));
         Ok(Self::new(keys, dev::ISSUER.to_owned(), config, metrics))
     }
 
@@ -79,7 +79,12 @@ impl Validator {
         Self::new(keys, provider.issuer().to_owned(), config, metrics)
     }
 
-    fn new(keys: Keys, issuer: String, config: &AuthConfig, metrics: AuthMetrics) -> Self {
+    pub(super) fn new(
+        keys: Keys,
+        issuer: String,
+        config: &AuthConfig,
+        metrics: AuthMetrics,
+    ) -> Self {
         Self {
             keys,
             cache: TokenCache::new(config.cache_size),

@@ -145,6 +145,11 @@ impl ConfigErrors {
     pub fn one(fault: impl Into<String>) -> Self {
         Self(vec![fault.into()])
     }
+
+    /// Each fault: the setting, its value and what is allowed.
+    pub fn faults(&self) -> &[String] {
+        &self.0
+    }
 }
 
 impl fmt::Display for ConfigErrors {

@@ -4,6 +4,7 @@
 //! retries; reads have a pool of their own. What is unique is the database's word, never a check first.
 
 mod authors;
+mod probe;
 
 use std::{
     fs,
@@ -21,6 +22,7 @@ use sqlx::{
 };
 
 pub use authors::{Author, AuthorFilter, AuthorPage};
+pub(crate) use probe::{Probe, ProbeError, probe};
 
 use crate::{
     config::StoreConfig,

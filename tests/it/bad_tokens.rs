@@ -17,7 +17,7 @@ use crate::support::{
 };
 
 /// What is wrong, and the token.
-type Bad = (&'static str, String);
+pub(crate) type Bad = (&'static str, String);
 
 const DEV: &str = "switchboard-dev";
 
@@ -118,7 +118,7 @@ fn confused(kid: &str, claims: &Value, secrets: &[(&'static str, Vec<u8>)]) -> V
 }
 
 /// Tokens of the development issuer, whose key is in `folder`.
-fn of_development(issuer: &DevIssuer, folder: &std::path::Path) -> Vec<Bad> {
+pub(crate) fn of_development(issuer: &DevIssuer, folder: &std::path::Path) -> Vec<Bad> {
     let good = claims(DEV, &json!({}));
     let pem = fs::read(folder.join("dev-key.pem")).unwrap();
     let key = EncodingKey::from_ec_pem(&pem).unwrap();
@@ -153,7 +153,7 @@ fn of_development(issuer: &DevIssuer, folder: &std::path::Path) -> Vec<Bad> {
 }
 
 /// The keys of the provider: to sign with, and one that is for something else.
-static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| {
+pub(crate) static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| {
     let encryption = json!({ "use": "enc", "alg": "RSA-OAEP" });
     vec![
         SigningKey::new("rsa", Algorithm::RS256),
@@ -164,7 +164,7 @@ static KEYS: LazyLock<Vec<SigningKey>> = LazyLock::new(|| {
 });
 
 /// Tokens of an identity provider with [`KEYS`].
-fn of_provider(issuer: &Issuer) -> Vec<Bad> {
+pub(crate) fn of_provider(issuer: &Issuer) -> Vec<Bad> {
     let [rsa, ec, ed, encryption] = &KEYS[..] else { panic!("there are four keys") };
     let url = issuer.url();
     let good = claims(&url, &json!({}));

@@ -11,6 +11,8 @@ mod closing;
 mod commands;
 mod crowd;
 mod direction;
+mod doctor;
+mod doctor_tokens;
 mod health;
 mod lifecycle;
 mod limits;

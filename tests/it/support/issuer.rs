@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc, LazyLock, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicI64, AtomicUsize, Ordering},
     },
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -170,6 +170,8 @@ struct State {
     mood: Mutex<Mood>,
     /// What discovery says, where that is not the address.
     name: Mutex<Option<String>>,
+    /// Seconds that its clock is ahead.
+    ahead: AtomicI64,
     discoveries: AtomicUsize,
     key_sets: AtomicUsize,
 }
@@ -193,6 +195,7 @@ impl Issuer {
             keys: Mutex::new(keys),
             mood: Mutex::new(Mood::Well),
             name: Mutex::default(),
+            ahead: AtomicI64::new(0),
             discoveries: AtomicUsize::new(0),
             key_sets: AtomicUsize::new(0),
         };
@@ -240,6 +243,11 @@ impl Issuer {
     /// What discovery gives as the issuer, and as the beginning of its endpoints.
     pub(crate) fn set_name(&self, name: &str) {
         *self.state.name.lock().unwrap() = Some(name.to_owned());
+    }
+
+    /// Sets its clock ahead.
+    pub(crate) fn set_ahead(&self, seconds: i64) {
+        self.state.ahead.store(seconds, Ordering::SeqCst);
     }
 
     /// A token of the first key with every role, and with some claims replaced.
@@ -306,5 +314,8 @@ async fn answer(
         }
         _ => (404, String::new()),
     };
-    Ok(Response::builder().status(status).body(Full::new(body.into())).unwrap())
+    let date = jiff::Timestamp::from_second(now() + state.ahead.load(Ordering::SeqCst)).unwrap();
+    let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    let answer = Response::builder().status(status).header("date", date);
+    Ok(answer.body(Full::new(body.into())).unwrap())
 }

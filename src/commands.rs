@@ -1,0 +1,79 @@
+//! What can be typed on the command line, as `--help` shows it.
+
+use clap::{Arg, Command};
+use switchboard::{config::SETTINGS, handlers::roles};
+
+/// Every command with its flags; those of settings stand before the command or after it.
+pub(crate) fn all() -> Command {
+    let file = Arg::new("CONFIG_FILE")
+        .long("config-file")
+        .value_name("PATH")
+        .env("CONFIG_FILE")
+        .help("A TOML file of settings, keys in lower case");
+    let settings: Vec<_> = SETTINGS
+        .iter()
+        .map(|setting| {
+            let default = if setting.default.is_empty() { "empty" } else { setting.default };
+            Arg::new(setting.name)
+                .long(setting.flag())
+                .value_name(setting.value)
+                .allow_hyphen_values(true)
+                .help(format!("{} [env: {}] [default: {default}]", setting.help, setting.name))
+        })
+        .chain([file])
+        .collect();
+    Command::new("switchboard")
+        .about("An actor-based real-time WebSocket server")
+        .version(env!("CARGO_PKG_VERSION"))
+        .args(&settings)
+        .subcommand(
+            Command::new("serve").about("Serves until SIGTERM or SIGINT (default)").args(&settings),
+        )
+        .subcommand(token().args(&settings))
+        .subcommand(doctor().args(&settings))
+        .subcommand(Command::new("packages").about("Lists the packages that clients can call"))
+        .subcommand(
+            Command::new("config")
+                .about("Prints the effective configuration and where each value comes from")
+                .args(&settings),
+        )
+}
+
+fn token() -> Command {
+    Command::new("token")
+        .about("Prints a token of the development issuer")
+        .arg(
+            Arg::new("user").long("user").value_name("NAME").required(true).help("The user's name"),
+        )
+        .arg(
+            Arg::new("roles")
+                .long("roles")
+                .value_name("LIST")
+                .value_delimiter(',')
+                .help(format!("Separated by commas [default: {}]", roles::ALL.join(","))),
+        )
+        .arg(
+            Arg::new("ttl")
+                .long("ttl")
+                .value_name("DURATION")
+                .default_value("1h")
+                .help("How long it is valid"),
+        )
+}
+
+fn doctor() -> Command {
+    Command::new("doctor")
+        .about("Checks what serve needs, and says what is wrong with a token")
+        .arg(
+            Arg::new("token").long("token").value_name("TOKEN").allow_hyphen_values(true).help(
+                "A token to be explained; -: read it, so that it stands in no list of processes",
+            ),
+        )
+        .arg(
+            Arg::new("pkg")
+                .long("pkg")
+                .value_name("PKG_ID")
+                .allow_hyphen_values(true)
+                .help("With --token: whether it may call this package"),
+        )
+}

@@ -1,0 +1,121 @@
+//! The settings beyond their own rules, and what this machine gives: addresses and open files.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    time::Duration,
+};
+
+use reqwest::Client;
+
+use super::Report;
+use crate::{
+    config::{AllowList, Config, Environment, ServerConfig},
+    machine,
+};
+
+/// Time for whoever holds an address to say who it is.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// Settings that are allowed and rarely meant.
+pub(super) fn settings(config: &Config, report: &mut Report) {
+    report.ok(
+        "configuration",
+        format!("every setting is valid, ENV={}", config.environment.as_str()),
+    );
+    if config.environment == Environment::Staging && config.ws.allowed_origins == AllowList::All {
+        report.warning(
+            "origins",
+            "every website may open WebSockets, which ENV=production refuses",
+            "set ALLOWED_WS_ORIGINS to the origins of your pages, such as https://app.example.com",
+        );
+    }
+    if config.auth.provider.is_none() && !config.server.listen_addr.ip().is_loopback() {
+        report.warning(
+            "configuration",
+            "tokens of the development issuer are trusted, and other machines can connect",
+            "set KEYCLOAK_BASE_URL and KEYCLOAK_REALM, or OIDC_ISSUER; or listen on 127.0.0.1",
+        );
+    }
+    if config.ws.query_token {
+        report.warning(
+            "configuration",
+            "tokens in URLs are accepted: they end in the access logs of proxies",
+            "set WS_QUERY_TOKEN=false once no client needs it",
+        );
+    }
+}
+
+/// Whether the addresses can be listened on.
+pub(super) async fn addresses(config: &ServerConfig, report: &mut Report) {
+    let mut bound = Vec::new();
+    for (setting, address) in
+        [("LISTEN_ADDR", Some(config.listen_addr)), ("OPS_ADDR", config.ops_addr)]
+    {
+        let Some(address) = address else { continue };
+        if setting == "OPS_ADDR" && address == config.listen_addr && address.port() != 0 {
+            let fix = "set OPS_ADDR to another port, or to nothing";
+            report.fault("address", "OPS_ADDR and LISTEN_ADDR are the same", fix);
+            continue;
+        }
+        match TcpListener::bind(address) {
+            Ok(listener) => {
+                // Kept: the second address must be free beside the first.
+                bound.push(listener);
+                report.ok("address", format!("{setting}={address} is free"));
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                if is_switchboard(address).await {
+                    let says = format!("{setting}={address} is served by a Switchboard that runs");
+                    report.ok("address", says);
+                    continue;
+                }
+                report.fault(
+                    "address",
+                    format!("{setting}={address} is taken by another program"),
+                    format!("end that program, or set {setting} to another port"),
+                );
+            }
+            Err(error) => report.fault(
+                "address",
+                format!("{setting}={address} cannot be listened on: {error}"),
+                format!("set {setting} to an address of this machine and a port above 1023"),
+            ),
+        }
+    }
+}
+
+/// Whether a Switchboard answers at an address.
+async fn is_switchboard(mut address: SocketAddr) -> bool {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    let client = Client::builder().timeout(WAIT).no_proxy().tls_certs_only([]).build();
+    let Ok(client) = client else { return false };
+    let answer = client.get(format!("http://{address}/health/live")).send().await;
+    // Every answer has both, also where the path or the host is not allowed.
+    answer.is_ok_and(|answer| {
+        let headers = answer.headers();
+        headers.contains_key("x-correlation-id") && headers.contains_key("permissions-policy")
+    })
+}
+
+/// Whether as many files may be open as connections are allowed.
+pub(super) fn files(config: &Config, report: &mut Report) {
+    let needed = machine::files_needed(config.ws.max_connections);
+    match machine::raise_file_limit() {
+        Some(limit) if limit < needed => report.warning(
+            "files",
+            format!("{limit} files may be open, and {needed} are needed for WS_MAX_CONNECTIONS"),
+            format!(
+                "raise the limit (ulimit -n, LimitNOFILE=, --ulimit nofile=) to {needed}, \
+                 or lower WS_MAX_CONNECTIONS"
+            ),
+        ),
+        Some(limit) => report.ok("files", format!("{limit} may be open, {needed} are needed")),
+        None => report.ok("files", "any number may be open"),
+    }
+}
