@@ -117,13 +117,13 @@ fn named(discovery: &Discovery, provider: &ProviderConfig, report: &mut Report) 
     let Discovery { url, issuer: named, .. } = discovery;
     let ProviderConfig { issuer, address, .. } = provider;
     if named == issuer {
-        report.ok("provider", format!("{url} answers, its issuer is {issuer}"));
+        report.ok("provider", format!("{address} answers, its issuer is {issuer}"));
         return true;
     }
     if named == address {
         report.ok(
             "provider",
-            format!("{url} answers, its issuer is {named}; tokens must bear {issuer}"),
+            format!("{address} answers, its issuer is {named}; tokens must bear {issuer}"),
         );
         return true;
     }

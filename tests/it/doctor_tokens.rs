@@ -47,7 +47,7 @@ async fn an_issuer_with_another_name_outside_of_containers_is_named() {
     for (iss, words) in [
         (format!("{}/", issuer.url()), "slash at the end"),
         (format!("{base}/realms/master"), "another realm"),
-        ("https://evil.example/".to_owned(), "another provider"),
+        ("https://sso.example/".to_owned(), "the same provider, under another name"),
         ("switchboard-dev".to_owned(), "development issuer"),
     ] {
         let ran = asked(&issuer, &[], &issuer.token(json!({ "iss": iss })), &[]);
@@ -98,6 +98,9 @@ async fn a_signature_that_is_not_the_providers_is_named() {
     names(&asked(&issuer, &[], &unknown, &[]), "key", &words);
     let other = SigningKey::other_rsa("rsa").sign(&good);
     names(&asked(&issuer, &[], &other, &[]), "signature", &["does not fit", "copy it whole"]);
+    let elsewhere = claims("https://evil.example/", &json!({}));
+    let elsewhere = SigningKey::new("theirs", Algorithm::ES256).sign(&elsewhere);
+    names(&asked(&issuer, &[], &elsewhere, &[]), "issuer", &["another provider", &issuer.url()]);
     let header = Header { kid: Some("rsa".into()), ..Header::new(Algorithm::HS256) };
     let secret = jsonwebtoken::EncodingKey::from_secret(b"secret");
     let symmetric = jsonwebtoken::encode(&header, &good, &secret).unwrap();

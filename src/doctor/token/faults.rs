@@ -157,10 +157,8 @@ fn issuer(
         return report.fault("issuer", says, fix);
     }
     let settings = settings_for(named, &provider.address);
-    let same = match signature {
-        Some(Signature::Fits) => "its signature fits the keys, so this is the same provider. ",
-        _ => "",
-    };
+    let fits = signature == Some(Signature::Fits);
+    let same = if fits { "its signature fits the keys, so it is the same provider, " } else { "" };
     match Difference::between(expected, named) {
         Difference::Slash => {
             let fix = format!("set OIDC_ISSUER={named}: the slash at the end counts");
@@ -169,8 +167,8 @@ fn issuer(
         Difference::Place => report.fault(
             "issuer",
             format!(
-                "{says}: the same path, another host, port or scheme. {same}\
-                 It has one name inside and another outside of containers"
+                "{says}: the same path, another host, port or scheme; {same}\
+                 it has one name inside and another outside of containers"
             ),
             format!("{settings}; or set KC_HOSTNAME of Keycloak, so that it has one name for all"),
         ),
@@ -179,9 +177,12 @@ fn issuer(
             format!("{says}: another realm"),
             "log in to the realm of this server, or set KEYCLOAK_REALM",
         ),
+        Difference::All if fits => {
+            report.fault("issuer", format!("{says}: {same}under another name"), settings)
+        }
         Difference::All => report.fault(
             "issuer",
-            format!("{says}: {same}another provider"),
+            format!("{says}: another provider"),
             format!("get a token from {expected}; or, if that is your provider, {settings}"),
         ),
     }
