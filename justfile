@@ -12,6 +12,10 @@ ci:
 test:
     cargo test --workspace --locked
 
+# The tests against a real Keycloak, which it fetches once (170 MB) and runs
+keycloak:
+    tests/keycloak.sh
+
 # Licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
     cargo deny check licenses bans sources
