@@ -14,6 +14,7 @@ mod direction;
 mod doctor;
 mod doctor_tokens;
 mod health;
+mod keycloak;
 mod lifecycle;
 mod limits;
 mod liveness;

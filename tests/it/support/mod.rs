@@ -3,6 +3,7 @@
 mod client;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
+pub(crate) mod keycloak;
 pub(crate) mod process;
 pub(crate) mod rest;
 pub(crate) mod wire;
