@@ -7,6 +7,7 @@ mod claims;
 mod dev;
 mod jwks;
 mod keys;
+mod login;
 mod provider;
 mod trust;
 mod validator;
@@ -17,6 +18,7 @@ use std::{
 };
 
 pub use dev::DevIssuer;
+pub(crate) use login::{LoginError, Logins, Tokens};
 pub(crate) use provider::{Provider, ProviderError};
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
 pub(crate) use validator::{AuthError, Validator};

@@ -33,12 +33,15 @@ pub(crate) struct Provider {
 struct Endpoints {
     issuer: String,
     jwks_uri: String,
+    /// Without these two, tokens are checked all the same.
+    token_endpoint: Option<String>,
+    end_session_endpoint: Option<String>,
 }
 
 /// An answer that is not the provider's own failure; its status may say that ours is at fault.
-struct Answer {
-    status: StatusCode,
-    body: Vec<u8>,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) body: Vec<u8>,
 }
 
 /// Why the provider gave no answer that is of use.
@@ -113,6 +116,43 @@ impl Provider {
         keys
     }
 
+    /// Posts the client's form to the endpoint of an operation, with its secret where it has one.
+    pub(super) async fn post(
+        &self,
+        operation: ProviderOperation,
+        form: &[(&str, &str)],
+        correlation: &str,
+    ) -> Result<Answer, ProviderError> {
+        let endpoints = self.endpoints().await?;
+        let (name, url) = match operation {
+            ProviderOperation::Logout => ("end_session_endpoint", &endpoints.end_session_endpoint),
+            _ => ("token_endpoint", &endpoints.token_endpoint),
+        };
+        let url = url.as_ref().ok_or_else(|| {
+            ProviderError::Malformed(format!("its discovery document has no {name}"))
+        })?;
+        let request = self
+            .http
+            .post(url)
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .body(self.body(form));
+        let answer = self.call(operation, request, Some(correlation)).await;
+        if answer.as_ref().map_or(true, |answer| answer.status == StatusCode::NOT_FOUND) {
+            self.endpoints.store(None);
+        }
+        answer
+    }
+
+    fn body(&self, form: &[(&str, &str)]) -> String {
+        let mut body = form_urlencoded::Serializer::new(String::new());
+        body.extend_pairs(form);
+        if let Some(secret) = &self.config.client_secret {
+            body.append_pair("client_secret", secret.expose());
+        }
+        body.finish()
+    }
+
     async fn endpoints(&self) -> Result<Arc<Endpoints>, ProviderError> {
         if let Some(known) = self.endpoints.load_full() {
             return Ok(known);
@@ -130,6 +170,10 @@ impl Provider {
             )));
         }
         endpoints.jwks_uri = self.reachable(endpoints.jwks_uri);
+        // Keycloak names this one as browsers reach it, also to whoever asks from inside.
+        let end = endpoints.end_session_endpoint.take();
+        endpoints.end_session_endpoint = end.map(|url| self.reachable(url));
+        endpoints.token_endpoint = endpoints.token_endpoint.take().map(|url| self.reachable(url));
         let endpoints = Arc::new(endpoints);
         self.endpoints.store(Some(Arc::clone(&endpoints)));
         Ok(endpoints)

@@ -71,6 +71,26 @@ pub(super) async fn guard(
     response
 }
 
+/// For routes without a token, such as the login: a header that came along is not looked at.
+pub(super) async fn by_address(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    let proxies = &api.config.trusted_proxies;
+    let address = client_address(proxies, request.headers(), request.extensions());
+    let budget = api.limits.http(&HttpKey::Address(address));
+    let refusal = api.limits.failures.refusal(address);
+    let mut response = match refusal.or_else(|| budget.and_then(|budget| budget.retry_after)) {
+        Some(wait) => too_many(&api, wait),
+        None => next.run(request).await,
+    };
+    if let Some(budget) = budget {
+        add_headers(response.headers_mut(), budget);
+    }
+    response
+}
+
 /// The caller of a request, who must have `role`. To be asked before any input is read.
 pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Caller, Problem> {
     let found = request.extensions().get::<Found>().expect("the route is behind the guard");

@@ -10,6 +10,7 @@ mod authors;
 mod guard;
 mod health;
 mod input;
+mod logins;
 mod observe;
 mod problem;
 
@@ -39,7 +40,7 @@ pub(crate) use observe::CorrelationId;
 pub(crate) use problem::Problem;
 
 use crate::{
-    auth::Validator,
+    auth::{Logins, Validator},
     config::{AllowList, HttpConfig},
     handlers::Context,
     limits::Limits,
@@ -51,6 +52,8 @@ use crate::{
 pub(crate) struct Api {
     pub(crate) context: Arc<Context>,
     pub(crate) validator: Arc<Validator>,
+    /// None without an identity provider.
+    pub(crate) logins: Option<Logins>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: HttpConfig,
@@ -86,7 +89,12 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
         .route("/metrics", get(health::metrics));
-    let clients = guarded(authors);
+    let logins = Router::new()
+        .route("/auth/login", post(logins::login))
+        .route("/auth/refresh", post(logins::refresh))
+        .route("/auth/logout", post(logins::logout))
+        .route_layer(from_fn_with_state(Arc::clone(api), guard::by_address));
+    let clients = guarded(authors).merge(logins);
     let ops = guarded(admin).merge(health);
     let (clients, ops) =
         if ops_apart { (clients, ops) } else { (clients.merge(ops), Router::new()) };
@@ -109,6 +117,9 @@ fn declare(metrics: &Metrics) {
     ];
     for (method, route, statuses) in routes {
         metrics.http.declare(method, route, &[*statuses, GUARDED].concat());
+    }
+    for (route, status) in [("/auth/login", 200), ("/auth/refresh", 200), ("/auth/logout", 204)] {
+        metrics.http.declare("POST", route, &[status, 401, 413, 415, 422, 429, 500, 503]);
     }
     for (route, statuses) in [
         ("/health", &[200, 503][..]),

@@ -33,6 +33,17 @@ label!(
     Dependency { Keycloak = "keycloak", Redis = "redis" }
 );
 
+/// What became of logins and refreshes at the identity provider.
+#[derive(Clone)]
+pub(crate) struct LoginCounters(IntCounterVec);
+
+impl LoginCounters {
+    /// Counts one.
+    pub(crate) fn inc(&self, outcome: LoginOutcome, method: LoginMethod) {
+        self.0.with_label_values(&[outcome.label(), method.label()]).inc();
+    }
+}
+
 /// The series of authentication.
 #[derive(Clone)]
 pub(crate) struct AuthMetrics {
@@ -41,6 +52,7 @@ pub(crate) struct AuthMetrics {
     pub(crate) cache_hits: IntCounter,
     pub(crate) cache_misses: IntCounter,
     pub(crate) keys_fetched: Counters<CallOutcome>,
+    pub(crate) logins: LoginCounters,
     /// Seconds of a call to the identity provider.
     pub(crate) provider_duration: Histograms<ProviderOperation>,
 }
@@ -60,7 +72,7 @@ impl AuthMetrics {
         Self {
             attempts: family.counters(
                 "auth_attempts_total",
-                "Authentications over WebSocket and REST.",
+                "Tokens presented over WebSocket and REST, and logins.",
                 "status",
             ),
             validations: family.counters(
@@ -75,6 +87,7 @@ impl AuthMetrics {
                 "Fetches of the identity provider's keys.",
                 "status",
             ),
+            logins: LoginCounters(logins),
             provider_duration: family.histograms(
                 "keycloak_operation_duration_seconds",
                 "Seconds of a call to Keycloak.",

@@ -19,7 +19,7 @@ use prometheus::{
 pub(crate) use http::{Endpoint, HttpMetrics};
 pub(crate) use identity::{
     AuthMetrics, AuthOutcome, BreakerMetrics, BreakerSeries, CallOutcome, Dependency,
-    ProviderOperation, TokenOutcome,
+    LoginCounters, LoginMethod, LoginOutcome, ProviderOperation, TokenOutcome,
 };
 pub(crate) use parts::{Actor, DbErrorKind, DbMetrics, DbOperation, ErrorMetrics, LimitType};
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};

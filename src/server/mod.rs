@@ -15,7 +15,7 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    auth::{DevIssuer, Provider, Validator},
+    auth::{DevIssuer, Logins, Provider, Validator},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     handlers::{Context, Package},
@@ -116,6 +116,7 @@ struct Server {
     registry: Arc<RegistryAddress>,
     limits: Arc<Limits>,
     validator: Arc<Validator>,
+    provider: Option<Arc<Provider>>,
     places: Arc<Semaphore>,
     draining: CancellationToken,
 }
@@ -124,7 +125,8 @@ impl Server {
     async fn open(config: Config, packages: Vec<Package>) -> Result<Self, ServeError> {
         let names: Vec<_> = packages.iter().map(|package| (package.id, package.name)).collect();
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
-        let validator = Arc::new(validator(&config.auth, &metrics)?);
+        let (validator, provider) = validator(&config.auth, &metrics)?;
+        let validator = Arc::new(validator);
         let context = Arc::new(Context {
             store: Store::open(&config.store, metrics.db.clone()).await?,
             hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
@@ -146,6 +148,7 @@ impl Server {
             limits: Arc::new(Limits::new(&config)),
             places: Arc::new(Semaphore::new(config.ws.max_connections)),
             validator,
+            provider,
             registry: Arc::default(),
             draining: CancellationToken::new(),
             config,
@@ -166,9 +169,13 @@ impl Server {
     }
 
     fn accept(&self, listeners: Listeners) -> Accepting {
+        let client_id = &self.config.auth.client_id;
+        let metrics = &self.shared.metrics.auth;
+        let provider = self.provider.clone();
         let api = Arc::new(Api {
             context: Arc::clone(&self.context),
             validator: Arc::clone(&self.validator),
+            logins: provider.map(|provider| Logins::new(provider, client_id, metrics)),
             limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.shared.metrics),
             config: self.config.http.clone(),
@@ -212,16 +219,19 @@ impl Server {
 }
 
 /// With an identity provider there is no development issuer, and no key of it.
-fn validator(config: &AuthConfig, metrics: &Metrics) -> Result<Validator, ServeError> {
+fn validator(
+    config: &AuthConfig,
+    metrics: &Metrics,
+) -> Result<(Validator, Option<Arc<Provider>>), ServeError> {
     let auth = metrics.auth.clone();
     let Some(provider) = &config.provider else {
         let issuer = DevIssuer::open(&config.dev_key_file, &config.client_id)?;
-        return Ok(Validator::trusting(&issuer, config, auth)?);
+        return Ok((Validator::trusting(&issuer, config, auth)?, None));
     };
     let breaker = metrics.breakers.of(Dependency::Keycloak);
     let duration = auth.provider_duration.clone();
-    let provider = Provider::new(provider, config.timeout, breaker, duration)?;
-    Ok(Validator::of(&Arc::new(provider), config, auth))
+    let provider = Arc::new(Provider::new(provider, config.timeout, breaker, duration)?);
+    Ok((Validator::of(&provider, config, auth), Some(provider)))
 }
 
 /// The accept loops and the HTTP requests they started.

@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod admin;
+mod auth_routes;
 mod authentication;
 mod bad_tokens;
 mod basics;

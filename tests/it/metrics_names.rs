@@ -56,6 +56,8 @@ const AT_ZERO: &[Family] = &[
             "endpoint=\"/authors/{id}\",method=\"DELETE\",status_code=\"204\"",
             "endpoint=\"/authors/{id}\",method=\"GET\",status_code=\"401\"",
             "endpoint=\"/authors/{id}\",method=\"PUT\",status_code=\"500\"",
+            "endpoint=\"/auth/login\",method=\"POST\",status_code=\"401\"",
+            "endpoint=\"/auth/logout\",method=\"POST\",status_code=\"204\"",
             "endpoint=\"/web\",method=\"GET\",status_code=\"101\"",
             "endpoint=\"unmatched\",method=\"GET\",status_code=\"404\"",
         ],

@@ -21,7 +21,7 @@ use aws_lc_rs::{
     },
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::{Request, Response, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
@@ -29,6 +29,8 @@ use serde_json::{Value, json};
 use switchboard::handlers::roles;
 use tokio::{net::TcpListener, task::JoinHandle};
 use tokio_util::{bytes::Bytes, sync::CancellationToken};
+
+use super::users::{Asked, Users};
 
 /// The client that tokens are for.
 pub(crate) const CLIENT: &str = "switchboard";
@@ -157,11 +159,11 @@ fn rsa_encoding(pkcs8: &[u8]) -> EncodingKey {
 pub(crate) enum Mood {
     /// The keys.
     Well,
-    /// The keys, after a while.
+    /// The keys, after a while. So with logins.
     Slow(Duration),
     /// Half of a JSON.
     Broken,
-    /// 500, also for discovery.
+    /// 500, also for discovery and logins.
     Failing,
 }
 
@@ -172,6 +174,7 @@ struct State {
     name: Mutex<Option<String>>,
     /// Seconds that its clock is ahead.
     ahead: AtomicI64,
+    users: Users,
     discoveries: AtomicUsize,
     key_sets: AtomicUsize,
 }
@@ -196,6 +199,7 @@ impl Issuer {
             mood: Mutex::new(Mood::Well),
             name: Mutex::default(),
             ahead: AtomicI64::new(0),
+            users: Users::default(),
             discoveries: AtomicUsize::new(0),
             key_sets: AtomicUsize::new(0),
         };
@@ -250,6 +254,11 @@ impl Issuer {
         self.state.ahead.store(seconds, Ordering::SeqCst);
     }
 
+    /// Its users.
+    pub(crate) fn users(&self) -> &Users {
+        &self.state.users
+    }
+
     /// A token of the first key with every role, and with some claims replaced.
     pub(crate) fn token(&self, changes: Value) -> String {
         let key = self.state.keys.lock().unwrap()[0].clone();
@@ -295,7 +304,12 @@ async fn answer(
         "/realms/test/.well-known/openid-configuration" => {
             state.discoveries.fetch_add(1, Ordering::SeqCst);
             let name = state.name.lock().unwrap().clone().unwrap_or(url);
-            let document = json!({ "issuer": name, "jwks_uri": format!("{name}/certs") });
+            let document = json!({
+                "issuer": name,
+                "jwks_uri": format!("{name}/certs"),
+                "token_endpoint": format!("{name}/token"),
+                "end_session_endpoint": format!("{name}/logout"),
+            });
             (if mood == Mood::Failing { 500 } else { 200 }, document.to_string())
         }
         "/realms/test/certs" => {
@@ -311,6 +325,21 @@ async fn answer(
                 Mood::Failing => (500, String::new()),
                 Mood::Well | Mood::Slow(_) => (200, keys),
             }
+        }
+        path @ ("/realms/test/token" | "/realms/test/logout") => {
+            let path = path.rsplit('/').next().unwrap().to_owned();
+            let correlation = request.headers().get("x-correlation-id");
+            let correlation = correlation.map(|id| id.to_str().unwrap().to_owned());
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            if let Mood::Slow(time) = mood {
+                tokio::time::sleep(time).await;
+            }
+            let form = form_urlencoded::parse(&body).into_owned().collect();
+            let key = state.keys.lock().unwrap()[0].clone();
+            let (status, body) = state.users.answer(Asked { path, correlation, form }, |changes| {
+                key.sign(&claims(&url, &changes))
+            });
+            (if mood == Mood::Failing { 500 } else { status }, body)
         }
         _ => (404, String::new()),
     };

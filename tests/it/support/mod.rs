@@ -6,6 +6,7 @@ pub(crate) mod issuer;
 pub(crate) mod keycloak;
 pub(crate) mod process;
 pub(crate) mod rest;
+pub(crate) mod users;
 pub(crate) mod wire;
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};

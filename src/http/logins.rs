@@ -1,0 +1,134 @@
+//! `/auth/login`, `/auth/refresh`, `/auth/logout`: passwords and refresh tokens, on their way to the
+//! identity provider. No error and no log line repeats them.
+
+use std::sync::Arc;
+
+use axum::{
+    Json,
+    body::Body,
+    extract::State,
+    http::{Request, StatusCode, header},
+    response::{IntoResponse, Response},
+};
+use serde::{Deserialize, Deserializer, de};
+use serde_json::Value;
+
+use super::{Api, CorrelationId, Problem, client_address, input};
+use crate::{
+    auth::{LoginError, Logins, Tokens},
+    handlers::HandlerError,
+    metrics::AuthOutcome,
+    protocol::ErrorBody,
+};
+
+/// Bytes of a text that is passed on, at most.
+const MAX_TEXT: usize = 16 * 1024;
+
+/// A text that no error repeats, as those of strings would.
+struct Hidden(String);
+
+impl<'de> Deserialize<'de> for Hidden {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) if (1..=MAX_TEXT).contains(&text.len()) => Ok(Self(text)),
+            _ => Err(de::Error::custom("a text of 1 to 16384 bytes is needed")),
+        }
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Credentials {
+    username: Hidden,
+    password: Hidden,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RefreshToken {
+    refresh_token: Hidden,
+}
+
+pub(super) async fn login(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let logins = logins(&api)?;
+    let correlation = correlation(&request);
+    let address =
+        client_address(&api.config.trusted_proxies, request.headers(), request.extensions());
+    let Credentials { username: Hidden(username), password: Hidden(password) } =
+        input::body(request, api.config.max_body_bytes).await?;
+    // A database that cannot store them fails on these, and five failures open the circuit breaker.
+    if username.contains(char::is_control) {
+        let msg = "a name has no control characters".into();
+        return Err(HandlerError::InvalidData { path: "username".into(), msg }.into());
+    }
+    let attempts = &api.metrics.auth.attempts;
+    match logins.login(&username, &password, &correlation).await {
+        Ok(tokens) => {
+            attempts.inc(AuthOutcome::Success);
+            Ok(answer(tokens))
+        }
+        Err(error) => {
+            if error == LoginError::Refused {
+                attempts.inc(AuthOutcome::Failed);
+                api.limits.failures.count(address);
+            }
+            // A user who is locked out gets the same words, or guessing would be rewarded.
+            Err(refused(error, "The username or the password is wrong"))
+        }
+    }
+}
+
+pub(super) async fn refresh(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+) -> Result<Response, Problem> {
+    let logins = logins(&api)?;
+    let correlation = correlation(&request);
+    let RefreshToken { refresh_token: Hidden(token) } =
+        input::body(request, api.config.max_body_bytes).await?;
+    // Not a failed authentication of the address: nobody guesses one of these, and a session that
+    // ended overnight is no attack.
+    let tokens = logins.refresh(&token, &correlation).await;
+    tokens.map(answer).map_err(|error| refused(error, ENDED))
+}
+
+pub(super) async fn logout(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+) -> Result<StatusCode, Problem> {
+    let logins = logins(&api)?;
+    let correlation = correlation(&request);
+    let RefreshToken { refresh_token: Hidden(token) } =
+        input::body(request, api.config.max_body_bytes).await?;
+    logins.logout(&token, &correlation).await.map_err(|error| refused(error, ENDED))?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+const ENDED: &str = "The refresh token is not valid, or its session has ended";
+
+fn logins(api: &Api) -> Result<&Logins, Problem> {
+    api.logins.as_ref().ok_or_else(|| {
+        let msg = "No identity provider is configured, so nobody can log in: \
+                   `switchboard token` issues development tokens";
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::new("unavailable", msg))
+    })
+}
+
+fn correlation(request: &Request<Body>) -> Arc<str> {
+    request.extensions().get::<CorrelationId>().cloned().unwrap_or_default().into()
+}
+
+/// Tokens are for whoever asked, and no cache on the way (RFC 6749, 5.1).
+fn answer(tokens: Tokens) -> Response {
+    ([(header::CACHE_CONTROL, "no-store")], Json(tokens)).into_response()
+}
+
+fn refused(error: LoginError, msg: &'static str) -> Problem {
+    match error {
+        LoginError::Refused => Problem::unauthorized("unauthorized", msg),
+        LoginError::Unavailable => Problem::unavailable(error.to_string()),
+    }
+}
