@@ -183,10 +183,14 @@ impl Registry {
         let subject = Arc::clone(&admission.identity.subject);
         tracing::info!(
             connection_id = %outbox.id, request_id = &*outbox.correlation, user_id = &*subject,
-            session_id = outbox.login().as_deref(), "connection opened"
+            session_id = admission.identity.session.as_deref(), "connection opened"
         );
         // Listed before it can answer: who has seen `auth_ok` gets every push from then on.
         self.hub.insert(Arc::clone(&outbox));
+        // A logout that came after its token was checked did not find it listed.
+        if self.shared.validator.is_revoked(&admission.identity) {
+            outbox.command(Command::Close(CloseReason::SessionRevoked));
+        }
         let connection = Connection { shared: Arc::clone(&self.shared) };
         let (actor, _) = Actor::spawn_linked(None, connection, admission, myself).await?;
         *table.of_user.entry(Arc::clone(&subject)).or_insert(0) += 1;
@@ -217,7 +221,7 @@ impl Registry {
         self.shared.metrics.ws.disconnected(reason);
         tracing::info!(
             connection_id = %entry.outbox.id, request_id = &*entry.outbox.correlation,
-            user_id = &*entry.subject, session_id = entry.outbox.login().as_deref(),
+            user_id = &*entry.subject, session_id = entry.outbox.identity().session.as_deref(),
             code = reason.code(),
             "connection closed"
         );

@@ -15,6 +15,8 @@ pub(super) struct Claims {
     iss: Arc<str>,
     sub: String,
     sid: Option<Arc<str>>,
+    #[serde(default)]
+    iat: u64,
     exp: u64,
     typ: Option<String>,
     azp: Option<String>,
@@ -27,11 +29,21 @@ pub(super) struct Claims {
 
 #[derive(Deserialize, Default)]
 #[serde(untagged)]
-enum Audience {
+pub(super) enum Audience {
     #[default]
     None,
     One(String),
     Many(Vec<String>),
+}
+
+impl Audience {
+    pub(super) fn contains(&self, client_id: &str) -> bool {
+        match self {
+            Self::None => false,
+            Self::One(client) => client == client_id,
+            Self::Many(clients) => clients.iter().any(|client| client == client_id),
+        }
+    }
 }
 
 /// Reads claims for one client.
@@ -64,11 +76,7 @@ impl ClaimReader {
         if !is_access {
             return Err(AuthError::Invalid("this is not an access token"));
         }
-        let for_us = match &claims.aud {
-            Audience::None => false,
-            Audience::One(client) => *client == self.client_id,
-            Audience::Many(clients) => clients.contains(&self.client_id),
-        };
+        let for_us = claims.aud.contains(&self.client_id);
         if !for_us && claims.azp.as_ref() != Some(&self.client_id) {
             return Err(AuthError::Invalid("the token is for another client"));
         }
@@ -85,6 +93,7 @@ impl ClaimReader {
             subject: claims.sub.into(),
             issuer: claims.iss,
             session: claims.sid,
+            issued_at: claims.iat,
             expires_at: claims.exp,
         })
     }

@@ -3,10 +3,14 @@
 
 use std::sync::Arc;
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use reqwest::StatusCode;
 use serde::{Deserialize, Serialize};
 
-use super::provider::{Answer, Provider, ProviderError};
+use super::{
+    provider::{Answer, Provider, ProviderError},
+    revocations::Logout,
+};
 use crate::metrics::{AuthMetrics, LoginCounters, LoginMethod, LoginOutcome, ProviderOperation};
 
 /// Asks the identity provider on behalf of users.
@@ -82,18 +86,33 @@ impl Logins {
         self.granted(answer, LoginMethod::Refresh)
     }
 
-    /// Ends the session of a refresh token.
+    /// Ends the session of a refresh token; returns what that ends here, where the token says so.
     pub(crate) async fn logout(
         &self,
         refresh_token: &str,
         correlation: &str,
-    ) -> Result<(), LoginError> {
+    ) -> Result<Option<Logout>, LoginError> {
         let form = [("client_id", &*self.client_id), ("refresh_token", refresh_token)];
         let answer = self.ask(ProviderOperation::Logout, &form, correlation).await?;
         match answer.status {
-            StatusCode::NO_CONTENT => Ok(()),
+            // No other status: some providers answer 200 to anything, with a page for a browser.
+            StatusCode::NO_CONTENT => Ok(self.session(refresh_token).map(Logout::Session)),
             _ => Err(refusal(&answer)),
         }
+    }
+
+    /// The session of a refresh token that the provider has just accepted: the signature is for it
+    /// alone to check.
+    fn session(&self, refresh_token: &str) -> Option<Arc<str>> {
+        #[derive(Deserialize)]
+        struct Claims {
+            iss: String,
+            sid: Arc<str>,
+        }
+        let claims = refresh_token.split('.').nth(1)?;
+        let claims = BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?;
+        let claims: Claims = serde_json::from_slice(&claims).ok()?;
+        (claims.iss == self.provider.issuer()).then_some(claims.sid)
     }
 
     fn granted(

@@ -1,5 +1,6 @@
 //! Who a client is: tokens in, [`Identity`] out. WebSocket and REST go through the same [`Validator`]:
-//! `cache` → `keys`, which come from the `dev` issuer or from a [`Provider`] → signature → `claims`.
+//! `cache` → `keys`, which come from the `dev` issuer or from a [`Provider`] → signature → `claims` →
+//! `revocations`. [`Logins`] asks the provider for tokens.
 
 mod breaker;
 mod cache;
@@ -8,8 +9,11 @@ mod dev;
 mod jwks;
 mod keys;
 mod login;
+mod logout_token;
+mod memory;
 mod provider;
 mod trust;
+mod revocations;
 mod validator;
 
 use std::{
@@ -20,6 +24,7 @@ use std::{
 pub use dev::DevIssuer;
 pub(crate) use login::{LoginError, Logins, Tokens};
 pub(crate) use provider::{Provider, ProviderError};
+pub(crate) use revocations::Logout;
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
 pub(crate) use validator::{AuthError, Validator};
 
@@ -36,6 +41,8 @@ pub struct Identity {
     pub username: Arc<str>,
     /// The roles of this client.
     pub roles: Arc<[Box<str>]>,
+    /// The token's `iat`, in seconds since 1970; 0 where it has none.
+    pub issued_at: u64,
     /// The token's `exp`, in seconds since 1970.
     pub expires_at: u64,
 }

@@ -7,6 +7,7 @@ use std::{
 };
 
 use jsonwebtoken::{Algorithm, Header, Validation, errors::ErrorKind};
+use serde::de::DeserializeOwned;
 
 use super::{
     DevIssuer, Identity, Provider,
@@ -15,6 +16,8 @@ use super::{
     dev,
     jwks::{Key, KeySet},
     keys::Keys,
+    logout_token::{LogoutClaims, LogoutReader},
+    revocations::{Logout, Revocations},
 };
 use crate::{
     config::AuthConfig,
@@ -55,6 +58,8 @@ pub(crate) struct Validator {
     keys: Keys,
     cache: Option<TokenCache>,
     claims: ClaimReader,
+    logouts: LogoutReader,
+    revocations: Revocations,
     issuer: String,
     leeway: u64,
     metrics: AuthMetrics,
@@ -89,6 +94,8 @@ impl Validator {
             keys,
             cache: TokenCache::new(config.cache_size),
             claims: ClaimReader::new(config),
+            logouts: LogoutReader::new(config),
+            revocations: Revocations::new(config.revocation_lifetime),
             issuer,
             leeway: config.leeway.as_secs(),
             metrics,
@@ -97,9 +104,13 @@ impl Validator {
 
     /// Reads a token (without its scheme). Waits only where its key is not known.
     pub(crate) async fn validate(&self, token: &str) -> Result<Identity, AuthError> {
-        // What a signature cannot tell, such as a session that was revoked, is to be asked of what
-        // comes back here: the cache knows nothing of it.
-        let result = self.remembered(token).await;
+        // After the cache, which knows nothing of it.
+        let result = match self.remembered(token).await {
+            Ok(identity) if self.is_revoked(&identity) => {
+                Err(AuthError::Invalid("the session was logged out"))
+            }
+            result => result,
+        };
         self.metrics.validations.inc(match &result {
             Ok(_) => TokenOutcome::Valid,
             Err(AuthError::Expired) => TokenOutcome::Expired,
@@ -108,6 +119,26 @@ impl Validator {
             Err(AuthError::Unavailable) => return result,
         });
         result
+    }
+
+    /// Reads a logout token, each once.
+    pub(crate) async fn logout(&self, token: &str) -> Result<Logout, AuthError> {
+        if token.len() > MAX_TOKEN {
+            return Err(AuthError::Invalid("the token is too large"));
+        }
+        let (header, key) = self.key_of(token).await?;
+        let claims: LogoutClaims = self.signed(token, &header, &key, &["iss"])?;
+        self.logouts.logout(header.typ.as_deref(), claims)
+    }
+
+    /// Refuses the tokens of what a logout ends from now on.
+    pub(crate) fn revoke(&self, logout: &Logout) {
+        self.revocations.add(logout);
+    }
+
+    /// Whether the bearer of a token that was valid has been logged out since.
+    pub(crate) fn is_revoked(&self, identity: &Identity) -> bool {
+        self.revocations.cover(identity)
     }
 
     async fn remembered(&self, token: &str) -> Result<Identity, AuthError> {
@@ -137,6 +168,13 @@ impl Validator {
     }
 
     async fn check(&self, token: &str) -> Result<Entry, AuthError> {
+        let (header, key) = self.key_of(token).await?;
+        let claims: Claims = self.signed(token, &header, &key, &["exp", "iss", "sub"])?;
+        let identity = self.claims.identity(header.typ.as_deref(), claims)?;
+        Ok(Entry { identity, key })
+    }
+
+    async fn key_of(&self, token: &str) -> Result<(Header, Arc<Key>), AuthError> {
         let header = jsonwebtoken::decode_header(token)
             .map_err(|_| AuthError::Invalid("this is no signed JWT"))?;
         if !ALGORITHMS.contains(&header.alg) {
@@ -148,23 +186,26 @@ impl Validator {
         }
         let kid = header.kid.as_deref().ok_or(AuthError::Invalid("the token names no key"))?;
         let key = self.keys.find(kid).await?;
-        let identity = self.signed(token, &header, &key)?;
-        Ok(Entry { identity, key })
+        Ok((header, key))
     }
 
-    fn signed(&self, token: &str, header: &Header, key: &Key) -> Result<Identity, AuthError> {
+    fn signed<T: DeserializeOwned>(
+        &self,
+        token: &str,
+        header: &Header,
+        key: &Key,
+        required: &[&str],
+    ) -> Result<T, AuthError> {
         let decoding = key
             .decoding(header.alg)
             .ok_or(AuthError::Invalid("the token's algorithm is not its key's"))?;
         let mut rules = Validation::new(header.alg);
-        rules.set_required_spec_claims(&["exp", "iss", "sub"]);
+        rules.set_required_spec_claims(required);
         rules.set_issuer(&[&self.issuer]);
         rules.leeway = self.leeway;
         rules.validate_nbf = true;
-        rules.validate_aud = false; // `ClaimReader`: `azp` counts too
-        let claims =
-            jsonwebtoken::decode::<Claims>(token, decoding, &rules).map_err(refused)?.claims;
-        self.claims.identity(header.typ.as_deref(), claims)
+        rules.validate_aud = false; // its readers do: in access tokens `azp` counts too
+        Ok(jsonwebtoken::decode(token, decoding, &rules).map_err(refused)?.claims)
     }
 }
 

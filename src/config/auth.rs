@@ -27,6 +27,8 @@ pub struct AuthConfig {
     pub claims: ClaimNames,
     /// `AUTH_FAILURES_PER_MINUTE`, of one address; 0: no limit.
     pub failures_per_minute: u32,
+    /// `REVOCATION_LIFETIME`.
+    pub revocation_lifetime: Duration,
     /// `TOKEN_CACHE_SIZE`, in tokens; 0: no cache.
     pub cache_size: u32,
     /// `DEV_KEY_FILE`.
@@ -69,6 +71,7 @@ impl Reader<'_> {
                 realm_roles: self.get("JWT_REALM_ROLES"),
             },
             failures_per_minute: self.get("AUTH_FAILURES_PER_MINUTE"),
+            revocation_lifetime: self.get("REVOCATION_LIFETIME"),
             cache_size: self.get("TOKEN_CACHE_SIZE"),
             dev_key_file: self
                 .get::<Option<PathBuf>>("DEV_KEY_FILE")

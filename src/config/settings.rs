@@ -153,6 +153,12 @@ pub const SETTINGS: &[Setting] = &[
         "Bad tokens from one address before it is refused unseen; 0: no limit",
     ),
     setting(
+        "REVOCATION_LIFETIME",
+        "24h",
+        "DURATION",
+        "Time for which a logout is remembered: at least that of an access token",
+    ),
+    setting(
         "TOKEN_CACHE_SIZE",
         "10000",
         "COUNT",

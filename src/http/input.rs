@@ -42,7 +42,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
-async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// Reads a body of at most `limit` bytes.
+pub(super) async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
     let too_large = || {
         let msg = format!("The body is larger than {limit} bytes");
         let body = ErrorBody::new("payload_too_large", msg);

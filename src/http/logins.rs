@@ -12,8 +12,9 @@ use axum::{
 };
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
+use tracing::Instrument;
 
-use super::{Api, CorrelationId, Problem, client_address, input};
+use super::{Api, CorrelationId, Problem, backchannel, client_address, input};
 use crate::{
     auth::{LoginError, Logins, Tokens},
     handlers::HandlerError,
@@ -99,12 +100,23 @@ pub(super) async fn logout(
     State(api): State<Arc<Api>>,
     request: Request<Body>,
 ) -> Result<StatusCode, Problem> {
-    let logins = logins(&api)?;
+    logins(&api)?;
     let correlation = correlation(&request);
     let RefreshToken { refresh_token: Hidden(token) } =
         input::body(request, api.config.max_body_bytes).await?;
-    logins.logout(&token, &correlation).await.map_err(|error| refused(error, ENDED))?;
-    Ok(StatusCode::NO_CONTENT)
+    // In a task of its own: a page that logs out is often gone before the answer, and a handler ends
+    // with its client.
+    let ending = async move {
+        let ended = logins(&api)?.logout(&token, &correlation).await;
+        if let Some(logout) = ended.map_err(|error| refused(error, ENDED))? {
+            backchannel::end(&api, &logout);
+        }
+        Ok(StatusCode::NO_CONTENT)
+    };
+    tokio::spawn(ending.in_current_span()).await.unwrap_or_else(|_| {
+        // The panic hook has logged it.
+        Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal()))
+    })
 }
 
 const ENDED: &str = "The refresh token is not valid, or its session has ended";

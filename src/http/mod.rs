@@ -7,6 +7,7 @@
 mod address;
 mod admin;
 mod authors;
+mod backchannel;
 mod guard;
 mod health;
 mod input;
@@ -94,7 +95,8 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/auth/refresh", post(logins::refresh))
         .route("/auth/logout", post(logins::logout))
         .route_layer(from_fn_with_state(Arc::clone(api), guard::by_address));
-    let clients = guarded(authors).merge(logins);
+    let signed = Router::new().route("/auth/backchannel-logout", post(backchannel::logout));
+    let clients = guarded(authors).merge(logins).merge(signed);
     let ops = guarded(admin).merge(health);
     let (clients, ops) =
         if ops_apart { (clients, ops) } else { (clients.merge(ops), Router::new()) };
@@ -121,6 +123,7 @@ fn declare(metrics: &Metrics) {
     for (route, status) in [("/auth/login", 200), ("/auth/refresh", 200), ("/auth/logout", 204)] {
         metrics.http.declare("POST", route, &[status, 401, 413, 415, 422, 429, 500, 503]);
     }
+    metrics.http.declare("POST", "/auth/backchannel-logout", &[200, 400, 413, 500, 503]);
     for (route, statuses) in [
         ("/health", &[200, 503][..]),
         ("/health/live", &[200]),

@@ -28,6 +28,10 @@ impl Problem {
         Self { status, body: Box::new(body), header: None }
     }
 
+    pub(super) fn status(&self) -> StatusCode {
+        self.status
+    }
+
     /// Adds the header that the status asks for.
     pub(crate) fn with_header(mut self, name: HeaderName, value: &'static str) -> Self {
         self.header = Some((name, HeaderValue::from_static(value)));

@@ -13,7 +13,10 @@ use uuid::Uuid;
 
 pub(crate) use outbox::{Batch, Command, Outbox};
 
-use crate::protocol::{CloseReason, Push};
+use crate::{
+    auth::Identity,
+    protocol::{CloseReason, Push},
+};
 
 /// Every open connection of this node.
 pub(crate) struct Hub {
@@ -85,6 +88,16 @@ impl Hub {
         for outbox in self.users.get(username).iter().flat_map(|of_user| of_user.iter()) {
             outbox.command(Command::Close(reason));
         }
+    }
+
+    /// Ends every connection whose token in force is of such a user; returns how many. Looks at all of
+    /// them: an index by session would weigh on each, and logouts are rare.
+    pub(crate) fn close_of(&self, is: impl Fn(&Identity) -> bool, reason: CloseReason) -> usize {
+        self.connections
+            .iter()
+            .filter(|outbox| is(&outbox.identity()))
+            .map(|outbox| outbox.command(Command::Close(reason)))
+            .count()
     }
 
     /// Open connections.

@@ -17,13 +17,16 @@ use std::{
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
-use crate::protocol::{CloseReason, Format, Push};
+use crate::{
+    auth::Identity,
+    protocol::{CloseReason, Format, Push},
+};
 
 /// The way out of one connection.
 pub(crate) struct Outbox {
     /// The connection's id.
     pub(crate) id: Uuid,
-    /// The user's name, under which the hub lists the connection.
+    /// The user's name as it was at first, under which the hub lists the connection.
     pub(crate) username: Arc<str>,
     /// The format of data frames.
     pub(crate) format: Format,
@@ -34,13 +37,12 @@ pub(crate) struct Outbox {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     batch: Batch,
     command: Option<Command>,
     session: Option<Waker>,
     ended: Option<CloseReason>,
-    login: Option<Arc<str>>,
+    identity: Arc<Identity>,
 }
 
 /// What a session is told beside its data.
@@ -79,19 +81,25 @@ impl Outbox {
     /// An empty outbox that holds `push_limit` pushes at most.
     pub(crate) fn new(
         id: Uuid,
-        username: Arc<str>,
+        identity: Arc<Identity>,
         format: Format,
         push_limit: usize,
         correlation: Arc<str>,
     ) -> Self {
         Self {
             id,
-            username,
+            username: Arc::clone(&identity.username),
             format,
             correlation,
             push_limit,
             in_flight: AtomicUsize::new(0),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                batch: Batch::default(),
+                command: None,
+                session: None,
+                ended: None,
+                identity,
+            }),
         }
     }
 
@@ -141,14 +149,14 @@ impl Outbox {
         self.in_flight.store(requests, Ordering::Relaxed);
     }
 
-    /// Notes the login session (`sid`) of the token in force, which a refresh may change.
-    pub(crate) fn set_login(&self, sid: Option<Arc<str>>) {
-        self.state().login = sid;
+    /// Notes whose token is in force, which a refresh changes.
+    pub(crate) fn set_identity(&self, identity: Arc<Identity>) {
+        self.state().identity = identity;
     }
 
-    /// The login session of the token in force, where its issuer names one.
-    pub(crate) fn login(&self) -> Option<Arc<str>> {
-        self.state().login.clone()
+    /// Whose token is in force.
+    pub(crate) fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.state().identity)
     }
 
     /// Closes the outbox for good. The first reason stands.
@@ -224,7 +232,16 @@ mod tests {
     use super::*;
 
     fn outbox(push_limit: usize) -> Outbox {
-        Outbox::new(Uuid::nil(), "ann".into(), Format::Json, push_limit, "c".into())
+        let identity = Identity {
+            subject: "ann".into(),
+            issuer: "issuer".into(),
+            session: None,
+            username: "ann".into(),
+            roles: [].into(),
+            issued_at: 0,
+            expires_at: u64::MAX,
+        };
+        Outbox::new(Uuid::nil(), Arc::new(identity), Format::Json, push_limit, "c".into())
     }
 
     #[tokio::test]

@@ -224,12 +224,11 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     };
     let outbox = Outbox::new(
         Uuid::new_v4(),
-        Arc::clone(&identity.username),
+        Arc::clone(&identity),
         format,
         config.send_queue,
         Arc::clone(&correlation),
     );
-    outbox.set_login(identity.session.clone());
     let budget = web.limits.messages(&identity.subject);
     let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
     let (refused, refusal) = oneshot::channel();

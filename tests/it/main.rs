@@ -5,6 +5,7 @@
 mod admin;
 mod auth_routes;
 mod authentication;
+mod backchannel;
 mod bad_tokens;
 mod basics;
 mod brute_force;

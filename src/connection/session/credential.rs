@@ -136,6 +136,7 @@ mod tests {
             session: None,
             username: "ann".into(),
             roles: [].into(),
+            issued_at: 0,
             expires_at: u64::MAX,
         })
     }

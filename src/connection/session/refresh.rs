@@ -44,7 +44,11 @@ impl Session {
         };
         let (gained, lost) = self.shared.router.compare(self.credential.identity(), &identity);
         let expires_in = identity.expires_in().as_secs();
-        self.outbox.set_login(identity.session.clone());
+        self.outbox.set_identity(Arc::clone(&identity));
+        // A logout that came while the token was checked did not find it here.
+        if self.shared.validator.is_revoked(&identity) {
+            return Flow::Break(CloseReason::SessionRevoked);
+        }
         self.credential.replace(identity);
         self.rescheduled = true;
         let answer = ServerControl::RefreshOk { expires_in, gained: &gained, lost: &lost };

@@ -254,6 +254,11 @@ impl Issuer {
         self.state.ahead.store(seconds, Ordering::SeqCst);
     }
 
+    /// The first key.
+    pub(crate) fn key(&self) -> SigningKey {
+        self.state.keys.lock().unwrap()[0].clone()
+    }
+
     /// Its users.
     pub(crate) fn users(&self) -> &Users {
         &self.state.users
@@ -261,8 +266,7 @@ impl Issuer {
 
     /// A token of the first key with every role, and with some claims replaced.
     pub(crate) fn token(&self, changes: Value) -> String {
-        let key = self.state.keys.lock().unwrap()[0].clone();
-        key.sign(&claims(&self.url(), &changes))
+        self.key().sign(&claims(&self.url(), &changes))
     }
 
     /// Requests for the discovery document.
@@ -336,9 +340,10 @@ async fn answer(
             }
             let form = form_urlencoded::parse(&body).into_owned().collect();
             let key = state.keys.lock().unwrap()[0].clone();
-            let (status, body) = state.users.answer(Asked { path, correlation, form }, |changes| {
-                key.sign(&claims(&url, &changes))
-            });
+            let (status, body) =
+                state.users.answer(&url, Asked { path, correlation, form }, |changes| {
+                    key.sign(&claims(&url, &changes))
+                });
             (if mood == Mood::Failing { 500 } else { status }, body)
         }
         _ => (404, String::new()),

@@ -44,7 +44,12 @@ impl Users {
         *self.canned.lock().unwrap() = Some((status, body.to_owned()));
     }
 
-    pub(super) fn answer(&self, asked: Asked, sign: impl Fn(Value) -> String) -> (u16, String) {
+    pub(super) fn answer(
+        &self,
+        issuer: &str,
+        asked: Asked,
+        sign: impl Fn(Value) -> String,
+    ) -> (u16, String) {
         self.asked.lock().unwrap().push(asked.clone());
         if let Some((status, body)) = self.canned.lock().unwrap().clone() {
             return (status, body);
@@ -58,13 +63,15 @@ impl Users {
             ("token", "password") => {
                 let known = [("ann", PASSWORD), ("bob", "bob")];
                 match known.contains(&(field("username"), field("password"))) {
-                    true => self.grant(&Uuid::new_v4().to_string(), field("username"), sign),
+                    true => {
+                        self.grant(issuer, &Uuid::new_v4().to_string(), field("username"), sign)
+                    }
                     false => refused,
                 }
             }
             ("token", "refresh_token") => match session(field("refresh_token")) {
                 Some((sid, user)) if self.sessions.lock().unwrap().contains(&sid) => {
-                    self.grant(&sid, &user, sign)
+                    self.grant(issuer, &sid, &user, sign)
                 }
                 _ => refused,
             },
@@ -81,7 +88,13 @@ impl Users {
         (status, body.to_string())
     }
 
-    fn grant(&self, sid: &str, user: &str, sign: impl Fn(Value) -> String) -> (u16, Value) {
+    fn grant(
+        &self,
+        issuer: &str,
+        sid: &str,
+        user: &str,
+        sign: impl Fn(Value) -> String,
+    ) -> (u16, Value) {
         self.sessions.lock().unwrap().insert(sid.to_owned());
         let access =
             json!({ "sub": format!("id-of-{user}"), "preferred_username": user, "sid": sid });
@@ -89,7 +102,7 @@ impl Users {
             "access_token": sign(access),
             "expires_in": 600,
             "refresh_expires_in": 1800,
-            "refresh_token": refresh_token(sid, user),
+            "refresh_token": refresh_token(issuer, sid, user),
             "token_type": "Bearer",
             "not-before-policy": 0,
             "session_state": sid,
@@ -100,9 +113,9 @@ impl Users {
 }
 
 /// A refresh token, signed by a secret that nobody else has.
-fn refresh_token(sid: &str, user: &str) -> String {
+fn refresh_token(issuer: &str, sid: &str, user: &str) -> String {
     let claims = json!({
-        "typ": "Refresh", "azp": CLIENT, "sid": sid, "user": user, "jti": Uuid::new_v4(),
+        "iss": issuer, "typ": "Refresh", "azp": CLIENT, "sid": sid, "user": user, "jti": Uuid::new_v4(),
     });
     jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET)).unwrap()
 }

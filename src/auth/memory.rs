@@ -1,0 +1,96 @@
+//! Names that are remembered for a while, so many at most.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What was said of names, each for the same time. At its bound the oldest are forgotten first.
+pub(super) struct Memory<V> {
+    lifetime: Duration,
+    bound: usize,
+    known: HashMap<Arc<str>, (Instant, V)>,
+    /// When each was said, also of names that were said again: it is this that has the bound.
+    order: VecDeque<(Instant, Arc<str>)>,
+}
+
+impl<V> Memory<V> {
+    pub(super) fn new(lifetime: Duration, bound: usize) -> Self {
+        Self { lifetime, bound, known: HashMap::new(), order: VecDeque::new() }
+    }
+
+    /// What was last said of a name.
+    pub(super) fn get(&self, name: &str, now: Instant) -> Option<&V> {
+        let (said, value) = self.known.get(name)?;
+        (now.duration_since(*said) < self.lifetime).then_some(value)
+    }
+
+    /// Remembers something of a name. False: something else had to be forgotten before its time.
+    pub(super) fn insert(&mut self, name: Arc<str>, value: V, now: Instant) -> bool {
+        self.forget(now, usize::MAX);
+        let forgotten = self.forget(now, self.bound - 1);
+        self.order.push_back((now, Arc::clone(&name)));
+        self.known.insert(name, (now, value));
+        !forgotten
+    }
+
+    /// Forgets what is over, and the oldest until no more than `keep` are left; whether one of these
+    /// still was in force.
+    fn forget(&mut self, now: Instant, keep: usize) -> bool {
+        let mut early = false;
+        while let Some((said, name)) = self.order.front() {
+            let over = now.duration_since(*said) >= self.lifetime;
+            if !over && self.order.len() <= keep {
+                break;
+            }
+            if self.known.get(name).is_some_and(|(last, _)| last == said) {
+                self.known.remove(name);
+                early |= !over;
+            }
+            self.order.pop_front();
+        }
+        early
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_name_is_forgotten_when_its_time_is_over() {
+        let (mut memory, begun) = (Memory::new(MINUTE, 10), Instant::now());
+        assert!(memory.insert("a".into(), 1, begun));
+        assert_eq!(memory.get("a", begun + MINUTE / 2), Some(&1));
+        assert_eq!(memory.get("b", begun), None);
+        assert_eq!(memory.get("a", begun + MINUTE), None);
+        assert!(memory.insert("b".into(), 2, begun + MINUTE));
+        assert_eq!((memory.known.len(), memory.order.len()), (1, 1));
+    }
+
+    #[test]
+    fn a_name_that_is_said_again_stays_longer() {
+        let (mut memory, begun) = (Memory::new(MINUTE, 10), Instant::now());
+        memory.insert("a".into(), 1, begun);
+        memory.insert("a".into(), 2, begun + MINUTE / 2);
+        memory.insert("b".into(), 3, begun + MINUTE);
+        assert_eq!(memory.get("a", begun + MINUTE), Some(&2));
+    }
+
+    #[test]
+    fn at_the_bound_the_oldest_goes_and_that_is_told() {
+        let (mut memory, now) = (Memory::new(MINUTE, 2), Instant::now());
+        assert!(memory.insert("a".into(), (), now));
+        assert!(memory.insert("b".into(), (), now));
+        assert!(!memory.insert("c".into(), (), now));
+        assert!(memory.get("a", now).is_none() && memory.get("b", now).is_some());
+        for _ in 0..100 {
+            memory.insert("c".into(), (), now);
+        }
+        assert_eq!((memory.known.len(), memory.order.len()), (1, 2));
+        assert!(memory.get("c", now).is_some());
+    }
+}

@@ -1,0 +1,143 @@
+//! Logins that ended before their tokens did. The validator asks here after its cache, and whoever puts
+//! an identity in force asks once more when it is listed: a logout may have come in between.
+
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, Instant},
+};
+
+use super::{Identity, memory::Memory};
+
+/// Logouts remembered at most, of each kind: some 15 MB.
+const BOUND: usize = 100_000;
+
+/// What a logout ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Logout {
+    /// One login session, by `sid`.
+    Session(Arc<str>),
+    /// Every login of a user before that moment, by `sub`.
+    Subject {
+        subject: Arc<str>,
+        /// Seconds since 1970, by the issuer's clock, as in the `iat` of its tokens.
+        at: u64,
+    },
+}
+
+impl Logout {
+    /// Whether the bearer of a token is logged out by this. A token of the same second is: it may have
+    /// been issued before.
+    pub(crate) fn ends(&self, identity: &Identity) -> bool {
+        match self {
+            Self::Session(sid) => identity.session.as_ref() == Some(sid),
+            Self::Subject { subject, at } => {
+                identity.subject == *subject && identity.issued_at <= *at
+            }
+        }
+    }
+}
+
+/// The logouts of this node, for as long as tokens may live.
+pub(super) struct Revocations {
+    sessions: RwLock<Memory<()>>,
+    /// Each with the moment before which its tokens are refused.
+    subjects: RwLock<Memory<u64>>,
+}
+
+impl Revocations {
+    /// Remembers each logout for `lifetime`.
+    pub(super) fn new(lifetime: Duration) -> Self {
+        Self {
+            sessions: RwLock::new(Memory::new(lifetime, BOUND)),
+            subjects: RwLock::new(Memory::new(lifetime, BOUND)),
+        }
+    }
+
+    /// Refuses what the logout ends from now on.
+    pub(super) fn add(&self, logout: &Logout) {
+        let now = Instant::now();
+        let kept = match logout {
+            Logout::Session(sid) => {
+                let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
+                sessions.insert(Arc::clone(sid), (), now)
+            }
+            Logout::Subject { subject, at } => {
+                let mut subjects = self.subjects.write().unwrap_or_else(PoisonError::into_inner);
+                // Logouts may arrive in another order than they were made in.
+                let last = subjects.get(subject, now).map_or(*at, |known| *at.max(known));
+                subjects.insert(Arc::clone(subject), last, now)
+            }
+        };
+        if !kept {
+            tracing::warn!(bound = BOUND, "too many logouts: the oldest is forgotten");
+        }
+    }
+
+    /// Whether the bearer of a token was logged out.
+    pub(super) fn cover(&self, identity: &Identity) -> bool {
+        let now = Instant::now();
+        let session = identity.session.as_deref().is_some_and(|sid| {
+            let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+            sessions.get(sid, now).is_some()
+        });
+        session || {
+            let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
+            subjects.get(&identity.subject, now).is_some_and(|at| identity.issued_at <= *at)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn identity(subject: &str, session: Option<&str>, issued_at: u64) -> Identity {
+        Identity {
+            subject: subject.into(),
+            issuer: "issuer".into(),
+            session: session.map(Arc::from),
+            username: "ann".into(),
+            roles: [].into(),
+            issued_at,
+            expires_at: u64::MAX,
+        }
+    }
+
+    #[test]
+    fn a_logout_ends_its_session_or_what_its_subject_had_before() {
+        let session = Logout::Session("s1".into());
+        let subject = Logout::Subject { subject: "ann".into(), at: 100 };
+        for (of, by_session, by_subject) in [
+            (identity("ann", Some("s1"), 99), true, true),
+            (identity("ann", Some("s2"), 100), false, true),
+            (identity("ann", None, 0), false, true),
+            (identity("ann", Some("s1"), 101), true, false),
+            (identity("bob", Some("s1"), 99), true, false),
+            (identity("bob", None, 99), false, false),
+        ] {
+            for (logout, ends) in [(&session, by_session), (&subject, by_subject)] {
+                let revocations = Revocations::new(Duration::from_secs(60));
+                assert!(!revocations.cover(&of));
+                revocations.add(logout);
+                assert_eq!((logout.ends(&of), revocations.cover(&of)), (ends, ends), "{of:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn an_older_logout_does_not_take_back_a_newer_one() {
+        let revocations = Revocations::new(Duration::from_secs(60));
+        for at in [100, 50] {
+            revocations.add(&Logout::Subject { subject: "ann".into(), at });
+        }
+        assert!(revocations.cover(&identity("ann", None, 100)));
+        assert!(!revocations.cover(&identity("ann", None, 101)));
+    }
+
+    #[test]
+    fn a_logout_is_forgotten_after_its_lifetime() {
+        let revocations = Revocations::new(Duration::ZERO);
+        revocations.add(&Logout::Session("s1".into()));
+        assert!(!revocations.cover(&identity("ann", Some("s1"), 0)));
+    }
+}
