@@ -2,7 +2,10 @@
 //! an identity in force asks once more when it is listed: a logout may have come in between.
 
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -39,6 +42,9 @@ impl Logout {
 
 /// The logouts of this node, for as long as tokens may live.
 pub(super) struct Revocations {
+    lifetime: Duration,
+    /// It was said that tokens live longer.
+    warned: AtomicBool,
     sessions: RwLock<Memory<()>>,
     /// Each with the moment before which its tokens are refused.
     subjects: RwLock<Memory<u64>>,
@@ -48,6 +54,8 @@ impl Revocations {
     /// Remembers each logout for `lifetime`.
     pub(super) fn new(lifetime: Duration) -> Self {
         Self {
+            lifetime,
+            warned: AtomicBool::new(false),
             sessions: RwLock::new(Memory::new(lifetime, BOUND)),
             subjects: RwLock::new(Memory::new(lifetime, BOUND)),
         }
@@ -70,6 +78,19 @@ impl Revocations {
         };
         if !kept {
             tracing::warn!(bound = BOUND, "too many logouts: the oldest is forgotten");
+        }
+    }
+
+    /// Looks at how long a token lives that a logout could end: says once if that is too long.
+    pub(super) fn expect(&self, identity: &Identity) {
+        if identity.session.is_some()
+            && identity.expires_in() > self.lifetime
+            && !self.warned.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(
+                expires_in = identity.expires_in().as_secs(),
+                "tokens live longer than REVOCATION_LIFETIME: after a logout they are good again"
+            );
         }
     }
 

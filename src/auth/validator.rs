@@ -171,6 +171,7 @@ impl Validator {
         let (header, key) = self.key_of(token).await?;
         let claims: Claims = self.signed(token, &header, &key, &["exp", "iss", "sub"])?;
         let identity = self.claims.identity(header.typ.as_deref(), claims)?;
+        self.revocations.expect(&identity);
         Ok(Entry { identity, key })
     }
 

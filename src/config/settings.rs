@@ -150,7 +150,7 @@ pub const SETTINGS: &[Setting] = &[
         "AUTH_FAILURES_PER_MINUTE",
         "30",
         "COUNT/MINUTE",
-        "Bad tokens from one address before it is refused unseen; 0: no limit",
+        "Bad tokens and passwords from one address before it is refused unseen; 0: no limit",
     ),
     setting(
         "REVOCATION_LIFETIME",

@@ -33,7 +33,7 @@ pub enum CloseReason {
     AuthTimeout,
     /// The token of a running connection expired.
     SessionExpired,
-    /// An administrator disconnected it.
+    /// Its session was logged out, or an administrator disconnected it.
     SessionRevoked,
     /// The push queue is full, or nothing could be written for `WS_WRITE_TIMEOUT`.
     SlowConsumer,

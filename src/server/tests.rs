@@ -6,13 +6,20 @@ use futures_util::{SinkExt, StreamExt};
 use ractor::ActorRef;
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::net::TcpStream;
 use tokio_tungstenite::{
     MaybeTlsStream, WebSocketStream, connect_async,
-    tungstenite::{Message, client::IntoClientRequest},
+    tungstenite::{Message, client::IntoClientRequest, protocol::Role},
 };
 use uuid::Uuid;
 
 use super::*;
+use crate::{
+    auth::{Identity, Logout},
+    connection::{Admission, socket},
+    hub::Outbox,
+    protocol::{CloseReason, Format},
+};
 
 type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
 
@@ -130,4 +137,50 @@ async fn restarts_that_do_not_help_end_the_root() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     tokio::time::timeout(Duration::from_secs(5), running.ended).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
+    let running = start().await;
+    let server = &running.server;
+    let identity = Arc::new(Identity {
+        subject: "ann".into(),
+        issuer: "issuer".into(),
+        session: Some("s1".into()),
+        username: "ann".into(),
+        roles: [].into(),
+        issued_at: 0,
+        expires_at: u64::MAX,
+    });
+    let logout = Logout::Session("s1".into());
+    server.validator.revoke(&logout);
+    let found = server.context.hub.close_of(|user| logout.ends(user), CloseReason::SessionRevoked);
+    assert_eq!(found, 0);
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+    let (tcp, _) = listener.accept().await.unwrap();
+    let outbox = Outbox::new(Uuid::nil(), Arc::clone(&identity), Format::Json, 1, "c".into());
+    let admission = Box::new(Admission {
+        socket: socket::accept(tcp, &[], 1024).await,
+        budget: server.limits.messages(&identity.subject),
+        identity,
+        outbox: Arc::new(outbox),
+    });
+    let place = Arc::clone(&server.places).try_acquire_owned().unwrap();
+    let (refused, _) = tokio::sync::oneshot::channel();
+    assert!(server.registry.tell(RegistryMessage::Admit { admission, place, refused }).is_ok());
+
+    let last = async {
+        let mut last = None;
+        while let Some(Ok(frame)) = client.next().await {
+            last = Some(frame);
+        }
+        last
+    };
+    match tokio::time::timeout(Duration::from_secs(5), last).await.expect("it stays open") {
+        Some(Message::Close(Some(frame))) => assert_eq!(u16::from(frame.code), 4004),
+        other => panic!("a close frame was expected: {other:?}"),
+    }
 }

@@ -349,6 +349,11 @@ async fn neither_passwords_nor_tokens_are_logged() {
     ] {
         ask(path, body).await;
     }
+    let form = "application/x-www-form-urlencoded";
+    let url = format!("http://{}/auth/backchannel-logout", process.addr);
+    let request = reqwest::Client::new().post(url).header("content-type", form);
+    let answer = request.body(format!("logout_token={access}")).send().await.unwrap();
+    assert_eq!(answer.status(), 400);
     issuer.users().answer_with(200, r#"{"access_token":"hush-hush"}"#);
     assert_eq!(ask("/auth/login", good.clone()).await.status(), 503);
     issuer.users().answer_with(400, r#"{"error":"hush-hush"}"#);

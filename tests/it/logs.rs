@@ -9,6 +9,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     Client, Closed,
+    issuer::now,
     process::{Process, Ran, token},
 };
 
@@ -164,8 +165,8 @@ async fn a_connection_is_logged_with_the_login_session_of_its_token() {
     let issuer = DevIssuer::open(&data.path().join("dev-key.pem"), "switchboard").unwrap();
     let token = |sid: Value| {
         let token = issuer.sign(&json!({
-            "iss": "switchboard-dev", "azp": "switchboard", "typ": "Bearer", "sub": "7a1f", "exp": 4_000_000_000_u64,
-            "sid": sid,
+            "iss": "switchboard-dev", "azp": "switchboard", "typ": "Bearer", "sub": "7a1f",
+            "exp": now() + 600, "sid": sid,
         }));
         format!("Bearer {token}")
     };
