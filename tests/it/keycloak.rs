@@ -137,6 +137,27 @@ async fn a_login_that_keycloak_refuses_is_401_whatever_the_reason() {
 
 #[tokio::test]
 #[ignore = "needs Keycloak: tests/keycloak.sh"]
+async fn a_confidential_client_needs_its_secret_and_that_is_no_fault_of_users() {
+    let keycloak = Keycloak::up().await;
+    keycloak.set_secret(Some("hush & hush%20+")).await;
+    let server = keycloak.server_with(&[("KEYCLOAK_CLIENT_SECRET", "hush & hush%20+")]).await;
+    let tokens = refresh(&server, &login(&server, "reader-rob").await).await;
+    let mut client = [socket(&server, &tokens).await];
+    let since = Instant::now();
+    let answer = post(&server, "/auth/logout", &json!({ "refresh_token": tokens.refresh })).await;
+    assert_eq!(answer.status(), 204);
+    is_revoked(&server, since, &mut client, &tokens.access).await;
+    for settings in [&[("KEYCLOAK_CLIENT_SECRET", "wrong")][..], &[]] {
+        let server = keycloak.server_with(settings).await;
+        refused(try_login(&server, "reader-rob", "reader-rob").await, 503, "unavailable").await;
+        let failed = "keycloak_auth_attempts_total{method=\"password\",status=\"error\"}";
+        assert!((server.metric(failed).await - 1.0).abs() < f64::EPSILON);
+    }
+    keycloak.set_secret(None).await;
+}
+
+#[tokio::test]
+#[ignore = "needs Keycloak: tests/keycloak.sh"]
 async fn a_refresh_brings_the_roles_that_changed_meanwhile() {
     let keycloak = Keycloak::up().await;
     let server = keycloak.server().await;
@@ -172,9 +193,20 @@ async fn a_logout_ends_one_session_and_not_the_users_other_one() {
     let mut ended = [socket(&server, &gone).await, socket(&server, &gone).await];
     let mut client = socket(&server, &kept).await;
 
+    // These name the session too, but it is not theirs to end.
+    let forged = format!("{}AAAA", &gone.refresh[..gone.refresh.len() - 4]);
+    for bad in ["garbage", &forged, &gone.access] {
+        let answer = post(&server, "/auth/logout", &json!({ "refresh_token": bad })).await;
+        refused(answer, 401, "unauthorized").await;
+    }
+    for client in &mut ended {
+        is_open(client).await;
+    }
     let since = Instant::now();
-    let answer = post(&server, "/auth/logout", &json!({ "refresh_token": gone.refresh })).await;
-    assert_eq!(answer.status(), 204);
+    for _ in 0..2 {
+        let answer = post(&server, "/auth/logout", &json!({ "refresh_token": gone.refresh })).await;
+        assert_eq!(answer.status(), 204);
+    }
     is_revoked(&server, since, &mut ended, &gone.access).await;
     let body = json!({ "refresh_token": gone.refresh });
     refused(post(&server, "/auth/refresh", &body).await, 401, "unauthorized").await;

@@ -61,18 +61,24 @@ impl Keycloak {
         }
         keycloak.forget_failures().await;
         keycloak.sign_with("").await;
+        keycloak.set_secret(None).await;
         keycloak
     }
 
     /// A Switchboard whose users log in here, and which is told of their logouts.
     pub(crate) async fn server(&self) -> TestServer {
-        let server = TestServer::start(&[
-            ("KEYCLOAK_BASE_URL", &self.url),
+        self.server_with(&[]).await
+    }
+
+    /// The same, with more settings.
+    pub(crate) async fn server_with(&self, more: &[(&str, &str)]) -> TestServer {
+        let settings = [
+            ("KEYCLOAK_BASE_URL", &*self.url),
             ("KEYCLOAK_REALM", REALM),
             ("WS_BROADCAST_CHANGES", "false"),
             ("AUTH_FAILURES_PER_MINUTE", "0"),
-        ])
-        .await;
+        ];
+        let server = TestServer::start(&[&settings, more].concat()).await;
         self.call_back(server.addr).await;
         server
     }
@@ -163,6 +169,15 @@ impl Keycloak {
     /// Makes Keycloak sign the client's access tokens with an algorithm; empty: the realm's.
     pub(crate) async fn sign_with(&self, algorithm: &str) {
         self.set_attribute("access.token.signed.response.alg", algorithm).await;
+    }
+
+    /// Makes the client a confidential one, or a public one again.
+    pub(crate) async fn set_secret(&self, secret: Option<&str>) {
+        let mut client = self.client().await;
+        client["publicClient"] = json!(secret.is_none());
+        client["secret"] = json!(secret);
+        let path = format!("/clients/{}", client["id"].as_str().unwrap());
+        self.done(self.admin(Method::PUT, &path).await.json(&client)).await;
     }
 
     /// Tells Keycloak where the client wants to hear of logouts: a test's port is known only when it listens.
