@@ -138,7 +138,11 @@ impl Provider {
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .body(self.body(form));
         let answer = self.call(operation, request, Some(correlation)).await;
-        if answer.as_ref().map_or(true, |answer| answer.status == StatusCode::NOT_FOUND) {
+        let moved = match &answer {
+            Ok(answer) => answer.status == StatusCode::NOT_FOUND,
+            Err(error) => !matches!(error, ProviderError::BreakerOpen),
+        };
+        if moved {
             self.endpoints.store(None);
         }
         answer
