@@ -12,8 +12,8 @@ mod login;
 mod logout_token;
 mod memory;
 mod provider;
-mod trust;
 mod revocations;
+mod trust;
 mod validator;
 
 use std::{
