@@ -12,6 +12,7 @@ mod brute_force;
 mod closing;
 mod commands;
 mod crowd;
+mod defaults;
 mod direction;
 mod doctor;
 mod doctor_tokens;
