@@ -241,6 +241,13 @@ async fn values_out_of_range_are_422_and_named_by_their_path() {
         let details = refused(answer, 422, "invalid_data").await;
         assert_eq!(path(&details), expected, "{url}");
     }
+    for url in ["/authors/x", "/authors/2147483648"] {
+        for method in [Method::PUT, Method::DELETE] {
+            let request = server.rest(method, url).json(&json!({ "name": "Ann" }));
+            let details = refused(request.send().await.unwrap(), 422, "invalid_data").await;
+            assert_eq!(path(&details), "id", "{url}");
+        }
+    }
 }
 
 #[tokio::test]

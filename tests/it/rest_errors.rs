@@ -1,7 +1,8 @@
 //! Errors over REST: one shape, the right status in the right order, and never 5xx for bad input.
 
-use std::{path::Path, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
+use futures_util::future::join_all;
 use reqwest::Method;
 use serde_json::json;
 use sqlx::{Connection, Executor, SqliteConnection, sqlite::SqliteConnectOptions};
@@ -9,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::support::{
     TestServer,
-    rest::{path, problem, refused, send_raw},
+    rest::{add_author, path, problem, refused, send_raw},
 };
 
 /// Every route with a role: method, path, role.
@@ -21,6 +22,15 @@ const GUARDED: &[(&str, &str, &str)] = &[
     ("PUT", "/authors/1", "update-author"),
     ("DELETE", "/authors/1", "delete-author"),
     ("POST", "/admin/broadcast", "admin"),
+    ("DELETE", "/admin/connections/1", "admin"),
+    ("DELETE", "/admin/users/1/connections", "admin"),
+];
+
+/// Every route with a body: method, path, a body that fits.
+const WITH_BODY: &[(&str, &str, &str)] = &[
+    ("POST", "/authors", r#"{"name":"Ann"}"#),
+    ("PUT", "/authors/1", r#"{"name":"Ann"}"#),
+    ("POST", "/admin/broadcast", r#"{"pkg_id":150,"data":{}}"#),
 ];
 
 fn method(name: &str) -> Method {
@@ -156,6 +166,24 @@ async fn a_body_that_is_not_json_is_415() {
 }
 
 #[tokio::test]
+async fn every_route_with_a_body_refuses_one_that_is_too_large_no_json_or_malformed() {
+    let server = TestServer::start(&[("MAX_REQUEST_BODY_SIZE", "1KiB")]).await;
+    for (name, path, fits) in WITH_BODY {
+        for (body, kind, status, code) in [
+            (format!("{fits:<1025}"), "application/json", 413, "payload_too_large"),
+            (format!("{fits:<1024}"), "text/plain", 415, "unsupported_media_type"),
+            ("{".to_owned(), "application/json", 422, "invalid_data"),
+        ] {
+            let request = server.rest(method(name), path).header("content-type", kind);
+            refused(request.body(body).send().await.unwrap(), status, code).await;
+        }
+        let request = server.rest(method(name), path).header("content-type", "application/json");
+        let answer = request.body(format!("{fits:<1024}")).send().await.unwrap();
+        assert!(answer.status().is_success(), "{name} {path}: {}", answer.status());
+    }
+}
+
+#[tokio::test]
 async fn malformed_json_is_422_with_the_reason() {
     let server = TestServer::start(&[]).await;
     for body in [&b""[..], b"{", b"{'name':'a'}", b"{\"name\":\"a\"} x", b"{\"name\":NaN}", b"\xff"]
@@ -188,6 +216,41 @@ async fn an_exhausted_budget_is_429_with_the_time_to_wait() {
 }
 
 #[tokio::test]
+async fn every_route_with_a_role_is_limited_and_tells_the_budget_whatever_it_answers() {
+    let server =
+        TestServer::start(&[("RATE_LIMIT_PER_MINUTE", "1"), ("RATE_LIMIT_BURST", "0")]).await;
+    for (i, (name, path, _)) in GUARDED.iter().enumerate() {
+        let token = server.token_with(&format!("user{i}"), &[]);
+        for (status, code) in [(403, "permission_denied"), (429, "rate_limit_exceeded")] {
+            let request = server.request(method(name), path).bearer_auth(&token);
+            let answer = request.send().await.unwrap();
+            let number = |header| answer.headers()[header].to_str().unwrap().parse::<u64>();
+            assert_eq!(number("x-ratelimit-limit"), Ok(1), "{name} {path}");
+            assert_eq!(number("x-ratelimit-remaining"), Ok(0), "{name} {path}");
+            assert!(number("x-ratelimit-reset").is_ok_and(|s| (1..=60).contains(&s)), "{path}");
+            assert_eq!(answer.headers().contains_key("retry-after"), status == 429, "{path}");
+            refused(answer, status, code).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_read_is_503_on_every_route_that_reads() {
+    for path in ["/authors", "/authors/1", "/authors/paginated", "/authors/paginated?cursor="] {
+        let data = TempDir::new().unwrap();
+        let server = TestServer::start(&[("DATA_DIR", data.path().to_str().unwrap())]).await;
+        // What readers have in their caches is out of date.
+        add_author(&server, "Ann").await;
+        for file in ["switchboard.db", "switchboard.db-wal"] {
+            // Emptied in place, as by a full or failing disk.
+            fs::File::create(data.path().join(file)).unwrap();
+        }
+        let answer = server.rest(Method::GET, path).send().await.unwrap();
+        assert_eq!(refused(answer, 503, "unavailable").await, json!(null), "{path}");
+    }
+}
+
+#[tokio::test]
 async fn a_locked_database_is_503_and_no_cause_is_told() {
     let data = TempDir::new().unwrap();
     let server = TestServer::start(&[("DATA_DIR", data.path().to_str().unwrap())]).await;
@@ -195,15 +258,23 @@ async fn a_locked_database_is_503_and_no_cause_is_told() {
     let mut other =
         SqliteConnection::connect_with(&SqliteConnectOptions::new().filename(file)).await.unwrap();
     other.execute("BEGIN IMMEDIATE").await.unwrap();
-    let create = server.rest(Method::POST, "/authors").json(&json!({ "name": "Ann" }));
-    let answer = create.timeout(Duration::from_secs(20)).send().await.unwrap();
-    assert_eq!(refused(answer, 503, "unavailable").await, json!(null));
-    assert!(
-        server
-            .metric("db_errors_total{error_type=\"connection_error\",operation=\"insert\"}")
-            .await
-            >= 1.0
-    );
+    let change = |method, path| {
+        let request = server.rest(method, path).json(&json!({ "name": "Ann" }));
+        request.timeout(Duration::from_secs(20)).send()
+    };
+    let create = change(Method::POST, "/authors");
+    let (rename, delete) =
+        (change(Method::PUT, "/authors/1"), change(Method::DELETE, "/authors/1"));
+    for answer in join_all([create, rename, delete]).await {
+        assert_eq!(refused(answer.unwrap(), 503, "unavailable").await, json!(null));
+    }
+    // The first of them holds the one connection of writers; the others wait for it.
+    let mut failed = 0.0;
+    for operation in ["insert", "update", "delete"] {
+        let labels = format!(r#"{{error_type="connection_error",operation="{operation}"}}"#);
+        failed += server.metric(&format!("db_errors_total{labels}")).await;
+    }
+    assert!(failed >= 1.0, "{failed}");
     // Readers do not care.
     assert_eq!(server.rest(Method::GET, "/authors").send().await.unwrap().status(), 200);
     other.execute("ROLLBACK").await.unwrap();
