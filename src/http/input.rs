@@ -30,7 +30,7 @@ pub(super) async fn body<T: DeserializeOwned>(
         let body = ErrorBody::new("unsupported_media_type", "The body must be application/json");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, body));
     }
-    let bytes = bytes(request.into_body(), limit).await?;
+    let bytes = bytes(request.into_body(), limit, BODY_TIMEOUT).await?;
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid("", "the body is not UTF-8"))?;
     Ok(input::read(text)?)
 }
@@ -42,8 +42,8 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
-/// Reads a body of at most `limit` bytes.
-pub(super) async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
+/// Reads a body of at most `limit` bytes, which has `time` to arrive.
+pub(super) async fn bytes(body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem> {
     let too_large = || {
         let msg = format!("The body is larger than {limit} bytes");
         let body = ErrorBody::new("payload_too_large", msg);
@@ -53,7 +53,7 @@ pub(super) async fn bytes(body: Body, limit: usize) -> Result<Bytes, Problem> {
     if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
         return Err(too_large());
     }
-    let collected = timeout(BODY_TIMEOUT, Limited::new(body, limit).collect()).await;
+    let collected = timeout(time, Limited::new(body, limit).collect()).await;
     let Ok(collected) = collected else {
         let body = ErrorBody::new("timeout", "The body did not arrive in time");
         return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, body));
@@ -124,4 +124,36 @@ pub(super) fn id(request: &Request<Body>) -> Result<i32, Problem> {
 
 fn invalid(path: &str, msg: &str) -> Problem {
     HandlerError::InvalidData { path: path.into(), msg: msg.into() }.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use axum::response::IntoResponse;
+    use futures_util::{StreamExt, stream};
+
+    use super::*;
+
+    async fn status(body: Body) -> StatusCode {
+        let refused = bytes(body, 100, Duration::from_millis(50)).await.unwrap_err();
+        refused.into_response().status()
+    }
+
+    #[tokio::test]
+    async fn a_body_that_does_not_end_in_time_is_408_however_it_trickles() {
+        let silent = stream::pending::<io::Result<Bytes>>();
+        assert_eq!(status(Body::from_stream(silent)).await, StatusCode::REQUEST_TIMEOUT);
+        let trickle = stream::repeat(()).then(|()| async {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            io::Result::Ok(Bytes::from_static(b" "))
+        });
+        assert_eq!(status(Body::from_stream(trickle)).await, StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_400() {
+        let broken = stream::iter([Ok(Bytes::from_static(b"{")), Err(io::Error::other("gone"))]);
+        assert_eq!(status(Body::from_stream(broken)).await, StatusCode::BAD_REQUEST);
+    }
 }
