@@ -1,10 +1,10 @@
 //! The supervision tree: what happens when its actors end. Reaches for actors that no client can touch.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, net::SocketAddr, pin::Pin, time::Duration};
 
 use futures_util::{SinkExt, StreamExt};
 use ractor::ActorRef;
-use serde_json::{Value, json};
+use serde_json::{Value, json, value::RawValue};
 use tempfile::TempDir;
 use tokio::net::TcpStream;
 use tokio_tungstenite::{
@@ -17,8 +17,9 @@ use super::*;
 use crate::{
     auth::{Identity, Logout},
     connection::{Admission, socket},
+    handlers::{AnyHandler, Caller, Outcome},
     hub::Outbox,
-    protocol::{CloseReason, Format},
+    protocol::{CloseReason, Format, ReplyHead},
 };
 
 type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
@@ -27,19 +28,24 @@ struct Running {
     server: Server,
     root: ActorRef<()>,
     ended: JoinHandle<()>,
-    address: std::net::SocketAddr,
+    address: SocketAddr,
     token: String,
     _accepting: Accepting,
     _data: TempDir,
 }
 
-async fn start() -> Running {
-    let data = TempDir::new().unwrap();
+fn config(data: &TempDir) -> Config {
     let settings = HashMap::from([
         ("LISTEN_ADDR", "127.0.0.1:0"),
         ("DATA_DIR", data.path().to_str().unwrap()),
+        ("DRAIN_GRACE", "100ms"),
     ]);
-    let config = Config::read(|name| settings.get(name).map(|text| (*text).to_owned())).unwrap();
+    Config::read(|name| settings.get(name).map(|text| (*text).to_owned())).unwrap()
+}
+
+async fn start() -> Running {
+    let data = TempDir::new().unwrap();
+    let config = config(&data);
     let listeners = Listeners::bind(&config.server).await.unwrap();
     let address = listeners.clients.local_addr().unwrap();
     let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
@@ -52,12 +58,7 @@ async fn start() -> Running {
 
 impl Running {
     async fn client(&self) -> Client {
-        let mut request = format!("ws://{}/web", self.address).into_client_request().unwrap();
-        let bearer = format!("Bearer {}", self.token).parse().unwrap();
-        request.headers_mut().insert("authorization", bearer);
-        let (mut client, _) = connect_async(request).await.unwrap();
-        assert_eq!(json_of(client.next().await.unwrap().unwrap())["type"], "auth_ok");
-        client
+        client(self.address, &self.token).await
     }
 
     fn restarts(&self, actor: &str) -> u64 {
@@ -78,13 +79,25 @@ impl Running {
     }
 }
 
+async fn client(address: SocketAddr, token: &str) -> Client {
+    let mut request = format!("ws://{address}/web").into_client_request().unwrap();
+    let bearer = format!("Bearer {token}").parse().unwrap();
+    request.headers_mut().insert("authorization", bearer);
+    let (mut client, _) = connect_async(request).await.unwrap();
+    assert_eq!(json_of(client.next().await.unwrap().unwrap())["type"], "auth_ok");
+    client
+}
+
 fn json_of(frame: Message) -> Value {
     serde_json::from_str(frame.to_text().unwrap()).unwrap()
 }
 
+fn request(pkg_id: i32) -> Message {
+    Message::text(json!({ "pkg_id": pkg_id, "req_id": Uuid::new_v4() }).to_string())
+}
+
 async fn echo(client: &mut Client) -> Value {
-    let request = json!({ "pkg_id": 100, "req_id": Uuid::new_v4() });
-    client.send(Message::text(request.to_string())).await.unwrap();
+    client.send(request(100)).await.unwrap();
     json_of(client.next().await.unwrap().unwrap())
 }
 
@@ -183,4 +196,43 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
         Some(Message::Close(Some(frame))) => assert_eq!(u16::from(frame.code), 4004),
         other => panic!("a close frame was expected: {other:?}"),
     }
+}
+
+/// A package whose actor dies of every request.
+struct Deadly;
+
+impl AnyHandler for Deadly {
+    fn start(
+        self: Arc<Self>,
+        _: Arc<Context>,
+        _: Arc<Caller>,
+        _: ReplyHead,
+        _: Option<Box<RawValue>>,
+    ) -> Pin<Box<dyn Future<Output = Outcome> + Send>> {
+        panic!("on purpose");
+    }
+}
+
+#[tokio::test]
+async fn a_server_whose_actors_keep_dying_answers_every_request_and_gives_up() {
+    let data = TempDir::new().unwrap();
+    let config = config(&data);
+    let listeners = Listeners::bind(&config.server).await.unwrap();
+    let address = listeners.clients.local_addr().unwrap();
+    let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
+    let token = issuer.token("ann", &[], Duration::from_secs(600));
+    let mut packages = crate::handlers::packages();
+    packages.push(Package { id: 900, handler: Arc::new(Deadly), ..packages[5].clone() });
+    let running = tokio::spawn(run(config, packages, listeners, std::future::pending()));
+    let mut client = client(address, &token).await;
+    let end = loop {
+        client.send(request(900)).await.unwrap();
+        match client.next().await.unwrap().unwrap() {
+            Message::Close(end) => break end.unwrap(),
+            answer => assert_eq!(json_of(answer)["data"]["code"], "internal_error"),
+        }
+    };
+    assert_eq!(u16::from(end.code), 1011);
+    let ended = tokio::time::timeout(Duration::from_secs(20), running).await.unwrap();
+    assert!(matches!(ended.unwrap(), Err(ServeError::Supervision)));
 }
