@@ -5,7 +5,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use switchboard::{auth::DevIssuer, handlers::roles};
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{
+    Message,
+    protocol::frame::{
+        Frame,
+        coding::{Data, OpCode},
+    },
+};
 use uuid::Uuid;
 
 use crate::support::{Client, Closed, TestServer};
@@ -256,6 +262,48 @@ async fn an_expired_token_ends_the_connection() {
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
     assert_eq!(client.until_closed().await.1, Closed::Code(4003));
     server.until_metric(r#"ws_disconnections_total{code="4003"}"#, 1.0).await;
+    server.until_metric("ws_connections_active", 0.0).await;
+}
+
+#[tokio::test]
+async fn every_connection_of_a_user_ends_with_its_own_token() {
+    let server = TestServer::start(&[("WS_EXPIRY_WARNING", "0")]).await;
+    let mut short = Vec::new();
+    for format in ["json", "protobuf"] {
+        let mut client = Client::open(server.addr, &format!("/web?format={format}")).await;
+        let token = server.issuer.token("ann", &[], Duration::from_secs(2));
+        client.authenticate(&token).await;
+        short.push(client);
+    }
+    let mut long = server.client("ann").await;
+    for client in &mut short {
+        assert_eq!(client.until_closed().await.1, Closed::Code(4003));
+    }
+    assert_eq!(long.call(100, json!({})).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn a_header_wins_over_the_query() {
+    let server = TestServer::start(&[("WS_QUERY_TOKEN", "true")]).await;
+    let header = format!("Bearer {}", server.token("ann"));
+    for query in [server.token("boss"), "nonsense".to_owned()] {
+        let path = format!("/web?token={query}");
+        let by_header = [("authorization", &*header)];
+        let mut client = Client::try_open(server.addr, &path, &by_header).await.unwrap();
+        assert_welcome(&client.receive().await, "ann");
+    }
+}
+
+#[tokio::test]
+async fn a_frame_that_cannot_be_read_before_authentication_closes_with_its_own_code() {
+    let server = TestServer::start(&[("WS_MAX_MESSAGE_BYTES", "1KiB")]).await;
+    let text =
+        |bytes: Vec<u8>| Message::Frame(Frame::message(bytes, OpCode::Data(Data::Text), true));
+    for (frame, code) in [(text(vec![b' '; 1025]), 1009), (text(vec![0xff]), 1007)] {
+        let mut client = Client::open(server.addr, "/web").await;
+        client.send_frame(frame).await;
+        assert_eq!(client.until_closed().await, (Vec::new(), Closed::Code(code)));
+    }
     server.until_metric("ws_connections_active", 0.0).await;
 }
 

@@ -63,6 +63,17 @@ async fn a_message_is_taken_again_after_the_time_that_the_refusal_named() {
 }
 
 #[tokio::test]
+async fn pings_cost_nothing_of_the_message_limit() {
+    let server = TestServer::start(&[("WS_MESSAGE_RATE_LIMIT", "2")]).await;
+    let mut client = server.client("ann").await;
+    for _ in 0..10 {
+        client.send(&json!({ "type": "ping" })).await;
+        assert_eq!(client.receive().await, json!({ "type": "pong" }));
+    }
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+}
+
+#[tokio::test]
 async fn no_limit_is_no_limit() {
     let server = TestServer::start(&[("WS_MESSAGE_RATE_LIMIT", "0")]).await;
     let mut client = server.client("ann").await;

@@ -62,6 +62,8 @@ async fn a_message_that_is_no_request_is_answered_with_the_ids_that_could_be_rea
         (format!(r#"{{"pkg_id":100,"req_id":"{ID}","data":"x"}}"#), 100, ID),
         (format!(r#"{{"pkg_id":100,"req_id":"{ID}","method":7}}"#), 100, ID),
         (format!(r#"{{"pkg_id":100,"req_id":"{ID}","type":7,"data":1}}"#), 100, ID),
+        // No JSON as a whole: nothing in it can be trusted.
+        (format!(r#"{{"pkg_id":100,"req_id":"{ID}","data":{{"x":NaN}}}}"#), 0, NIL),
     ] {
         let answer = send_text(&mut client, &text).await;
         assert_eq!(code(&answer), (2, "invalid_message"), "{text}");
@@ -149,6 +151,8 @@ async fn data_that_does_not_fit_is_refused_with_its_path() {
     for (pkg_id, data, path) in [
         (1, json!({ "id": "x" }), "id"),
         (1, json!({ "color": 1 }), "color"),
+        (1, json!({ "id": 2_147_483_648_i64 }), "id"),
+        (1, json!({ "search_term": "a\u{0}b" }), "search_term"),
         (2, json!({ "page": 0 }), "page"),
         (2, json!({ "page": -1 }), "page"),
         (2, json!({ "per_page": 0 }), "per_page"),
@@ -160,9 +164,13 @@ async fn data_that_does_not_fit_is_refused_with_its_path() {
         (3, json!({ "name": "" }), "name"),
         (3, json!({ "name": "x".repeat(256) }), "name"),
         (3, json!({ "name": 1 }), "name"),
+        (3, json!({ "name": "a\u{0}b" }), "name"),
         (3, json!({ "name": "x", "id": 1 }), "id"),
         (4, json!({ "id": 1 }), ""),
+        (4, json!({ "id": 1, "name": "" }), "name"),
+        (4, json!({ "id": 1, "name": "x", "more": 1 }), "more"),
         (5, json!({ "id": 1.5 }), "id"),
+        (5, json!({ "id": 1, "more": 1 }), "more"),
     ] {
         let answer = client.call(pkg_id, data.clone()).await;
         assert_eq!(code(&answer), (2, "invalid_data"), "{pkg_id} {data}");
@@ -189,6 +197,8 @@ async fn authors_are_created_read_renamed_and_deleted() {
         (json!({ "name": "Ann" }), json!([1])),
         (json!({ "name": "An" }), json!([])),
         (json!({ "search_term": "N" }), json!([1])),
+        (json!({ "search_term": "N", "id": 2, "name": "Bob" }), json!([1])),
+        (json!({ "id": 2, "name": "Ann" }), json!([])),
     ] {
         let found = client.call(1, query.clone()).await;
         let found: Vec<_> = found["data"].as_array().unwrap().iter().map(|a| &a["id"]).collect();
@@ -249,6 +259,12 @@ async fn pages_say_where_they_stand() {
         });
         assert_eq!(answer["meta"], meta);
     }
+    let whole = client.call(2, json!({})).await;
+    assert_eq!((&whole["meta"]["page"], &whole["meta"]["per_page"]), (&json!(1), &json!(20)));
+    for filters in [json!({ "id": 4 }), json!({ "id": 4, "name": "a" })] {
+        let one = client.call(2, json!({ "filters": filters })).await;
+        assert_eq!(one["data"], json!([{ "id": 4, "name": "a4" }]));
+    }
     let one = client.call(2, json!({ "filters": { "name": "A3" } })).await;
     assert_eq!((&one["data"][0]["id"], &one["meta"]["total"]), (&json!(3), &json!(1)));
 }
@@ -263,7 +279,12 @@ async fn a_cursor_walk_sees_every_author_once() {
     let mut cursor = json!("");
     let mut seen = Vec::new();
     for _ in 0..3 {
-        let answer = client.call(2, json!({ "per_page": 2, "cursor": cursor })).await;
+        // `page` is there to be ignored.
+        let walk = json!({ "page": 9, "per_page": 2, "cursor": cursor });
+        let answer = client.call(2, walk).await;
+        let meta = &answer["meta"];
+        let (one, none) = (json!(1), json!(0));
+        assert_eq!((&meta["page"], &meta["total"], &meta["pages"]), (&one, &none, &none));
         seen.extend(answer["data"].as_array().unwrap().iter().map(|a| a["id"].as_i64().unwrap()));
         assert_eq!(answer["meta"]["has_more"], answer["meta"]["next_cursor"].is_string());
         cursor = answer["meta"]["next_cursor"].clone();

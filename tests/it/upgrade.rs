@@ -77,8 +77,14 @@ async fn web_without_an_upgrade_asks_for_one() {
     {
         let answer = refused(&server, "/web", changes).await;
         assert_eq!(answer.status, 426, "{changes:?}");
+        assert_eq!(answer.code, "upgrade_required", "{changes:?}");
         assert_eq!(answer.headers["upgrade"], "websocket");
     }
+    let mut post = server.request(Method::POST, "/web");
+    for (name, value) in GOOD {
+        post = post.header(*name, *value);
+    }
+    assert_eq!(post.send().await.unwrap().status(), 426);
 }
 
 #[tokio::test]
