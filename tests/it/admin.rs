@@ -6,7 +6,10 @@ use reqwest::Method;
 use serde_json::json;
 use switchboard::handlers::roles;
 
-use crate::support::{Closed, TestServer};
+use crate::support::{
+    Closed, TestServer,
+    handlers::{GATE, Gate, misbehaving},
+};
 
 #[tokio::test]
 async fn a_disconnected_connection_closes_with_4004_and_the_others_stay() {
@@ -24,6 +27,21 @@ async fn a_disconnected_connection_closes_with_4004_and_the_others_stay() {
 
     let again = server.rest(Method::DELETE, &path).send().await.unwrap();
     assert_eq!(again.status(), 404);
+}
+
+#[tokio::test]
+async fn a_request_is_answered_before_its_connection_is_revoked() {
+    let gate = Gate::closed();
+    let server = TestServer::with_packages(&[], misbehaving(&gate)).await;
+    let mut client = server.client("ann").await;
+    let held = client.request(GATE, json!({})).await;
+    gate.until_begun(1).await;
+    let path = "/admin/users/ann/connections";
+    assert_eq!(server.rest(Method::DELETE, path).send().await.unwrap().status(), 204);
+    gate.release(1);
+    let (seen, closed) = client.until_closed().await;
+    assert_eq!((seen.len(), closed), (1, Closed::Code(4004)));
+    assert_eq!((&seen[0]["req_id"], &seen[0]["status_code"]), (&json!(held), &json!(0)));
 }
 
 #[tokio::test]

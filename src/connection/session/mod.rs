@@ -467,3 +467,6 @@ async fn pause(time: Duration) {
 async fn until(deadline: Instant) {
     sleep_until(deadline.into()).await;
 }
+
+#[cfg(test)]
+mod tests;
