@@ -42,7 +42,8 @@ async fn read(api: &Api, request: Request<Body>) -> Result<Logout, Problem> {
     if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Err(refused("the body is no form"));
     }
-    let body = input::bytes(request.into_body(), api.config.max_body_bytes).await?;
+    let body =
+        input::bytes(request.into_body(), api.config.max_body_bytes, input::BODY_TIMEOUT).await?;
     let mut tokens = form_urlencoded::parse(&body)
         .filter_map(|(name, value)| (name == "logout_token").then_some(value));
     let (Some(token), None) = (tokens.next(), tokens.next()) else {

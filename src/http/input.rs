@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Time for a whole body.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
+pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads a JSON body of at most `limit` bytes.
 pub(super) async fn body<T: DeserializeOwned>(
