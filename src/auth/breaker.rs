@@ -3,7 +3,7 @@
 
 use std::{
     sync::{Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use failsafe::{
@@ -19,6 +19,8 @@ const FAILURES: u32 = 5;
 /// How long it stays open at first; doubled each time the call after that fails, up to [`LONGEST`].
 const SHORTEST: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(30);
+/// As the gauge shows it.
+const HALF_OPEN: i64 = 1;
 
 type Machine = StateMachine<ConsecutiveFailures<Exponential>, Shown>;
 
@@ -26,6 +28,8 @@ pub(super) struct Breaker {
     /// The library tells of a change after it let go of its own lock: without this one, two changes
     /// could be told in the wrong order, and the gauge would show the older.
     machine: Mutex<Machine>,
+    /// When the call went out that is to show whether the provider is back.
+    probe: Mutex<Option<Instant>>,
     series: BreakerSeries,
 }
 
@@ -34,19 +38,41 @@ impl Breaker {
         let policy =
             failure_policy::consecutive_failures(FAILURES, backoff::exponential(SHORTEST, LONGEST));
         let machine = Config::new().failure_policy(policy).instrument(Shown(series.clone()));
-        Self { machine: Mutex::new(machine.build()), series }
+        Self { machine: Mutex::new(machine.build()), probe: Mutex::default(), series }
     }
 
     /// Whether a call may go out. What became of it is to be told by one of the others.
     pub(super) fn permits(&self) -> bool {
         self.with(|machine| machine.is_call_permitted())
+            && (!self.is_half_open() || self.is_first())
+    }
+
+    fn is_half_open(&self) -> bool {
+        self.series.state.get() == HALF_OPEN
+    }
+
+    /// One call at a time shows whether the provider is back: the others do not wait for it too. One
+    /// that was given up has said nothing, and another goes after a while.
+    fn is_first(&self) -> bool {
+        let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = probe.is_none_or(|sent| sent.elapsed() >= SHORTEST);
+        if free {
+            *probe = Some(Instant::now());
+        }
+        free
+    }
+
+    fn probed(&self) {
+        *self.probe.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     pub(super) fn succeeded(&self) {
+        self.probed();
         self.with(|machine| machine.on_success());
     }
 
     pub(super) fn failed(&self) {
+        self.probed();
         self.series.failures.inc();
         self.with(|machine| machine.on_error());
     }
@@ -78,7 +104,7 @@ impl Instrument for Shown {
     }
 
     fn on_half_open(&self) {
-        self.enter(1, "half-open");
+        self.enter(HALF_OPEN, "half-open");
     }
 
     fn on_closed(&self) {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     provider::{Answer, Provider, ProviderError},
-    revocations::Logout,
+    revocations::{Logout, MAX_NAME},
 };
 use crate::metrics::{AuthMetrics, LoginCounters, LoginMethod, LoginOutcome, ProviderOperation};
 
@@ -112,7 +112,8 @@ impl Logins {
         let claims = refresh_token.split('.').nth(1)?;
         let claims = BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?;
         let claims: Claims = serde_json::from_slice(&claims).ok()?;
-        (claims.iss == self.provider.issuer()).then_some(claims.sid)
+        let fits = claims.iss == self.provider.issuer() && claims.sid.len() <= MAX_NAME;
+        fits.then_some(claims.sid)
     }
 
     fn granted(

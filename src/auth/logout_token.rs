@@ -9,7 +9,12 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{AuthError, claims::Audience, memory::Memory, revocations::Logout};
+use super::{
+    AuthError,
+    claims::Audience,
+    memory::Memory,
+    revocations::{Logout, MAX_NAME},
+};
 use crate::config::AuthConfig;
 
 const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
@@ -93,7 +98,10 @@ impl LogoutReader {
             }
             _ => return Err(AuthError::Invalid("the token names neither a session nor a user")),
         };
-        if claims.jti.is_empty() || !self.is_new(claims.jti) {
+        if logout.name().len() > MAX_NAME {
+            return Err(AuthError::Invalid("the token's session or user has too long a name"));
+        }
+        if claims.jti.is_empty() || claims.jti.len() > MAX_NAME || !self.is_new(claims.jti) {
             return Err(AuthError::Invalid("the token was used before, or has no name"));
         }
         Ok(logout)

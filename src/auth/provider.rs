@@ -66,6 +66,19 @@ pub(crate) enum ProviderError {
     Malformed(String),
 }
 
+impl ProviderError {
+    /// Whether an endpoint may have moved, so that the next call asks where it is. Not after a failure
+    /// in its place: a discovery that succeeds before every call that fails would keep the breaker closed.
+    fn has_moved(&self) -> bool {
+        match self {
+            Self::BreakerOpen => false,
+            Self::Unreachable(error) => error.is_connect(),
+            Self::Status { status, .. } => status.is_client_error(),
+            Self::Malformed(_) => true,
+        }
+    }
+}
+
 impl Provider {
     /// Calls take `timeout` at most.
     pub(crate) fn new(
@@ -109,8 +122,7 @@ impl Provider {
     pub(super) async fn keys(&self) -> Result<Vec<u8>, ProviderError> {
         let endpoints = self.endpoints().await?;
         let keys = self.read(&endpoints.jwks_uri).await;
-        if keys.is_err() {
-            // The endpoint may have moved: the next one asks where it is.
+        if keys.as_ref().is_err_and(ProviderError::has_moved) {
             self.endpoints.store(None);
         }
         keys
@@ -140,7 +152,7 @@ impl Provider {
         let answer = self.call(operation, request, Some(correlation)).await;
         let moved = match &answer {
             Ok(answer) => answer.status == StatusCode::NOT_FOUND,
-            Err(error) => !matches!(error, ProviderError::BreakerOpen),
+            Err(error) => error.has_moved(),
         };
         if moved {
             self.endpoints.store(None);

@@ -13,6 +13,8 @@ use super::{Identity, memory::Memory};
 
 /// Logouts remembered at most, of each kind: some 15 MB.
 const BOUND: usize = 100_000;
+/// Bytes of a `sid`, `sub` or `jti` that is remembered.
+pub(super) const MAX_NAME: usize = 255;
 
 /// What a logout ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +30,13 @@ pub(crate) enum Logout {
 }
 
 impl Logout {
+    /// What is remembered of it.
+    pub(super) fn name(&self) -> &str {
+        match self {
+            Self::Session(name) | Self::Subject { subject: name, .. } => name,
+        }
+    }
+
     /// Whether the bearer of a token is logged out by this. A token of the same second is: it may have
     /// been issued before.
     pub(crate) fn ends(&self, identity: &Identity) -> bool {

@@ -19,16 +19,16 @@ pub(crate) fn client_address(
 ) -> IpAddr {
     let trusted = |address: IpAddr| proxies.iter().any(|network| network.contains(address));
     let peer = extensions.get::<Peer>().expect("the accept loop sets the peer").0;
+    // Bytes, not text: what a client wrote must not hide what our proxy added to the same line.
     let hops: Vec<_> = headers
         .get_all("x-forwarded-for")
         .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(|hop| hop.trim().parse::<IpAddr>())
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .map(|hop| std::str::from_utf8(hop).ok()?.trim().parse::<IpAddr>().ok())
         .collect();
     let mut client = peer;
     for hop in hops.into_iter().rev() {
-        let (true, Ok(hop)) = (trusted(client), hop) else { break };
+        let (true, Some(hop)) = (trusted(client), hop) else { break };
         client = hop.to_canonical();
     }
     client

@@ -225,6 +225,17 @@ async fn a_refusal_of_the_server_is_not_the_users() {
 }
 
 #[tokio::test]
+async fn logins_that_fail_at_a_provider_that_is_well_otherwise_open_the_breaker() {
+    let issuer = Issuer::start().await;
+    let server = trusting(&issuer, &[]).await;
+    issuer.set_mood(Mood::LoginsFailing);
+    for _ in 0..5 {
+        refused(try_login(&server, "ann", PASSWORD).await, 503, "unavailable").await;
+    }
+    server.until_metric("circuit_breaker_state{service=\"keycloak\"}", 2.0).await;
+}
+
+#[tokio::test]
 async fn a_provider_that_is_down_is_not_waited_for_once_the_breaker_is_open() {
     let mut issuer = Issuer::start().await;
     let server = trusting(&issuer, &[("OIDC_TIMEOUT", "1s")]).await;

@@ -111,3 +111,17 @@ async fn the_whole_budget_can_be_spent_at_once() {
     // One more every two seconds, on a slow machine.
     assert!((5..=10).contains(&refused), "{refused}");
 }
+
+#[tokio::test]
+async fn what_a_client_wrote_does_not_hide_what_its_proxy_added_to_the_same_line() {
+    let settings = [("TRUSTED_PROXIES", "127.0.0.1"), ("AUTH_FAILURES_PER_MINUTE", "1")];
+    let server = TestServer::start(&settings).await;
+    let mut statuses = Vec::new();
+    for i in 0..2 {
+        let added = reqwest::header::HeaderValue::from_bytes(b"\xff, 203.0.113.1").unwrap();
+        let request = server.request(Method::GET, "/authors").bearer_auth("garbage");
+        let request = request.header(FROM, format!("9.9.9.{i}")).header(FROM, added);
+        statuses.push(request.send().await.unwrap().status().as_u16());
+    }
+    assert_eq!(statuses, [401, 429]);
+}

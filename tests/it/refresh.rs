@@ -147,29 +147,33 @@ async fn a_shorter_token_ends_the_connection_sooner() {
 
 #[tokio::test]
 async fn a_client_that_never_pauses_is_closed_when_its_token_expires() {
-    let server = TestServer::start(&[]).await;
-    let expiry = seconds(now().as_secs() + 2);
-    let token = token(&server, &json!({ "exp": expiry.as_secs() }));
-    let client = opened(&server, &token).await;
-    // Threads of their own: on the server's thread they would leave it time to look at its timer.
-    let mut sending = client.into_std();
-    let mut receiving = sending.try_clone().unwrap();
-    let ping = [&[0x81, 0x80 | 15, 0, 0, 0, 0], &br#"{"type":"ping"}"#[..]].concat();
-    std::thread::spawn(move || while sending.write_all(&ping.repeat(1000)).is_ok() {});
-    let reading = tokio::task::spawn_blocking(move || {
-        let mut last = Vec::new();
-        let mut buffer = vec![0; 64 * 1024];
-        while let Ok(length @ 1..) = receiving.read(&mut buffer) {
-            last.extend_from_slice(&buffer[..length]);
-            last.drain(..last.len().saturating_sub(64));
-        }
-        last
-    });
-    let last = timeout(seconds(6), reading).await.expect("it was never closed").unwrap();
-    let code = 4003_u16.to_be_bytes();
-    assert!(last.windows(2).any(|bytes| bytes == code), "{last:?}");
-    let late = now().checked_sub(expiry).expect("it was closed too early");
-    assert!(late < seconds(1), "closed {late:?} late");
+    let text = [&[0x81, 0x80 | 15, 0, 0, 0, 0], &br#"{"type":"ping"}"#[..]].concat();
+    // The second is a ping of the WebSocket layer, without payload.
+    for ping in [text, vec![0x89, 0x80, 0, 0, 0, 0]] {
+        let server = TestServer::start(&[]).await;
+        let expiry = seconds(now().as_secs() + 2);
+        let token = token(&server, &json!({ "exp": expiry.as_secs() }));
+        let client = opened(&server, &token).await;
+        // Threads of their own: on the server's thread they would leave it time to look at its timer.
+        let mut sending = client.into_std();
+        let mut receiving = sending.try_clone().unwrap();
+        let many = ping.repeat(1000);
+        std::thread::spawn(move || while sending.write_all(&many).is_ok() {});
+        let reading = tokio::task::spawn_blocking(move || {
+            let mut last = Vec::new();
+            let mut buffer = vec![0; 64 * 1024];
+            while let Ok(length @ 1..) = receiving.read(&mut buffer) {
+                last.extend_from_slice(&buffer[..length]);
+                last.drain(..last.len().saturating_sub(64));
+            }
+            last
+        });
+        let last = timeout(seconds(6), reading).await.expect("it was never closed").unwrap();
+        let code = 4003_u16.to_be_bytes();
+        assert!(last.windows(2).any(|bytes| bytes == code), "{ping:?}: {last:?}");
+        let late = now().checked_sub(expiry).expect("it was closed too early");
+        assert!(late < seconds(1), "{ping:?}: closed {late:?} late");
+    }
 }
 
 #[tokio::test]

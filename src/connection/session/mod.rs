@@ -21,7 +21,10 @@ use std::{
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
 use serde_json::json;
-use tokio::time::{Sleep, sleep_until, timeout};
+use tokio::{
+    task::coop,
+    time::{Sleep, sleep_until, timeout},
+};
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 
 use super::{
@@ -162,20 +165,36 @@ impl Session {
             Poll::Pending => false,
         };
         self.takes = 0;
-        if let Poll::Ready(flow) = self.poll_read(cx) {
-            return Poll::Ready(flow);
+        let read = self.poll_read(cx);
+        if matches!(read, Poll::Ready(Flow::Break(_))) {
+            return read;
         }
         // After reading, which may have begun the check.
         if let Poll::Ready(checked) = self.credential.poll_checked(cx) {
             return Poll::Ready(self.refreshed(checked, Instant::now()));
         }
-        if (self.timer_set && !timer.is_elapsed()) || timer.as_mut().poll(cx).is_pending() {
-            self.timer_set = true;
-            return if taken { Poll::Ready(Flow::Continue(())) } else { Poll::Pending };
+        // Also where there is something to write: a client that never pauses must not outlive its token.
+        if self.is_due(cx, timer.as_mut()) {
+            let flow = self.tick();
+            self.set(timer);
+            return Poll::Ready(flow);
         }
-        let flow = self.tick();
-        self.set(timer);
-        Poll::Ready(flow)
+        if taken { Poll::Ready(Flow::Continue(())) } else { read }
+    }
+
+    /// Whether the timer has fired.
+    fn is_due(&mut self, cx: &mut Context<'_>, timer: Pin<&mut Sleep>) -> bool {
+        if self.timer_set && !timer.is_elapsed() {
+            return false;
+        }
+        // A task whose turn is over registers nothing: it comes back in its next one.
+        if !coop::has_budget_remaining() {
+            cx.waker().wake_by_ref();
+            return false;
+        }
+        let due = timer.poll(cx).is_ready();
+        self.timer_set = !due;
+        due
     }
 
     fn set(&mut self, timer: Pin<&mut Sleep>) {

@@ -165,6 +165,8 @@ pub(crate) enum Mood {
     Broken,
     /// 500, also for discovery and logins.
     Failing,
+    /// The keys, and 500 for logins.
+    LoginsFailing,
 }
 
 struct State {
@@ -327,7 +329,7 @@ async fn answer(
             match mood {
                 Mood::Broken => (200, keys[..keys.len() / 2].to_owned()),
                 Mood::Failing => (500, String::new()),
-                Mood::Well | Mood::Slow(_) => (200, keys),
+                Mood::Well | Mood::Slow(_) | Mood::LoginsFailing => (200, keys),
             }
         }
         path @ ("/realms/test/token" | "/realms/test/logout") => {
@@ -344,7 +346,7 @@ async fn answer(
                 state.users.answer(&url, Asked { path, correlation, form }, |changes| {
                     key.sign(&claims(&url, &changes))
                 });
-            (if mood == Mood::Failing { 500 } else { status }, body)
+            (if matches!(mood, Mood::Failing | Mood::LoginsFailing) { 500 } else { status }, body)
         }
         _ => (404, String::new()),
     };
