@@ -5,12 +5,14 @@
 
 mod auth;
 mod settings;
+mod store;
 mod value;
 
 use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use settings::{SETTINGS, Setting};
+pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
 pub use value::{AllowList, Environment, LogFormat, Network, Secret};
 use value::{Bytes, Positive, Value};
 
@@ -111,15 +113,6 @@ pub struct HttpConfig {
     pub trusted_proxies: Vec<Network>,
     /// `CORS_ALLOWED_ORIGINS`.
     pub cors_allowed_origins: AllowList,
-}
-
-/// The database.
-#[derive(Debug, Clone)]
-pub struct StoreConfig {
-    /// `DATABASE_URL` as a file of SQLite.
-    pub sqlite_file: PathBuf,
-    /// `DB_POOL_SIZE`.
-    pub pool_size: u32,
 }
 
 /// Log lines.
@@ -224,10 +217,7 @@ impl Reader<'_> {
                 cors_allowed_origins: self.get("CORS_ALLOWED_ORIGINS"),
             },
             auth: self.auth(&data_dir),
-            store: StoreConfig {
-                sqlite_file: self.sqlite_file().unwrap_or_else(|| data_dir.join("switchboard.db")),
-                pool_size: u32::try_from(self.count("DB_POOL_SIZE")).unwrap_or(u32::MAX),
-            },
+            store: self.store(&data_dir),
             log: LogConfig { filter: self.get("LOG_LEVEL"), format: self.get("LOG_FORMAT") },
         }
     }
@@ -251,21 +241,6 @@ impl Reader<'_> {
         }
     }
 
-    fn sqlite_file(&mut self) -> Option<PathBuf> {
-        let url: Option<String> = self.get("DATABASE_URL");
-        let url = url?;
-        let path = url.strip_prefix("sqlite://").or_else(|| url.strip_prefix("sqlite:"));
-        // Parameters would become part of the name, and each pool would have a memory of its own.
-        if path.is_none_or(|path| path.is_empty() || path == ":memory:" || path.contains('?')) {
-            // The URL may hold a password: only its scheme is shown.
-            let scheme = url.split(':').next().unwrap_or_default();
-            self.faults.push(format!(
-                "DATABASE_URL: this URL of scheme {scheme:?} is not allowed; allowed: sqlite://PATH, without parameters"
-            ));
-        }
-        path.map(PathBuf::from)
-    }
-
     /// What only shows when settings are seen together.
     fn check(&mut self, config: &Config) {
         let filter = &config.log.filter;
@@ -280,6 +255,7 @@ impl Reader<'_> {
             ("WS_PING_INTERVAL", config.ws.ping_interval),
             ("WS_PONG_TIMEOUT", config.ws.pong_timeout),
             ("WS_HANDLER_TIMEOUT", config.handlers.timeout),
+            ("DB_CONNECT_TIMEOUT", config.store.connect_timeout),
             ("OIDC_TIMEOUT", config.auth.timeout),
             ("OIDC_JWKS_LIFETIME", config.auth.keys_lifetime),
         ] {

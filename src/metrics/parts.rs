@@ -2,7 +2,7 @@
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
-use super::{Family, Histograms, Label, WS_BUCKETS};
+use super::{Counters, Family, Histograms, Label, WS_BUCKETS};
 
 /// An enum whose values are the values of a label.
 macro_rules! label {
@@ -53,6 +53,7 @@ label!(
 #[derive(Clone)]
 pub(crate) struct DbMetrics {
     pub(crate) query_duration: Histograms<DbOperation>,
+    pub(crate) slow_queries: Counters<DbOperation>,
     pub(crate) connections_active: IntGauge,
     pub(crate) connections_idle: IntGauge,
     pub(crate) connections_max: IntGauge,
@@ -76,6 +77,11 @@ impl DbMetrics {
                 "db_query_duration_seconds",
                 "Seconds of a statement, with the wait for a connection.",
                 WS_BUCKETS,
+                "operation",
+            ),
+            slow_queries: family.counters(
+                "db_slow_queries_total",
+                "Statements over DB_SLOW_QUERY_MS.",
                 "operation",
             ),
             connections_active: family.gauge("db_connections_active", "Pool connections in use."),
@@ -138,12 +144,6 @@ pub(super) fn register_dormant(family: &Family) {
             made.with_label_values(value);
         }
     };
-    counters(
-        "db_slow_queries_total",
-        "Statements over DB_SLOW_QUERY_MS.",
-        &["operation"],
-        &[&["select"], &["insert"], &["update"], &["delete"]],
-    );
     counters("redis_operations_total", "Redis operations.", &["operation", "status"], &[]);
     let _: HistogramVec = family.histogram_vec(
         "redis_operation_duration_seconds",

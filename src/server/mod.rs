@@ -8,7 +8,7 @@ mod accept;
 mod root;
 mod upgrade;
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use ractor::Actor;
 use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
@@ -87,13 +87,18 @@ pub async fn run(
     listeners: Listeners,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
-    let server = Server::open(config, packages).await?;
+    let mut shutdown = pin!(shutdown);
+    // A database that does not answer is waited for, and a stop does not wait for that.
+    let server = tokio::select! {
+        server = Server::open(config, packages) => server?,
+        () = &mut shutdown => return Ok(()),
+    };
     let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
     let accepting = server.accept(listeners);
     tracing::info!("ready");
 
     let supervision = tokio::select! {
-        () = shutdown => Ok(()),
+        () = &mut shutdown => Ok(()),
         _ = &mut root_ended => Err(ServeError::Supervision),
     };
     server.drain().await;

@@ -1,9 +1,10 @@
 //! The authors: one statement an operation, `$N` placeholders, `name_folded` for searches.
+//!
+//! Changes are fetched to their end: SQLite gives the row of `RETURNING` before it commits.
 
 use serde::Serialize;
 
-use super::{Store, StoreError};
-use crate::metrics::DbOperation;
+use super::{Store, StoreError, statement};
 
 /// An author as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -44,8 +45,17 @@ pub enum AuthorPage {
     },
 }
 
-/// A condition that is not set holds for every row.
-const MATCHES: &str = "($1 IS NULL OR id = $1) AND ($2 IS NULL OR name = $2) AND ($3 IS NULL OR name_folded LIKE $3 ESCAPE '\\')";
+/// A statement around the conditions of a filter; one that is not set holds for every row.
+macro_rules! matching {
+    ($head:literal, $tail:literal) => {
+        concat!(
+            $head,
+            " WHERE ($1 IS NULL OR id = $1) AND ($2 IS NULL OR name = $2)",
+            " AND ($3 IS NULL OR name_folded LIKE $3 ESCAPE '\\')",
+            $tail
+        )
+    };
+}
 
 impl AuthorFilter {
     /// `contains` as a pattern in which `%` and `_` are ordinary characters.
@@ -71,51 +81,46 @@ impl Store {
         page: Option<AuthorPage>,
     ) -> Result<Vec<Author>, StoreError> {
         let (after, skip, take) = match page {
-            None => (0, 0, -1),
+            // Postgres knows no negative limit.
+            None => (0, 0, i64::MAX),
             Some(AuthorPage::Offset { skip, take }) => (0, skip, take),
             Some(AuthorPage::After { id, take }) => (id, 0, take),
         };
-        let sql = matching(
-            "SELECT id, name FROM author WHERE ",
-            " AND id > $4 ORDER BY id LIMIT $5 OFFSET $6",
-        );
-        let query = sqlx::query_as::<_, (i32, String)>(sqlx::AssertSqlSafe(sql))
-            .bind(filter.id)
-            .bind(&filter.name)
-            .bind(filter.pattern())
-            .bind(after)
-            .bind(take)
-            .bind(skip);
-        let rows = self.run(DbOperation::Select, query.fetch_all(&self.read)).await?;
+        let sql =
+            matching!("SELECT id, name FROM author", " AND id > $4 ORDER BY id LIMIT $5 OFFSET $6");
+        let rows: Vec<(i32, String)> = statement!(
+            self,
+            Select,
+            query_as(sql, filter.id, &filter.name, filter.pattern(), after, take, skip),
+            fetch_all
+        )?;
         Ok(rows.into_iter().map(|(id, name)| Author { id, name }).collect())
     }
 
     /// How many authors match.
     pub(crate) async fn count_authors(&self, filter: &AuthorFilter) -> Result<i64, StoreError> {
-        let sql = matching("SELECT COUNT(*) FROM author WHERE ", "");
-        let query = sqlx::query_scalar::<_, i64>(sqlx::AssertSqlSafe(sql))
-            .bind(filter.id)
-            .bind(&filter.name)
-            .bind(filter.pattern());
-        self.run(DbOperation::Select, query.fetch_one(&self.read)).await
+        let sql = matching!("SELECT COUNT(*) FROM author", "");
+        statement!(
+            self,
+            Select,
+            query_scalar(sql, filter.id, &filter.name, filter.pattern()),
+            fetch_one
+        )
     }
 
     /// One author.
     pub(crate) async fn author(&self, id: i32) -> Result<Option<Author>, StoreError> {
-        let query = sqlx::query_as::<_, (i32, String)>("SELECT id, name FROM author WHERE id = $1")
-            .bind(id);
-        let row = self.run(DbOperation::Select, query.fetch_optional(&self.read)).await?;
-        Ok(row.map(|(id, name)| Author { id, name }))
+        let sql = "SELECT name FROM author WHERE id = $1";
+        let name: Option<String> = statement!(self, Select, query_scalar(sql, id), fetch_optional)?;
+        Ok(name.map(|name| Author { id, name }))
     }
 
     /// Adds an author; a taken name is a conflict.
     pub(crate) async fn create_author(&self, name: &str) -> Result<Author, StoreError> {
-        let query = sqlx::query_scalar::<_, i32>(
-            "INSERT INTO author (name, name_folded) VALUES ($1, $2) RETURNING id",
-        )
-        .bind(name)
-        .bind(name.to_lowercase());
-        let id = self.run(DbOperation::Insert, query.fetch_one(&self.write)).await?;
+        let sql = "INSERT INTO author (name, name_folded) VALUES ($1, $2) RETURNING id";
+        let folded = name.to_lowercase();
+        let ids: Vec<i32> = statement!(self, Insert, query_scalar(sql, name, folded), fetch_all)?;
+        let id = ids.first().copied().ok_or(StoreError::Other(sqlx::Error::RowNotFound))?;
         Ok(Author { id, name: name.to_owned() })
     }
 
@@ -125,23 +130,17 @@ impl Store {
         id: i32,
         name: &str,
     ) -> Result<Option<Author>, StoreError> {
-        let query = sqlx::query("UPDATE author SET name = $2, name_folded = $3 WHERE id = $1")
-            .bind(id)
-            .bind(name)
-            .bind(name.to_lowercase());
-        let done = self.run(DbOperation::Update, query.execute(&self.write)).await?;
-        Ok((done.rows_affected() > 0).then(|| Author { id, name: name.to_owned() }))
+        let sql = "UPDATE author SET name = $2, name_folded = $3 WHERE id = $1 RETURNING id";
+        let folded = name.to_lowercase();
+        let ids: Vec<i32> =
+            statement!(self, Update, query_scalar(sql, id, name, folded), fetch_all)?;
+        Ok(ids.first().map(|id| Author { id: *id, name: name.to_owned() }))
     }
 
     /// Removes an author; false if there is none.
     pub(crate) async fn delete_author(&self, id: i32) -> Result<bool, StoreError> {
-        let query = sqlx::query("DELETE FROM author WHERE id = $1").bind(id);
-        let done = self.run(DbOperation::Delete, query.execute(&self.write)).await?;
-        Ok(done.rows_affected() > 0)
+        let sql = "DELETE FROM author WHERE id = $1 RETURNING id";
+        let ids: Vec<i32> = statement!(self, Delete, query_scalar(sql, id), fetch_all)?;
+        Ok(!ids.is_empty())
     }
-}
-
-/// A statement around the conditions of a filter.
-fn matching(head: &str, tail: &str) -> String {
-    format!("{head}{MATCHES}{tail}")
 }

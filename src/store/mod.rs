@@ -1,36 +1,35 @@
-//! The database: SQLite through sqlx, one file of queries a resource.
+//! The database: SQLite or Postgres through sqlx, one file of queries a resource.
 //!
-//! Writes go through a pool of one connection, since SQLite has one writer and a queue beats busy
-//! retries; reads have a pool of their own. What is unique is the database's word, never a check first.
+//! One text of each statement runs on both, with `$N` for parameters (see `statement!`). What is unique
+//! is the database's word, never a check first.
 
 mod authors;
+mod postgres;
 mod probe;
+mod sqlite;
 
 use std::{
-    fs,
     future::Future,
     io,
-    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use sqlx::{
-    SqlStr, SqlitePool,
-    error::ErrorKind,
+    SqlStr,
+    error::{DatabaseError, ErrorKind},
     migrate::{Migration, MigrationType, Migrator},
-    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+    postgres::PgDatabaseError,
 };
 
 pub use authors::{Author, AuthorFilter, AuthorPage};
+use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
+use sqlite::Sqlite;
 
 use crate::{
-    config::StoreConfig,
+    config::{DatabasePlace, StoreConfig},
     metrics::{DbErrorKind, DbMetrics, DbOperation},
 };
-
-/// Time to wait for a pool connection, and for another process's lock on the file.
-const WAIT: Duration = Duration::from_secs(5);
 
 /// Why an operation on the database failed.
 #[derive(Debug, thiserror::Error)]
@@ -38,7 +37,7 @@ pub(crate) enum StoreError {
     /// A unique value is taken.
     #[error("a unique value is taken")]
     Conflict,
-    /// The database cannot be reached or does not answer in time.
+    /// The database cannot be reached or does not answer in time. What was to be changed may have been.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
     /// Anything else: a bug.
@@ -52,9 +51,19 @@ pub enum OpenError {
     /// The folder of the file.
     #[error("cannot use the folder of the database: {0}")]
     Folder(#[from] io::Error),
-    /// The file.
+    /// The file, or the database of a server.
     #[error("cannot open the database: {0}")]
     Database(#[from] sqlx::Error),
+    /// The server.
+    #[error("no answer from the database at {place} within {waited:?} (DB_START_TIMEOUT): {error}")]
+    Unreachable {
+        /// The URL, without its password.
+        place: String,
+        /// All attempts together.
+        waited: Duration,
+        /// Of the last attempt.
+        error: sqlx::Error,
+    },
     /// The schema.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
@@ -62,67 +71,95 @@ pub enum OpenError {
 
 /// An open, migrated database.
 pub(crate) struct Store {
-    read: SqlitePool,
-    write: SqlitePool,
+    database: Database,
     metrics: DbMetrics,
+    slow_query: Duration,
 }
 
+enum Database {
+    Sqlite(Sqlite),
+    Postgres(Postgres),
+}
+
+/// Runs a statement on whichever database is open, measured: what it is, its text and its parameters,
+/// and how its rows are fetched. The pools have types of their own, so the statement is made for each.
+macro_rules! statement {
+    ($store:expr, $operation:ident, $make:ident($sql:expr $(, $parameter:expr)*), $fetch:ident) => {{
+        let (sql, operation) = ($sql, $crate::metrics::DbOperation::$operation);
+        match &$store.database {
+            $crate::store::Database::Sqlite(sqlite) => {
+                let statement = sqlx::$make(sql)$(.bind($parameter))*.$fetch(sqlite.pool(operation));
+                $store.run(operation, sql, statement).await
+            }
+            $crate::store::Database::Postgres(postgres) => {
+                let pool = postgres.pool();
+                let statement = sqlx::$make(sql)$(.bind($parameter))*.$fetch(&pool);
+                $store.run(operation, sql, postgres.while_up(statement)).await
+            }
+        }
+    }};
+}
+use statement;
+
 impl Store {
-    /// Opens the file, creates it if need be, and brings its schema up to date.
+    /// Opens the database and brings its schema up to date.
     pub(crate) async fn open(config: &StoreConfig, metrics: DbMetrics) -> Result<Self, OpenError> {
-        let folder = config.sqlite_file.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let alone = lock(folder.to_owned()).await?;
-        let options = SqliteConnectOptions::new()
-            .filename(&config.sqlite_file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(WAIT);
-        let pool = |connections| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT)
+        let database = match &config.place {
+            DatabasePlace::Sqlite(file) => Database::Sqlite(Sqlite::open(file, config).await?),
+            DatabasePlace::Postgres(url) => Database::Postgres(Postgres::open(url, config).await?),
         };
-        let write = pool(1).connect_with(options.clone()).await?;
-        migrator().run(&write).await?;
-        drop(alone);
-        let read = pool(config.pool_size).connect_with(options.read_only(true)).await?;
-        metrics.connections_max.set(i64::from(config.pool_size) + 1);
-        Ok(Self { read, write, metrics })
+        let store = Self { database, metrics, slow_query: config.slow_query };
+        store.measure();
+        Ok(store)
     }
 
     /// Whether the database answers.
     pub(crate) async fn is_healthy(&self) -> bool {
-        // A table has to be read: `SELECT 1` is answered without the file.
-        let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.read);
-        matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)))
+        match &self.database {
+            Database::Sqlite(sqlite) => sqlite.is_healthy().await,
+            Database::Postgres(postgres) => postgres.is_up(),
+        }
     }
 
     /// Sets the gauges of the pool.
     pub(crate) fn measure(&self) {
-        let count = |n: u32| i64::from(n);
-        let idle = self.read.num_idle() + self.write.num_idle();
+        let Connections { open, idle, max } = match &self.database {
+            Database::Sqlite(sqlite) => sqlite.connections(),
+            Database::Postgres(postgres) => postgres.connections(),
+        };
         let idle = i64::try_from(idle).unwrap_or(i64::MAX);
+        self.metrics.connections_max.set(i64::from(max));
         self.metrics.connections_idle.set(idle);
-        let active = count(self.read.size()) + count(self.write.size()) - idle;
-        self.metrics.connections_active.set(active.max(0));
+        self.metrics.connections_active.set((i64::from(open) - idle).max(0));
     }
 
-    /// Finishes what runs and closes the file.
+    /// Finishes what runs and closes the connections.
     pub(crate) async fn close(&self) {
-        self.read.close().await;
-        self.write.close().await;
+        match &self.database {
+            Database::Sqlite(sqlite) => sqlite.close().await,
+            Database::Postgres(postgres) => postgres.close().await,
+        }
     }
 
     /// Runs a statement, measures it, and says what its failure means.
     async fn run<T>(
         &self,
         operation: DbOperation,
+        sql: &'static str,
         statement: impl Future<Output = sqlx::Result<T>>,
     ) -> Result<T, StoreError> {
         let started = Instant::now();
         let result = statement.await;
-        self.metrics.query_duration.of(operation).observe(started.elapsed().as_secs_f64());
+        let took = started.elapsed();
+        self.metrics.query_duration.of(operation).observe(took.as_secs_f64());
+        let duration_ms = took.as_secs_f64() * 1000.0;
+        // The text has `$N` where the parameters are.
+        if !self.slow_query.is_zero() && took > self.slow_query {
+            self.metrics.slow_queries.inc(operation);
+            tracing::warn!(duration_ms, statement = sql, "slow query");
+        } else {
+            tracing::debug!(duration_ms, statement = sql, "query");
+        }
         result.map_err(|error| {
             let (kind, error) = classify(error);
             self.metrics.failed(operation, kind);
@@ -131,52 +168,46 @@ impl Store {
     }
 }
 
+/// The connections of a database.
+struct Connections {
+    open: u32,
+    idle: usize,
+    max: u32,
+}
+
 fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
-    match &error {
+    let kind = match &error {
         sqlx::Error::Database(cause) if cause.kind() == ErrorKind::UniqueViolation => {
-            (DbErrorKind::Integrity, StoreError::Conflict)
+            return (DbErrorKind::Integrity, StoreError::Conflict);
         }
-        sqlx::Error::PoolTimedOut => (DbErrorKind::Timeout, StoreError::Unavailable(error)),
-        sqlx::Error::Io(_) | sqlx::Error::PoolClosed | sqlx::Error::WorkerCrashed => {
-            (DbErrorKind::Connection, StoreError::Unavailable(error))
-        }
-        // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_FULL and SQLITE_CANTOPEN with their variants.
-        sqlx::Error::Database(cause)
-            if cause
-                .code()
-                .and_then(|code| code.parse::<u32>().ok())
-                .is_some_and(|code| [5, 6, 10, 13, 14].contains(&(code & 0xff))) =>
-        {
-            (DbErrorKind::Connection, StoreError::Unavailable(error))
-        }
-        _ => (DbErrorKind::Other, StoreError::Other(error)),
+        sqlx::Error::Database(cause) => kind_of(&**cause),
+        sqlx::Error::PoolTimedOut => DbErrorKind::Timeout,
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => DbErrorKind::Connection,
+        _ => DbErrorKind::Other,
+    };
+    match kind {
+        DbErrorKind::Timeout | DbErrorKind::Connection => (kind, StoreError::Unavailable(error)),
+        _ => (kind, StoreError::Other(error)),
     }
 }
 
-/// Lets one process at a time make and migrate the file: sqlx takes no lock for that on SQLite, and of
-/// two that started at once the second failed on a table that was there.
-async fn lock(folder: PathBuf) -> io::Result<fs::File> {
-    let locking = tokio::task::spawn_blocking(move || {
-        let folder = fs::File::open(folder)?;
-        folder.lock()?;
-        Ok(folder)
-    });
-    locking.await.map_err(io::Error::other)?
+/// What a refusal of the database itself means, by its code.
+fn kind_of(cause: &dyn DatabaseError) -> DbErrorKind {
+    let code = cause.code().unwrap_or_default();
+    if cause.try_downcast_ref::<PgDatabaseError>().is_some() {
+        return postgres::kind_of(&code);
+    }
+    sqlite::kind_of(&code)
 }
 
-fn migrator() -> Migrator {
-    let migration = |version, description: &'static str, sql: &'static str| {
-        Migration::new(
-            version,
-            description.into(),
-            MigrationType::Simple,
-            SqlStr::from_static(sql),
-            false,
-        )
+/// The migrations of a database, in their order.
+fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let migration = |(version, description, sql): &(i64, &'static str, &'static str)| {
+        let sql = SqlStr::from_static(sql);
+        Migration::new(*version, (*description).into(), MigrationType::Simple, sql, false)
     };
-    Migrator::with_migrations(vec![migration(
-        1,
-        "author",
-        include_str!("../../migrations/0001_author.sql"),
-    )])
+    Migrator::with_migrations(migrations.iter().map(migration).collect())
 }

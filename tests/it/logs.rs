@@ -229,6 +229,7 @@ async fn no_token_reaches_a_log_line_at_any_level() {
     assert_eq!(bad.until_closed().await.1, Closed::Code(4001));
     let plain = http(&process, Method::GET, &format!("/web?token={refused}")).send().await.unwrap();
     assert_eq!(plain.status(), 426);
+    assert_eq!(http(&process, Method::GET, "/health").send().await.unwrap().status(), 200);
 
     let (ran, _) = lines(process);
     let written = ran.stdout + &ran.stderr;

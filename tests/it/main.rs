@@ -26,6 +26,7 @@ mod messages;
 mod metrics;
 mod metrics_names;
 mod oidc;
+mod outage;
 mod process;
 mod promises;
 mod protobuf;

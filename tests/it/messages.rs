@@ -6,7 +6,7 @@ use switchboard::handlers::roles;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
-use crate::support::{Client, TestServer};
+use crate::support::{Client, Database, TestServer, on_both};
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 const ID: &str = "550e8400-e29b-41d4-a716-446655440000";
@@ -180,9 +180,8 @@ async fn data_that_does_not_fit_is_refused_with_its_path() {
     }
 }
 
-#[tokio::test]
-async fn authors_are_created_read_renamed_and_deleted() {
-    let server = TestServer::start(&[]).await;
+async fn authors_are_created_read_renamed_and_deleted(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     let longest = "ä".repeat(255);
     for name in ["Ann", "Bob", &longest] {
@@ -210,9 +209,8 @@ async fn authors_are_created_read_renamed_and_deleted() {
     assert_eq!(client.call(1, json!({ "id": 2 })).await["data"], json!([]));
 }
 
-#[tokio::test]
-async fn a_taken_name_is_a_conflict_and_a_missing_author_is_not_found() {
-    let server = TestServer::start(&[]).await;
+async fn a_taken_name_is_a_conflict_and_a_missing_author_is_not_found(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     client.call(3, json!({ "name": "Ann" })).await;
     client.call(3, json!({ "name": "Bob" })).await;
@@ -225,9 +223,8 @@ async fn a_taken_name_is_a_conflict_and_a_missing_author_is_not_found() {
     assert_eq!(code(&client.call(5, json!({ "id": 77 })).await), (1, "not_found"));
 }
 
-#[tokio::test]
-async fn eight_creates_of_one_name_at_once_make_one_author() {
-    let server = TestServer::start(&[("WS_BROADCAST_CHANGES", "false")]).await;
+async fn eight_creates_of_one_name_at_once_make_one_author(database: Database) {
+    let server = database.server(&[("WS_BROADCAST_CHANGES", "false")]).await;
     let mut clients = join_all((0..8).map(|_| server.client("ann"))).await;
     let answers = join_all(clients.iter_mut().map(|c| c.call(3, json!({ "name": "One" })))).await;
     let mut codes: Vec<_> = answers.iter().map(code).collect();
@@ -238,9 +235,8 @@ async fn eight_creates_of_one_name_at_once_make_one_author() {
     assert_eq!(all["data"].as_array().unwrap().len(), 1);
 }
 
-#[tokio::test]
-async fn pages_say_where_they_stand() {
-    let server = TestServer::start(&[]).await;
+async fn pages_say_where_they_stand(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     for i in 1..=5 {
         client.call(3, json!({ "name": format!("a{i}") })).await;
@@ -269,9 +265,8 @@ async fn pages_say_where_they_stand() {
     assert_eq!((&one["data"][0]["id"], &one["meta"]["total"]), (&json!(3), &json!(1)));
 }
 
-#[tokio::test]
-async fn a_cursor_walk_sees_every_author_once() {
-    let server = TestServer::start(&[]).await;
+async fn a_cursor_walk_sees_every_author_once(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     for i in 1..=5 {
         client.call(3, json!({ "name": format!("a{i}") })).await;
@@ -292,9 +287,8 @@ async fn a_cursor_walk_sees_every_author_once() {
     assert_eq!((seen, cursor), (vec![1, 2, 3, 4, 5], json!(null)));
 }
 
-#[tokio::test]
-async fn an_answer_has_the_id_of_its_request() {
-    let server = TestServer::start(&[]).await;
+async fn an_answer_has_the_id_of_its_request(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     let ids: Vec<_> = (0..50).map(|_| Uuid::new_v4()).collect();
     let frame = |id| {
@@ -313,9 +307,8 @@ async fn an_answer_has_the_id_of_its_request() {
     assert_eq!(seen, ids);
 }
 
-#[tokio::test]
-async fn page_zero_is_refused_and_no_internal_error() {
-    let server = TestServer::start(&[]).await;
+async fn page_zero_is_refused_and_no_internal_error(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     for query in [json!({ "page": 0 }), json!({ "per_page": 0 }), json!({ "page": i64::MIN })] {
         assert_eq!(code(&client.call(2, query).await), (2, "invalid_data"));
@@ -350,9 +343,8 @@ async fn deeply_nested_data_harms_nobody() {
     assert_eq!(code(&send_text(&mut client, &text).await), (2, "invalid_message"));
 }
 
-#[tokio::test]
-async fn a_search_term_longer_than_any_name_is_invalid_data() {
-    let server = TestServer::start(&[]).await;
+async fn a_search_term_longer_than_any_name_is_invalid_data(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("ann").await;
     for (pkg_id, data, path) in [
         (1, json!({ "search_term": "%".repeat(30_000) }), "search_term"),
@@ -363,3 +355,14 @@ async fn a_search_term_longer_than_any_name_is_invalid_data() {
         assert_eq!(answer["data"]["details"]["errors"][0]["path"], path);
     }
 }
+
+on_both![
+    authors_are_created_read_renamed_and_deleted,
+    a_taken_name_is_a_conflict_and_a_missing_author_is_not_found,
+    eight_creates_of_one_name_at_once_make_one_author,
+    pages_say_where_they_stand,
+    a_cursor_walk_sees_every_author_once,
+    an_answer_has_the_id_of_its_request,
+    page_zero_is_refused_and_no_internal_error,
+    a_search_term_longer_than_any_name_is_invalid_data,
+];

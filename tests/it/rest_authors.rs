@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::support::{
-    TestServer,
+    Database, TestServer, on_both,
     rest::{add_author, path, refused},
 };
 
@@ -30,9 +30,8 @@ async fn names(server: &TestServer, query: &[(&str, &str)]) -> Vec<String> {
         .collect()
 }
 
-#[tokio::test]
-async fn an_author_is_created_read_renamed_and_deleted() {
-    let server = TestServer::start(&[]).await;
+async fn an_author_is_created_read_renamed_and_deleted(database: Database) {
+    let server = database.server(&[]).await;
     let created =
         server.rest(Method::POST, "/authors").json(&json!({ "name": "Ann" })).send().await.unwrap();
     assert_eq!(created.status(), 201);
@@ -57,9 +56,8 @@ async fn an_author_is_created_read_renamed_and_deleted() {
     refused(server.rest(Method::GET, &location).send().await.unwrap(), 404, "not_found").await;
 }
 
-#[tokio::test]
-async fn an_author_that_is_not_there_is_404() {
-    let server = TestServer::start(&[]).await;
+async fn an_author_that_is_not_there_is_404(database: Database) {
+    let server = database.server(&[]).await;
     for path in ["/authors/1", "/authors/0", "/authors/-1", "/authors/2147483647"] {
         for method in [Method::GET, Method::PUT, Method::DELETE] {
             let request = server.rest(method.clone(), path);
@@ -71,9 +69,8 @@ async fn an_author_that_is_not_there_is_404() {
     }
 }
 
-#[tokio::test]
-async fn a_taken_name_is_a_conflict_and_ones_own_is_not() {
-    let server = TestServer::start(&[]).await;
+async fn a_taken_name_is_a_conflict_and_ones_own_is_not(database: Database) {
+    let server = database.server(&[]).await;
     let ann = add_author(&server, "Ann").await;
     let bea = add_author(&server, "Bea").await;
     let create = server.rest(Method::POST, "/authors").json(&json!({ "name": "Ann" }));
@@ -86,9 +83,8 @@ async fn a_taken_name_is_a_conflict_and_ones_own_is_not() {
     assert_eq!(names(&server, &[]).await, ["Ann", "Bea"]);
 }
 
-#[tokio::test]
-async fn parallel_creates_of_one_name_make_one_author() {
-    let server = TestServer::start(&[]).await;
+async fn parallel_creates_of_one_name_make_one_author(database: Database) {
+    let server = database.server(&[]).await;
     let create = || server.rest(Method::POST, "/authors").json(&json!({ "name": "Ann" })).send();
     let answers = futures_util::future::join_all((0..8).map(|_| create())).await;
     let mut statuses: Vec<_> = answers.into_iter().map(|a| a.unwrap().status().as_u16()).collect();
@@ -97,9 +93,8 @@ async fn parallel_creates_of_one_name_make_one_author() {
     assert_eq!(names(&server, &[]).await, ["Ann"]);
 }
 
-#[tokio::test]
-async fn a_list_is_ordered_by_id_and_filtered_by_exact_name_and_by_id() {
-    let server = TestServer::start(&[]).await;
+async fn a_list_is_ordered_by_id_and_filtered_by_exact_name_and_by_id(database: Database) {
+    let server = database.server(&[]).await;
     let zoe = add_author(&server, "Zoe").await;
     add_author(&server, "Ann").await;
     add_author(&server, "Anna").await;
@@ -111,18 +106,16 @@ async fn a_list_is_ordered_by_id_and_filtered_by_exact_name_and_by_id() {
     assert_eq!(names(&server, &[("unknown", "x"), ("id", "")]).await.len(), 3);
 }
 
-#[tokio::test]
-async fn search_wins_over_id_and_name() {
-    let server = TestServer::start(&[]).await;
+async fn search_wins_over_id_and_name(database: Database) {
+    let server = database.server(&[]).await;
     let zoe = add_author(&server, "Zoe").await;
     add_author(&server, "Ann").await;
     let query = [("search", "nn"), ("id", &zoe.to_string()), ("name", "Zoe")];
     assert_eq!(names(&server, &query).await, ["Ann"]);
 }
 
-#[tokio::test]
-async fn a_search_folds_case_in_every_script_and_takes_wildcards_literally() {
-    let server = TestServer::start(&[]).await;
+async fn a_search_folds_case_in_every_script_and_takes_wildcards_literally(database: Database) {
+    let server = database.server(&[]).await;
     for name in ["ÅSA Öberg", "Лев ТОЛСТОЙ", "100% Ann", "a_b", "axb", r"back\slash", "Ann"]
     {
         add_author(&server, name).await;
@@ -148,9 +141,8 @@ async fn a_search_folds_case_in_every_script_and_takes_wildcards_literally() {
     }
 }
 
-#[tokio::test]
-async fn a_page_has_items_and_all_of_meta() {
-    let server = TestServer::start(&[]).await;
+async fn a_page_has_items_and_all_of_meta(database: Database) {
+    let server = database.server(&[]).await;
     for i in 1..=25 {
         add_author(&server, &format!("a{i:02}")).await;
     }
@@ -177,9 +169,8 @@ async fn a_page_has_items_and_all_of_meta() {
     assert_eq!(one["items"], json!([{ "id": 3, "name": "a03" }]));
 }
 
-#[tokio::test]
-async fn a_cursor_walk_sees_each_author_once_though_others_come_and_go() {
-    let server = TestServer::start(&[]).await;
+async fn a_cursor_walk_sees_each_author_once_though_others_come_and_go(database: Database) {
+    let server = database.server(&[]).await;
     for i in 1..=20 {
         add_author(&server, &format!("old{i:02}")).await;
     }
@@ -212,9 +203,8 @@ async fn a_cursor_walk_sees_each_author_once_though_others_come_and_go() {
     assert_eq!(seen, expected);
 }
 
-#[tokio::test]
-async fn values_out_of_range_are_422_and_named_by_their_path() {
-    let server = TestServer::start(&[]).await;
+async fn values_out_of_range_are_422_and_named_by_their_path(database: Database) {
+    let server = database.server(&[]).await;
     for (url, expected) in [
         ("/authors?id=2147483648", "id"),
         ("/authors?id=99999999999999999999", "id"),
@@ -250,9 +240,8 @@ async fn values_out_of_range_are_422_and_named_by_their_path() {
     }
 }
 
-#[tokio::test]
-async fn a_body_that_does_not_fit_is_422_and_named_by_its_path() {
-    let server = TestServer::start(&[]).await;
+async fn a_body_that_does_not_fit_is_422_and_named_by_its_path(database: Database) {
+    let server = database.server(&[]).await;
     let id = add_author(&server, "Ann").await;
     for (body, expected) in [
         (json!({}), ""),
@@ -278,9 +267,8 @@ async fn a_body_that_does_not_fit_is_422_and_named_by_its_path() {
     assert_eq!(names(&server, &[]).await, ["Ann"]);
 }
 
-#[tokio::test]
-async fn a_name_of_255_characters_and_of_any_script_comes_back_as_it_was() {
-    let server = TestServer::start(&[]).await;
+async fn a_name_of_255_characters_and_of_any_script_comes_back_as_it_was(database: Database) {
+    let server = database.server(&[]).await;
     for name in ["é".repeat(255), "李白 🖋\u{200d}".to_owned(), " spaces ".to_owned()] {
         let id = add_author(&server, &name).await;
         assert_eq!(get(&server, &format!("/authors/{id}")).await["name"], json!(name));
@@ -288,12 +276,27 @@ async fn a_name_of_255_characters_and_of_any_script_comes_back_as_it_was() {
     }
 }
 
-#[tokio::test]
-async fn a_change_over_rest_reaches_open_connections_as_a_push() {
-    let server = TestServer::start(&[]).await;
+async fn a_change_over_rest_reaches_open_connections_as_a_push(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = server.client("watcher").await;
     let id = add_author(&server, "Ann").await;
     let push = client.receive().await;
     assert_eq!(push["pkg_id"], 3);
     assert_eq!(push["data"], json!({ "id": id, "name": "Ann" }));
 }
+
+on_both![
+    an_author_is_created_read_renamed_and_deleted,
+    an_author_that_is_not_there_is_404,
+    a_taken_name_is_a_conflict_and_ones_own_is_not,
+    parallel_creates_of_one_name_make_one_author,
+    a_list_is_ordered_by_id_and_filtered_by_exact_name_and_by_id,
+    search_wins_over_id_and_name,
+    a_search_folds_case_in_every_script_and_takes_wildcards_literally,
+    a_page_has_items_and_all_of_meta,
+    a_cursor_walk_sees_each_author_once_though_others_come_and_go,
+    values_out_of_range_are_422_and_named_by_their_path,
+    a_body_that_does_not_fit_is_422_and_named_by_its_path,
+    a_name_of_255_characters_and_of_any_script_comes_back_as_it_was,
+    a_change_over_rest_reaches_open_connections_as_a_push,
+];

@@ -1,9 +1,11 @@
 //! A server and its clients, as tests use them.
 
 mod client;
+mod database;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
 pub(crate) mod keycloak;
+pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod rest;
 pub(crate) mod users;
@@ -24,6 +26,7 @@ use tokio::{sync::oneshot, task::JoinHandle};
 
 #[allow(unused_imports)]
 pub(crate) use client::{Client, Closed};
+pub(crate) use database::{Database, on_both};
 
 /// A server of this process, on a free port and with a data directory of its own.
 pub(crate) struct TestServer {

@@ -1,12 +1,14 @@
 //! A look at the database for `switchboard doctor`: would [`Store::open`](super::Store::open) succeed?
 //! It makes nothing and migrates nothing.
 
+mod postgres;
+mod sqlite;
+
 use std::{io, time::Duration};
 
-use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+use sqlx::migrate::Migrator;
 
-use super::migrator;
-use crate::{config::StoreConfig, machine};
+use crate::config::{DatabasePlace, StoreConfig};
 
 /// Time to wait for another process's lock on the file.
 const WAIT: Duration = Duration::from_secs(2);
@@ -37,6 +39,21 @@ pub(crate) enum ProbeError {
     /// Another process writes.
     #[error("another process has held its lock for {} seconds", WAIT.as_secs())]
     Busy,
+    /// No server answers there.
+    #[error("no server answers: {0}")]
+    Unreachable(sqlx::Error),
+    /// The server does not let this user in, or has no such database.
+    #[error("the server refuses: {0}")]
+    Refused(sqlx::Error),
+    /// A standby, or a server that is set to be read only.
+    #[error("the server only takes reads: it is a standby, or is set to be read only")]
+    Standby,
+    /// Rights of the user that are missing.
+    #[error("its user lacks {0}")]
+    Forbidden(&'static str),
+    /// An encoding in which not every name can be stored.
+    #[error("its encoding is {0}, not UTF8")]
+    Encoding(String),
     /// A migration that this program does not have.
     #[error("its migration {0} is not known")]
     Newer(i64),
@@ -51,46 +68,23 @@ pub(crate) enum ProbeError {
     Database(sqlx::Error),
 }
 
-impl From<sqlx::Error> for ProbeError {
-    fn from(error: sqlx::Error) -> Self {
-        let code = error.as_database_error().and_then(|cause| cause.code());
-        match code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
-            Some(5 | 6) => Self::Busy, // SQLITE_BUSY, SQLITE_LOCKED
-            Some(8) => Self::ReadOnly, // SQLITE_READONLY
-            _ => Self::Database(error),
-        }
-    }
-}
-
-/// Looks at the file, or where it will be.
+/// Looks at the database, or where it will be.
 pub(crate) async fn probe(config: &StoreConfig) -> Result<Probe, ProbeError> {
-    let file = &config.sqlite_file;
-    // Journals are made beside the file: a file of its own rights is not enough.
-    machine::can_make(file)?;
-    if !file.exists() {
-        return Ok(Probe::Absent);
+    match &config.place {
+        DatabasePlace::Sqlite(file) => sqlite::probe(file).await,
+        DatabasePlace::Postgres(url) => postgres::probe(url, config.connect_timeout).await,
     }
-    // No journal mode: setting it would change the file.
-    let options = SqliteConnectOptions::new().filename(file).busy_timeout(WAIT);
-    let mut connection = options.connect().await?;
-    let result = look(&mut connection).await;
-    // The last one to close takes the journals away that the first one made.
-    drop(connection.close().await);
-    result
 }
 
-async fn look(connection: &mut SqliteConnection) -> Result<Probe, ProbeError> {
-    let tables = "SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'";
-    let migrated: i64 = sqlx::query_scalar(tables).fetch_one(&mut *connection).await?;
-    let run: Vec<(i64, Vec<u8>, bool)> = match migrated {
-        0 => Vec::new(),
-        _ => {
-            let all = "SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version";
-            sqlx::query_as(all).fetch_all(&mut *connection).await?
-        }
-    };
-    let migrator = migrator();
-    for (version, checksum, finished) in &run {
+/// A row of the table of migrations: version, checksum, whether it ended.
+type Run = (i64, Vec<u8>, bool);
+
+/// The migrations that were run, in their order.
+const RUN: &str = "SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version";
+
+/// Compares the migrations that were run with those of this program.
+fn compare(run: &[Run], migrator: &Migrator) -> Result<Probe, ProbeError> {
+    for (version, checksum, finished) in run {
         let known = migrator.iter().find(|known| known.version == *version);
         match known {
             _ if !finished => return Err(ProbeError::Unfinished(*version)),
@@ -101,8 +95,5 @@ async fn look(connection: &mut SqliteConnection) -> Result<Probe, ProbeError> {
             Some(_) => {}
         }
     }
-    // Takes the lock of a writer, and writes nothing.
-    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
-    sqlx::query("ROLLBACK").execute(connection).await?;
     Ok(Probe::Ready { applied: run.len(), pending: migrator.iter().count() - run.len() })
 }

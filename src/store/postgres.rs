@@ -1,0 +1,245 @@
+//! Postgres: one pool, and one connection beside it that watches.
+//!
+//! A pool finds out late that its server is gone: it goes on connecting until it may no longer wait, and
+//! statements on connections that nobody answers wait for TCP. So a watcher asks the server all the time.
+//! While there is no answer, every statement is refused at once, those that wait included; when there is
+//! one again, the pool is replaced, since no connection from before can be trusted.
+
+use std::{
+    future::Future,
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwap;
+use sqlx::{
+    ConnectOptions, Connection, PgConnection, PgPool,
+    migrate::Migrator,
+    postgres::{PgConnectOptions, PgPoolOptions},
+};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Connections, OpenError};
+use crate::{
+    config::{PostgresUrl, StoreConfig},
+    metrics::DbErrorKind,
+};
+
+/// From one question of the watcher to the next.
+const BEAT: Duration = Duration::from_millis(200);
+/// Time for the answer: with [`BEAT`] less than the second in which requests are to be answered.
+const PATIENCE: Duration = Duration::from_millis(650);
+/// Time for another connection where the watcher's has ended.
+const RECONNECT: Duration = Duration::from_millis(350);
+/// The longest wait between attempts at the start.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Time for the connections to be closed in order.
+const CLOSING: Duration = Duration::from_secs(2);
+
+pub(super) struct Postgres {
+    pool: Arc<ArcSwap<PgPool>>,
+    up: watch::Receiver<bool>,
+    _watcher: AbortOnDropHandle<()>,
+    pool_size: u32,
+}
+
+impl Postgres {
+    /// Waits for the server, brings the schema up to date, and begins to watch.
+    pub(super) async fn open(url: &PostgresUrl, config: &StoreConfig) -> Result<Self, OpenError> {
+        let options = options(url)?;
+        let mut first = until_reached(&options, url, config).await?;
+        migrator().run_direct(None, &mut first, false).await?;
+        let pooled = Pooled::new(&options, config);
+        let pool = Arc::new(ArcSwap::from_pointee(pooled.pool()));
+        let (told, up) = watch::channel(true);
+        let watcher = Watcher {
+            options,
+            connect_timeout: config.connect_timeout,
+            pooled,
+            pool: Arc::clone(&pool),
+            up: told,
+        };
+        let watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(first)));
+        Ok(Self { pool, up, _watcher: watching, pool_size: config.pool_size })
+    }
+
+    pub(super) fn pool(&self) -> PgPool {
+        PgPool::clone(&self.pool.load())
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        *self.up.borrow()
+    }
+
+    /// Runs a statement until the server is down.
+    pub(super) async fn while_up<T>(
+        &self,
+        statement: impl Future<Output = sqlx::Result<T>>,
+    ) -> sqlx::Result<T> {
+        let mut up = self.up.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = up.wait_for(|up| !up) => Err(sqlx::Error::Io(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "the server is down",
+            ))),
+            result = statement => result,
+        }
+    }
+
+    pub(super) fn connections(&self) -> Connections {
+        let pool = self.pool.load();
+        Connections { open: pool.size(), idle: pool.num_idle(), max: self.pool_size }
+    }
+
+    pub(super) async fn close(&self) {
+        if timeout(CLOSING, self.pool().close()).await.is_err() {
+            tracing::warn!("connections to the database are cut off");
+        }
+    }
+}
+
+/// How the pool is made, and made again.
+struct Pooled {
+    connections: PgConnectOptions,
+    pool: PgPoolOptions,
+}
+
+impl Pooled {
+    fn new(options: &PgConnectOptions, config: &StoreConfig) -> Self {
+        let limit = config.statement_timeout.as_millis();
+        let connections = options.clone().options([("statement_timeout", limit)]);
+        let pool = PgPoolOptions::new()
+            .max_connections(config.pool_size)
+            .acquire_timeout(config.connect_timeout);
+        Self { connections, pool }
+    }
+
+    fn pool(&self) -> PgPool {
+        self.pool.clone().connect_lazy_with(self.connections.clone())
+    }
+}
+
+/// Knows whether the server answers. Its connection is its own: a full pool is not a server that is down.
+struct Watcher {
+    options: PgConnectOptions,
+    connect_timeout: Duration,
+    pooled: Pooled,
+    pool: Arc<ArcSwap<PgPool>>,
+    up: watch::Sender<bool>,
+}
+
+impl Watcher {
+    async fn run(self, mut connection: PgConnection) {
+        loop {
+            sleep(BEAT).await;
+            let again = match timeout(PATIENCE, connection.ping()).await {
+                Ok(Ok(())) => continue,
+                // This connection alone may have ended.
+                Ok(Err(_)) => connect(&self.options, RECONNECT).await,
+                Err(_) => Err(late(PATIENCE)),
+            };
+            connection = match again {
+                Ok(connection) => connection,
+                Err(error) => self.until_back(error).await,
+            };
+        }
+    }
+
+    async fn until_back(&self, error: sqlx::Error) -> PgConnection {
+        tracing::error!(%error, "the database is down; requests are refused until it answers");
+        self.up.send_replace(false);
+        let connection = loop {
+            sleep(BEAT).await;
+            if let Ok(connection) = connect(&self.options, self.connect_timeout).await {
+                break connection;
+            }
+        };
+        let before = self.pool.swap(Arc::new(self.pooled.pool()));
+        drop(tokio::spawn(async move { timeout(CLOSING, before.close()).await }));
+        self.up.send_replace(true);
+        tracing::info!("the database answers again");
+        connection
+    }
+}
+
+/// The connections that a URL means; the password may come from `PGPASSWORD` or a `.pgpass` file.
+pub(super) fn options(url: &PostgresUrl) -> sqlx::Result<PgConnectOptions> {
+    let options: PgConnectOptions = url.expose().parse()?;
+    // Migrations say of tables that they are there; that is not worth a line.
+    Ok(options.options([("client_min_messages", "warning")]).disable_statement_logging())
+}
+
+/// Connects, or fails when the time is over.
+pub(super) async fn connect(
+    options: &PgConnectOptions,
+    limit: Duration,
+) -> sqlx::Result<PgConnection> {
+    timeout(limit, options.connect()).await.unwrap_or_else(|_| Err(late(limit)))
+}
+
+fn late(limit: Duration) -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))
+}
+
+/// Connects as soon as the server does: it is often started at the same time.
+async fn until_reached(
+    options: &PgConnectOptions,
+    url: &PostgresUrl,
+    config: &StoreConfig,
+) -> Result<PgConnection, OpenError> {
+    let started = Instant::now();
+    let mut pause = Duration::from_millis(100);
+    loop {
+        let error = match connect(options, config.connect_timeout).await {
+            Ok(connection) => return Ok(connection),
+            Err(error) => error,
+        };
+        // A wrong password does not become right.
+        if !passes(&error) {
+            return Err(error.into());
+        }
+        let waited = started.elapsed();
+        if waited + pause >= config.start_timeout {
+            return Err(OpenError::Unreachable { place: url.to_string(), waited, error });
+        }
+        tracing::warn!(%error, retry_ms = pause.as_millis(), "no answer from the database yet");
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether an error is one of a server that is not there yet, starts, or has no connection left.
+fn passes(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(cause) => {
+            cause.code().is_some_and(|code| matches!(&*code, "57P01" | "57P03" | "53300"))
+        }
+        _ => false,
+    }
+}
+
+pub(super) fn kind_of(code: &str) -> DbErrorKind {
+    match code {
+        // query_canceled (statement_timeout), lock_not_available
+        "57014" | "55P03" => DbErrorKind::Timeout,
+        // read_only_sql_transaction (a standby after a failover), invalid_catalog_name
+        "25006" | "3D000" => DbErrorKind::Connection,
+        code => match code.get(..2) {
+            // connections, authorization, resources, the operator, the system
+            Some("08" | "28" | "53" | "57" | "58") => DbErrorKind::Connection,
+            Some("23") => DbErrorKind::Integrity,
+            _ => DbErrorKind::Other,
+        },
+    }
+}
+
+pub(super) fn migrator() -> Migrator {
+    super::migrator(&[(1, "author", include_str!("../../migrations/postgres/0001_author.sql"))])
+}

@@ -1,0 +1,46 @@
+//! A look at a file of SQLite.
+
+use std::path::Path;
+
+use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
+
+use super::{Probe, ProbeError, RUN, Run, WAIT, compare};
+use crate::{machine, store::sqlite::migrator};
+
+fn failed(error: sqlx::Error) -> ProbeError {
+    let code = error.as_database_error().and_then(|cause| cause.code());
+    match code.and_then(|code| code.parse::<u32>().ok()).map(|code| code & 0xff) {
+        Some(5 | 6) => ProbeError::Busy, // SQLITE_BUSY, SQLITE_LOCKED
+        Some(8) => ProbeError::ReadOnly, // SQLITE_READONLY
+        _ => ProbeError::Database(error),
+    }
+}
+
+/// Looks at the file, or where it will be.
+pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
+    // Journals are made beside the file: a file of its own rights is not enough.
+    machine::can_make(file)?;
+    if !file.exists() {
+        return Ok(Probe::Absent);
+    }
+    // No journal mode: setting it would change the file.
+    let options = SqliteConnectOptions::new().filename(file).busy_timeout(WAIT);
+    let mut connection = options.connect().await.map_err(failed)?;
+    let run = look(&mut connection).await;
+    // The last one to close takes the journals away that the first one made.
+    drop(connection.close().await);
+    compare(&run.map_err(failed)?, &migrator())
+}
+
+async fn look(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Run>> {
+    let tables = "SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'";
+    let migrated: i64 = sqlx::query_scalar(tables).fetch_one(&mut *connection).await?;
+    let run = match migrated {
+        0 => Vec::new(),
+        _ => sqlx::query_as(RUN).fetch_all(&mut *connection).await?,
+    };
+    // Takes the lock of a writer, and writes nothing.
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    sqlx::query("ROLLBACK").execute(connection).await?;
+    Ok(run)
+}

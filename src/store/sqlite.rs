@@ -1,0 +1,101 @@
+//! SQLite: one file. Writes go through a pool of one connection, since there is one writer and a queue
+//! beats busy retries; reads have a pool of their own.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use sqlx::{
+    ConnectOptions, SqlitePool,
+    migrate::Migrator,
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+use super::{Connections, OpenError};
+use crate::{
+    config::StoreConfig,
+    metrics::{DbErrorKind, DbOperation},
+};
+
+/// Time to wait for a pool connection, and for another process's lock on the file.
+const WAIT: Duration = Duration::from_secs(5);
+
+pub(super) struct Sqlite {
+    read: SqlitePool,
+    write: SqlitePool,
+    readers: u32,
+}
+
+impl Sqlite {
+    /// Opens the file, creates it if need be, and brings its schema up to date.
+    pub(super) async fn open(file: &Path, config: &StoreConfig) -> Result<Self, OpenError> {
+        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        fs::create_dir_all(folder)?;
+        let alone = lock(folder.to_owned()).await?;
+        let options = SqliteConnectOptions::new()
+            .filename(file)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(WAIT)
+            .disable_statement_logging();
+        let pool = |connections| {
+            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT)
+        };
+        let write = pool(1).connect_with(options.clone()).await?;
+        migrator().run(&write).await?;
+        drop(alone);
+        let readers = config.pool_size;
+        let read = pool(readers).connect_with(options.read_only(true)).await?;
+        Ok(Self { read, write, readers })
+    }
+
+    pub(super) fn pool(&self, operation: DbOperation) -> &SqlitePool {
+        if operation == DbOperation::Select { &self.read } else { &self.write }
+    }
+
+    pub(super) async fn is_healthy(&self) -> bool {
+        // A table has to be read: `SELECT 1` is answered without the file.
+        let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.read);
+        matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)))
+    }
+
+    pub(super) fn connections(&self) -> Connections {
+        Connections {
+            open: self.read.size() + self.write.size(),
+            idle: self.read.num_idle() + self.write.num_idle(),
+            max: self.readers.saturating_add(1),
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.read.close().await;
+        self.write.close().await;
+    }
+}
+
+/// Lets one process at a time make and migrate the file: sqlx takes no lock for that on SQLite, and of
+/// two that started at once the second failed on a table that was there.
+async fn lock(folder: PathBuf) -> io::Result<fs::File> {
+    let locking = tokio::task::spawn_blocking(move || {
+        let folder = fs::File::open(folder)?;
+        folder.lock()?;
+        Ok(folder)
+    });
+    locking.await.map_err(io::Error::other)?
+}
+
+pub(super) fn kind_of(code: &str) -> DbErrorKind {
+    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_FULL and SQLITE_CANTOPEN with their variants.
+    match code.parse::<u32>().map(|code| code & 0xff) {
+        Ok(5 | 6 | 10 | 13 | 14) => DbErrorKind::Connection,
+        _ => DbErrorKind::Other,
+    }
+}
+
+pub(super) fn migrator() -> Migrator {
+    super::migrator(&[(1, "author", include_str!("../../migrations/sqlite/0001_author.sql"))])
+}
