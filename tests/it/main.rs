@@ -15,6 +15,7 @@ mod crowd;
 mod defaults;
 mod direction;
 mod doctor;
+mod doctor_postgres;
 mod doctor_tokens;
 mod health;
 mod keycloak;
