@@ -42,7 +42,11 @@ fn fix(error: &ProbeError) -> &'static str {
         ProbeError::Busy => "end the program that holds it: a backup, or a shell of SQLite",
         ProbeError::Unreachable(_) => {
             "start Postgres, let it listen there (listen_addresses, port, firewall), \
-             or set DATABASE_URL to where it is; sslmode in it says how TLS is used"
+             or set DATABASE_URL to where it is"
+        }
+        ProbeError::Untrusted(_) => {
+            "name the file of the authority that signed the server's certificate: \
+             sslrootcert=PATH in DATABASE_URL, or set sslmode in it to what the server offers"
         }
         ProbeError::Refused(_) => {
             "make the user and the database (createuser, createdb), let the user in (pg_hba.conf), \

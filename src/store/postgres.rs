@@ -200,7 +200,7 @@ async fn until_reached(
             Ok(connection) => return Ok(connection),
             Err(error) => error,
         };
-        // A wrong password does not become right.
+        // A wrong password does not become right, nor a certificate that nobody vouches for.
         if !passes(&error) {
             return Err(error.into());
         }
@@ -217,7 +217,8 @@ async fn until_reached(
 /// Whether an error is one of a server that is not there yet, starts, or has no connection left.
 fn passes(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) => true,
+        // Data that is no TLS, or a certificate that is not trusted.
+        sqlx::Error::Io(cause) => cause.kind() != io::ErrorKind::InvalidData,
         sqlx::Error::Database(cause) => {
             cause.code().is_some_and(|code| matches!(&*code, "57P01" | "57P03" | "53300"))
         }

@@ -6,7 +6,7 @@ use switchboard::handlers::roles;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    Client, Closed, TestServer,
+    Client, Closed, Database, TestServer, on_both,
     wire::{Metadata, Request, Response},
 };
 
@@ -39,9 +39,8 @@ async fn an_echo_comes_back_as_a_binary_response() {
     }
 }
 
-#[tokio::test]
-async fn both_formats_carry_the_same_answers() {
-    let server = TestServer::start(&[("WS_BROADCAST_CHANGES", "false")]).await;
+async fn both_formats_carry_the_same_answers(database: Database) {
+    let server = database.server(&[("WS_BROADCAST_CHANGES", "false")]).await;
     let mut binary = client(&server).await;
     let mut text = server.client("ann").await;
     for i in 1..=5 {
@@ -81,9 +80,8 @@ fn as_json(meta: Option<&Metadata>) -> Value {
     })
 }
 
-#[tokio::test]
-async fn a_cursor_walk_goes_on_with_the_cursor_of_the_metadata() {
-    let server = TestServer::start(&[]).await;
+async fn a_cursor_walk_goes_on_with_the_cursor_of_the_metadata(database: Database) {
+    let server = database.server(&[]).await;
     let mut client = client(&server).await;
     for i in 1..=3 {
         client.call_protobuf(3, &format!(r#"{{"name":"a{i}"}}"#)).await;
@@ -175,3 +173,8 @@ async fn a_binary_frame_closes_a_json_connection() {
     client.send_frame(Request::new(100, "{}").frame()).await;
     assert_eq!(client.next().await.unwrap_err(), Closed::Code(1003));
 }
+
+on_both![
+    both_formats_carry_the_same_answers,
+    a_cursor_walk_goes_on_with_the_cursor_of_the_metadata,
+];

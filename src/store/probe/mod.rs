@@ -42,6 +42,9 @@ pub(crate) enum ProbeError {
     /// No server answers there.
     #[error("no server answers: {0}")]
     Unreachable(sqlx::Error),
+    /// TLS fails, most often for a certificate that is not trusted.
+    #[error("TLS fails: {0}")]
+    Untrusted(sqlx::Error),
     /// The server does not let this user in, or has no such database.
     #[error("the server refuses: {0}")]
     Refused(sqlx::Error),

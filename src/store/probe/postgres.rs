@@ -1,6 +1,6 @@
 //! A look at a database of a Postgres server.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use sqlx::{Connection, PgConnection};
 
@@ -15,6 +15,10 @@ pub(super) async fn probe(url: &PostgresUrl, limit: Duration) -> Result<Probe, P
     let options = options(url).map_err(ProbeError::Database)?;
     let mut connection = connect(&options, limit).await.map_err(|error| match error {
         sqlx::Error::Database(_) => ProbeError::Refused(error),
+        sqlx::Error::Tls(_) => ProbeError::Untrusted(error),
+        sqlx::Error::Io(ref cause) if cause.kind() == io::ErrorKind::InvalidData => {
+            ProbeError::Untrusted(error)
+        }
         error => ProbeError::Unreachable(error),
     })?;
     let looked = look(&mut connection).await;
