@@ -200,7 +200,7 @@ fn kind_of(cause: &dyn DatabaseError) -> DbErrorKind {
     if cause.try_downcast_ref::<PgDatabaseError>().is_some() {
         return postgres::kind_of(&code);
     }
-    sqlite::kind_of(&code)
+    sqlite::kind_of(&code, cause.message())
 }
 
 /// The migrations of a database, in their order.

@@ -88,14 +88,33 @@ async fn lock(folder: PathBuf) -> io::Result<fs::File> {
     locking.await.map_err(io::Error::other)?
 }
 
-pub(super) fn kind_of(code: &str) -> DbErrorKind {
-    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_FULL and SQLITE_CANTOPEN with their variants.
+pub(super) fn kind_of(code: &str, message: &str) -> DbErrorKind {
+    // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_CANTOPEN and
+    // SQLITE_NOTADB with their variants.
     match code.parse::<u32>().map(|code| code & 0xff) {
-        Ok(5 | 6 | 10 | 13 | 14) => DbErrorKind::Connection,
+        Ok(5 | 6 | 10 | 11 | 13 | 14 | 26) => DbErrorKind::Connection,
+        // The tables were there at the start: the file was emptied or replaced.
+        Ok(1) if message.starts_with("no such table") => DbErrorKind::Connection,
         _ => DbErrorKind::Other,
     }
 }
 
 pub(super) fn migrator() -> Migrator {
     super::migrator(&[(1, "author", include_str!("../../migrations/sqlite/0001_author.sql"))])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_gone_broken_or_emptied_is_an_outage_and_bad_sql_is_a_bug() {
+        for code in ["5", "6", "10", "11", "13", "14", "26", "266", "1038"] {
+            assert_eq!(kind_of(code, ""), DbErrorKind::Connection, "{code}");
+        }
+        assert_eq!(kind_of("1", "no such table: author"), DbErrorKind::Connection);
+        for (code, message) in [("1", "no such column: nam"), ("19", ""), ("", "")] {
+            assert_eq!(kind_of(code, message), DbErrorKind::Other, "{code} {message}");
+        }
+    }
 }
