@@ -3,6 +3,7 @@
 //! A pure function of a lookup ([`Config::read`]), so that tests need no environment. Flags win over
 //! the environment, which wins over the TOML file, which wins over the defaults of [`SETTINGS`].
 
+mod audit;
 mod auth;
 mod settings;
 mod store;
@@ -10,6 +11,7 @@ mod value;
 
 use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
+pub use audit::AuditConfig;
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use settings::{SETTINGS, Setting};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
@@ -33,6 +35,8 @@ pub struct Config {
     pub auth: AuthConfig,
     /// The database.
     pub store: StoreConfig,
+    /// The audit trail.
+    pub audit: AuditConfig,
     /// Log lines.
     pub log: LogConfig,
 }
@@ -218,6 +222,7 @@ impl Reader<'_> {
             },
             auth: self.auth(&data_dir),
             store: self.store(&data_dir),
+            audit: self.audit(&data_dir),
             log: LogConfig { filter: self.get("LOG_LEVEL"), format: self.get("LOG_FORMAT") },
         }
     }

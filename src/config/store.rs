@@ -23,6 +23,8 @@ pub struct StoreConfig {
     pub statement_timeout: Duration,
     /// `DB_SLOW_QUERY_MS`; 0: no query is slow.
     pub slow_query: Duration,
+    /// `DB_AUTO_MIGRATE`.
+    pub auto_migrate: bool,
 }
 
 /// Where the database is.
@@ -85,6 +87,7 @@ impl Reader<'_> {
             start_timeout: self.get("DB_START_TIMEOUT"),
             statement_timeout: self.get("DB_STATEMENT_TIMEOUT"),
             slow_query: Duration::from_millis(millis.into()),
+            auto_migrate: self.get("DB_AUTO_MIGRATE"),
         }
     }
 

@@ -1,8 +1,9 @@
 //! The database: SQLite or Postgres through sqlx, one file of queries a resource.
 //!
-//! One text of each statement runs on both, with `$N` for parameters (see `statement!`). What is unique
-//! is the database's word, never a check first.
+//! One text of a statement runs on both where it can, with `$N` for parameters (see `statement!`). What is
+//! unique is the database's word, never a check first.
 
+mod actions;
 mod authors;
 mod postgres;
 mod probe;
@@ -21,6 +22,7 @@ use sqlx::{
     postgres::PgDatabaseError,
 };
 
+pub use actions::Action;
 pub use authors::{Author, AuthorFilter, AuthorPage};
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
@@ -138,6 +140,14 @@ impl Store {
         match &self.database {
             Database::Sqlite(sqlite) => sqlite.close().await,
             Database::Postgres(postgres) => postgres.close().await,
+        }
+    }
+
+    /// The text of a statement that is not the same on both.
+    fn either(&self, sqlite: &'static str, postgres: &'static str) -> &'static str {
+        match &self.database {
+            Database::Sqlite(_) => sqlite,
+            Database::Postgres(_) => postgres,
         }
     }
 

@@ -242,5 +242,8 @@ pub(super) fn kind_of(code: &str) -> DbErrorKind {
 }
 
 pub(super) fn migrator() -> Migrator {
-    super::migrator(&[(1, "author", include_str!("../../migrations/postgres/0001_author.sql"))])
+    super::migrator(&[
+        (1, "author", include_str!("../../migrations/postgres/0001_author.sql")),
+        (2, "user actions", include_str!("../../migrations/postgres/0002_user_actions.sql")),
+    ])
 }

@@ -100,7 +100,10 @@ pub(super) fn kind_of(code: &str, message: &str) -> DbErrorKind {
 }
 
 pub(super) fn migrator() -> Migrator {
-    super::migrator(&[(1, "author", include_str!("../../migrations/sqlite/0001_author.sql"))])
+    super::migrator(&[
+        (1, "author", include_str!("../../migrations/sqlite/0001_author.sql")),
+        (2, "user actions", include_str!("../../migrations/sqlite/0002_user_actions.sql")),
+    ])
 }
 
 #[cfg(test)]

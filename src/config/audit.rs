@@ -1,0 +1,55 @@
+//! The audit trail: what it holds, and how long a row may wait.
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::{Reader, value::Bytes};
+
+/// The shortest `AUDIT_BATCH_TIMEOUT`: a disk has to keep up with it.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// The audit trail.
+#[derive(Debug, Clone)]
+pub struct AuditConfig {
+    /// `AUDIT_ENABLED`.
+    pub enabled: bool,
+    /// `AUDIT_READS`.
+    pub reads: bool,
+    /// `AUDIT_QUEUE`, in rows.
+    pub queue: usize,
+    /// `AUDIT_BATCH_SIZE`, in rows.
+    pub batch_size: usize,
+    /// `AUDIT_BATCH_TIMEOUT`.
+    pub batch_timeout: Duration,
+    /// The spool's folder, in `DATA_DIR`.
+    pub spool: PathBuf,
+    /// `AUDIT_SPOOL_LIMIT`, in bytes.
+    pub spool_limit: u64,
+    /// `AUDIT_LOG_RETENTION_DAYS`; none: rows stay.
+    pub retention: Option<Duration>,
+}
+
+impl Reader<'_> {
+    pub(super) fn audit(&mut self, data_dir: &Path) -> AuditConfig {
+        let days: u32 = self.get("AUDIT_LOG_RETENTION_DAYS");
+        let config = AuditConfig {
+            enabled: self.get("AUDIT_ENABLED"),
+            reads: self.get("AUDIT_READS"),
+            queue: self.count("AUDIT_QUEUE"),
+            batch_size: self.count("AUDIT_BATCH_SIZE"),
+            batch_timeout: self.get("AUDIT_BATCH_TIMEOUT"),
+            spool: data_dir.join("audit"),
+            spool_limit: self.get::<Bytes>("AUDIT_SPOOL_LIMIT").0 as u64,
+            retention: (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400)),
+        };
+        if config.batch_timeout < SHORTEST {
+            let timeout = config.batch_timeout;
+            self.faults.push(format!(
+                "AUDIT_BATCH_TIMEOUT: {timeout:?} is not allowed; allowed: at least {SHORTEST:?}"
+            ));
+        }
+        config
+    }
+}
