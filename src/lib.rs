@@ -11,11 +11,12 @@
 //! 7. The job's `Responder` encodes the answer into the connection's outbox ([`hub`]), and the session
 //!    writes all that is there with one flush.
 //!
-//! [`doctor`] says beforehand what would keep all that from working, with the same parts.
+//! What happened stands in the audit trail ([`audit`]), which no message waits for. [`doctor`] says beforehand what would keep all that from working, with the same parts.
 //!
 //! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
+mod audit;
 pub mod auth;
 pub mod config;
 mod connection;

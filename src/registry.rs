@@ -13,10 +13,11 @@ use ractor::{
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use crate::{
+    audit::Event,
     connection::{Admission, Connection, Shared},
     hub::{Command, Hub, Outbox},
     machine,
-    metrics::{ConnectionOutcome, LimitType},
+    metrics::{AuditOutcome, ConnectionOutcome, LimitType},
     protocol::CloseReason,
 };
 
@@ -182,7 +183,7 @@ impl Registry {
         let outbox = Arc::clone(&admission.outbox);
         let subject = Arc::clone(&admission.identity.subject);
         tracing::info!(
-            connection_id = %outbox.id, request_id = &*outbox.correlation, user_id = &*subject,
+            connection_id = %outbox.id, request_id = &*outbox.remote.correlation, user_id = &*subject,
             session_id = admission.identity.session.as_deref(), "connection opened"
         );
         // Listed before it can answer: who has seen `auth_ok` gets every push from then on.
@@ -219,8 +220,16 @@ impl Registry {
             CloseReason::InternalError
         });
         self.shared.metrics.ws.disconnected(reason);
+        if reason.is_forced() {
+            let (outcome, remote) = (AuditOutcome::Success, &entry.outbox.remote);
+            let id = entry.outbox.id.to_string();
+            self.shared.audit.record(Event {
+                user: Some(entry.outbox.identity()),
+                ..Event::of_connection("DISCONNECT", id, outcome, remote, reason)
+            });
+        }
         tracing::info!(
-            connection_id = %entry.outbox.id, request_id = &*entry.outbox.correlation,
+            connection_id = %entry.outbox.id, request_id = &*entry.outbox.remote.correlation,
             user_id = &*entry.subject, session_id = entry.outbox.identity().session.as_deref(),
             code = reason.code(),
             "connection closed"

@@ -17,6 +17,7 @@ mod trust;
 mod validator;
 
 use std::{
+    net::IpAddr,
     sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -58,6 +59,17 @@ impl Identity {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         Duration::from_secs(self.expires_at).saturating_sub(now)
     }
+}
+
+/// Where a request or a connection comes from.
+#[derive(Debug, Clone)]
+pub struct Remote {
+    /// The client's address, as far as trusted proxies tell it.
+    pub address: IpAddr,
+    /// What the client says it is.
+    pub user_agent: Option<Box<str>>,
+    /// The correlation id, which is the `request_id` of log lines and audit rows.
+    pub correlation: Arc<str>,
 }
 
 /// The token of an `Authorization` value, whose scheme is `Bearer` in any case.

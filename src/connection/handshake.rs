@@ -29,6 +29,11 @@ impl Refusal {
         Self { reason: CloseReason::Unauthorized, msg: msg.to_owned() }
     }
 
+    /// Whether a token was looked at and is none that does.
+    pub(crate) fn is_failure(&self) -> bool {
+        matches!(self.reason, CloseReason::Unauthorized | CloseReason::TokenExpired)
+    }
+
     /// The error frame ahead of the close frame, for the reasons that have one.
     pub(crate) fn frame(&self) -> Option<Message> {
         let code = self.reason.error_code()?;

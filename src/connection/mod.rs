@@ -14,6 +14,7 @@ use ractor::{Actor, ActorProcessingErr, ActorRef};
 use tokio_util::task::TaskTracker;
 
 use crate::{
+    audit::Audit,
     auth::{Identity, Validator},
     config::WsConfig,
     hub::{Command, Outbox},
@@ -35,6 +36,7 @@ pub(crate) struct Shared {
     pub(crate) router: Arc<Router>,
     /// Checks the tokens of refreshes.
     pub(crate) validator: Arc<Validator>,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) metrics: Arc<Metrics>,
     /// The I/O tasks of all connections, for a shutdown to wait for.
     pub(crate) tasks: TaskTracker,

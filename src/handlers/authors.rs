@@ -3,7 +3,7 @@
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Caller, Context, Handler, HandlerError};
+use super::{Answer, Caller, Context, Effect, Handler, HandlerError};
 use crate::{
     protocol::Meta,
     store::{Author, AuthorFilter, AuthorPage},
@@ -261,6 +261,7 @@ impl Handler for GetAuthors {
     type Output = Vec<Author>;
     const INPUT: &'static str = "{id?, name?, search_term?}";
     const OUTPUT: &'static str = "[{id, name}]";
+    const EFFECT: Effect = Effect::Read;
 
     async fn handle(
         &self,
@@ -279,6 +280,7 @@ impl Handler for GetPaginatedAuthors {
     type Output = Vec<Author>;
     const INPUT: &'static str = "{page?, per_page?, cursor?, filters?: {id?, name?}}";
     const OUTPUT: &'static str = "[{id, name}] and meta";
+    const EFFECT: Effect = Effect::Read;
 
     async fn handle(
         &self,

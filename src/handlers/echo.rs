@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::{Answer, Caller, Context, Handler, HandlerError};
+use super::{Answer, Caller, Context, Effect, Handler, HandlerError};
 
 pub(super) struct Echo;
 
@@ -11,6 +11,7 @@ impl Handler for Echo {
     type Output = Box<RawValue>;
     const INPUT: &'static str = "any object";
     const OUTPUT: &'static str = "the same object";
+    const EFFECT: Effect = Effect::Nothing;
 
     async fn handle(
         &self,

@@ -17,7 +17,8 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
-    auth::Identity,
+    audit::Audit,
+    auth::{Identity, Remote},
     hub::Hub,
     protocol::{ErrorBody, Meta, Push, Reply, ReplyHead, Status},
     store::{Store, StoreError},
@@ -53,6 +54,17 @@ pub fn packages() -> Vec<Package> {
     ]
 }
 
+/// What a package does to the world, which says whether the audit trail has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// It changes something: always audited.
+    Change,
+    /// It shows something: audited with `AUDIT_READS`.
+    Read,
+    /// Neither: never audited, unless a role was missing.
+    Nothing,
+}
+
 /// What a package does.
 pub trait Handler: Send + Sync + 'static {
     /// Read from `data`; what does not fit is answered `invalid_data` before the handler is called.
@@ -63,6 +75,8 @@ pub trait Handler: Send + Sync + 'static {
     const INPUT: &'static str;
     /// The output for people.
     const OUTPUT: &'static str;
+    /// What is audited.
+    const EFFECT: Effect = Effect::Change;
 
     /// Carries out one request. It may wait: other requests of the package go on meanwhile.
     fn handle(
@@ -75,7 +89,8 @@ pub trait Handler: Send + Sync + 'static {
 
 /// What handlers work with.
 pub struct Context {
-    pub(crate) store: Store,
+    pub(crate) store: Arc<Store>,
+    pub(crate) audit: Arc<Audit>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) broadcast_changes: bool,
     pub(crate) broadcast_errors: prometheus::IntCounter,
@@ -104,6 +119,8 @@ pub struct Caller {
     pub identity: Arc<Identity>,
     /// The connection asked on; none over REST.
     pub connection: Option<Uuid>,
+    /// Where the connection or the request comes from.
+    pub remote: Arc<Remote>,
 }
 
 /// What a handler returns.
@@ -160,6 +177,11 @@ impl HandlerError {
         }
     }
 
+    /// Whether it is the server's fault, to be logged and counted.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self, Self::Unavailable(_) | Self::Internal(_))
+    }
+
     fn status(&self) -> Status {
         match self {
             Self::NotFound(_) | Self::Unavailable(_) | Self::Internal(_) => Status::Error,
@@ -192,6 +214,8 @@ pub struct Package {
     pub input: &'static str,
     /// See [`Handler::OUTPUT`].
     pub output: &'static str,
+    /// See [`Handler::EFFECT`].
+    pub effect: Effect,
     pub(crate) handler: Arc<dyn AnyHandler>,
 }
 
@@ -203,12 +227,12 @@ impl Package {
         roles: &'static [&'static str],
         handler: H,
     ) -> Self {
-        let (input, output) = (H::INPUT, H::OUTPUT);
-        Self { id, name, roles, input, output, handler: Arc::new(handler) }
+        let (input, output, effect) = (H::INPUT, H::OUTPUT, H::EFFECT);
+        Self { id, name, roles, input, output, effect, handler: Arc::new(handler) }
     }
 }
 
-/// An answer, and the error to log and count where it was the server's fault.
+/// An answer, and the error that it tells of.
 pub(crate) type Outcome = (Reply, Option<HandlerError>);
 
 /// A [`Handler`] without its types: text in, encoded answer out.
@@ -238,12 +262,7 @@ impl<H: Handler> AnyHandler for H {
             };
             match result {
                 Ok(answer) => (head.ok(&answer.data, answer.meta.as_ref()), None),
-                Err(error) => {
-                    let reply = head.error(error.status(), &error.body());
-                    let ours =
-                        matches!(error, HandlerError::Unavailable(_) | HandlerError::Internal(_));
-                    (reply, ours.then_some(error))
-                }
+                Err(error) => (head.error(error.status(), &error.body()), Some(error)),
             }
         })
     }

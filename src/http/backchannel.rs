@@ -11,15 +11,14 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{Api, Problem, client_address, input};
+use super::{Api, Problem, input, remote};
 use crate::{
     auth::{AuthError, Logout},
     protocol::{CloseReason, ErrorBody},
 };
 
 pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
-    let address =
-        client_address(&api.config.trusted_proxies, request.headers(), request.extensions());
+    let address = remote(request.extensions()).address;
     let mut answer = match read(&api, request).await {
         Ok(logout) => {
             end(&api, &logout);

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{Api, Problem, client_address, problem::seconds};
+use super::{Api, Problem, problem::seconds, remote};
 use crate::{
     auth::{self, AuthError, Identity},
     handlers::Caller,
@@ -27,17 +27,16 @@ pub(super) const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset"
 /// What the guard found out about the user, for the route.
 type Found = Result<Arc<Identity>, AuthError>;
 
-/// The user of a response, for its log line.
+/// The user of a response, for its log line and its audit row.
 #[derive(Clone)]
-pub(super) struct UserId(pub(super) Arc<str>);
+pub(super) struct User(pub(super) Arc<Identity>);
 
 pub(super) async fn guard(
     State(api): State<Arc<Api>>,
     mut request: Request<Body>,
     next: Next,
 ) -> Response {
-    let proxies = &api.config.trusted_proxies;
-    let address = client_address(proxies, request.headers(), request.extensions());
+    let address = remote(request.extensions()).address;
     let attempt = request.headers().get(header::AUTHORIZATION);
     // Before the token is looked at: a good one is refused too.
     let refusal = attempt.and_then(|_| api.limits.failures.refusal(address));
@@ -52,7 +51,7 @@ pub(super) async fn guard(
         Ok(identity) => HttpKey::User(Arc::clone(&identity.subject)),
         Err(_) => HttpKey::Address(address),
     };
-    let user = found.as_ref().ok().map(|identity| UserId(Arc::clone(&identity.subject)));
+    let user = found.as_ref().ok().map(|identity| User(Arc::clone(identity)));
     let budget = api.limits.http(&key);
     let wait = refusal.or_else(|| budget.and_then(|budget| budget.retry_after));
     let mut response = match wait {
@@ -77,8 +76,7 @@ pub(super) async fn by_address(
     request: Request<Body>,
     next: Next,
 ) -> Response {
-    let proxies = &api.config.trusted_proxies;
-    let address = client_address(proxies, request.headers(), request.extensions());
+    let address = remote(request.extensions()).address;
     let budget = api.limits.http(&HttpKey::Address(address));
     let refusal = api.limits.failures.refusal(address);
     let mut response = match refusal.or_else(|| budget.and_then(|budget| budget.retry_after)) {
@@ -104,7 +102,7 @@ pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Call
             .with(json!({ "required_roles": [role] }));
         return Err(Problem::new(StatusCode::FORBIDDEN, body));
     }
-    Ok(Caller { identity, connection: None })
+    Ok(Caller { identity, connection: None, remote: remote(request.extensions()) })
 }
 
 async fn authenticate(api: &Api, authorization: &HeaderValue, address: IpAddr) -> Found {

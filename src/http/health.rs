@@ -47,6 +47,7 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
 
 pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.context.store.measure();
+    api.context.audit.measure();
     let in_flight = i64::try_from(api.context.hub.in_flight()).unwrap_or(i64::MAX);
     api.metrics.ws.requests_in_flight.set(in_flight);
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];

@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use tokio::time::timeout;
 
-use super::Problem;
+use super::{Problem, audit::Asked};
 use crate::{
     handlers::{HandlerError, input},
     protocol::ErrorBody,
@@ -30,8 +30,12 @@ pub(super) async fn body<T: DeserializeOwned>(
         let body = ErrorBody::new("unsupported_media_type", "The body must be application/json");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, body));
     }
+    let asked = request.extensions().get::<Asked>().cloned();
     let bytes = bytes(request.into_body(), limit, BODY_TIMEOUT).await?;
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid("", "the body is not UTF-8"))?;
+    if let Some(asked) = asked {
+        asked.note(text);
+    }
     Ok(input::read(text)?)
 }
 

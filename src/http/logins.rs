@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use tracing::Instrument;
 
-use super::{Api, CorrelationId, Problem, backchannel, client_address, input};
+use super::{Api, Problem, backchannel, input, remote};
 use crate::{
     auth::{LoginError, Logins, Tokens},
     handlers::HandlerError,
@@ -55,9 +55,7 @@ pub(super) async fn login(
     request: Request<Body>,
 ) -> Result<Response, Problem> {
     let logins = logins(&api)?;
-    let correlation = correlation(&request);
-    let address =
-        client_address(&api.config.trusted_proxies, request.headers(), request.extensions());
+    let remote = remote(request.extensions());
     let Credentials { username: Hidden(username), password: Hidden(password) } =
         input::body(request, api.config.max_body_bytes).await?;
     // A database that cannot store them fails on these, and five failures open the circuit breaker.
@@ -66,7 +64,7 @@ pub(super) async fn login(
         return Err(HandlerError::InvalidData { path: "username".into(), msg }.into());
     }
     let attempts = &api.metrics.auth.attempts;
-    match logins.login(&username, &password, &correlation).await {
+    match logins.login(&username, &password, &remote.correlation).await {
         Ok(tokens) => {
             attempts.inc(AuthOutcome::Success);
             Ok(answer(tokens))
@@ -74,7 +72,7 @@ pub(super) async fn login(
         Err(error) => {
             if error == LoginError::Refused {
                 attempts.inc(AuthOutcome::Failed);
-                api.limits.failures.count(address);
+                api.limits.failures.count(remote.address);
             }
             // A user who is locked out gets the same words, or guessing would be rewarded.
             Err(refused(error, "The username or the password is wrong"))
@@ -87,7 +85,7 @@ pub(super) async fn refresh(
     request: Request<Body>,
 ) -> Result<Response, Problem> {
     let logins = logins(&api)?;
-    let correlation = correlation(&request);
+    let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let RefreshToken { refresh_token: Hidden(token) } =
         input::body(request, api.config.max_body_bytes).await?;
     // Not a failed authentication of the address: nobody guesses one of these, and a session that
@@ -101,7 +99,7 @@ pub(super) async fn logout(
     request: Request<Body>,
 ) -> Result<StatusCode, Problem> {
     logins(&api)?;
-    let correlation = correlation(&request);
+    let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let RefreshToken { refresh_token: Hidden(token) } =
         input::body(request, api.config.max_body_bytes).await?;
     // In a task of its own: a page that logs out is often gone before the answer, and a handler ends
@@ -127,10 +125,6 @@ fn logins(api: &Api) -> Result<&Logins, Problem> {
                    `switchboard token` issues development tokens";
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, ErrorBody::new("unavailable", msg))
     })
-}
-
-fn correlation(request: &Request<Body>) -> Arc<str> {
-    request.extensions().get::<CorrelationId>().cloned().unwrap_or_default().into()
 }
 
 /// Tokens are for whoever asked, and no cache on the way (RFC 6749, 5.1).

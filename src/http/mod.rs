@@ -1,11 +1,12 @@
 //! The REST sidecar: routes, and what every request passes on its way to them.
 //!
 //! From the outside in: [`observe`] (correlation id, log line, metrics, security headers) → panics →
-//! host → CORS → gzip → [`guard`] (who asks, and how often) → the handler, which asks for its role,
-//! then reads its input, then calls the same operation as the WebSocket package.
+//! host → CORS → gzip → [`audit`] → [`guard`] (who asks, and how often) → the handler, which asks for its
+//! role, then reads its input, then calls the same operation as the WebSocket package.
 
 mod address;
 mod admin;
+mod audit;
 mod authors;
 mod backchannel;
 mod guard;
@@ -36,8 +37,8 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 
-pub(crate) use address::{Peer, client_address};
-pub(crate) use observe::CorrelationId;
+pub(crate) use address::Peer;
+pub(crate) use observe::remote;
 pub(crate) use problem::Problem;
 
 use crate::{
@@ -71,8 +72,11 @@ const GUARDED: &[u16] = &[401, 403, 422, 429, 500, 503];
 /// on one of their own.
 pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Router, Router) {
     declare(&api.metrics);
+    let audited = |routes: Router<Arc<Api>>| {
+        routes.route_layer(from_fn_with_state(Arc::clone(api), audit::audit))
+    };
     let guarded = |routes: Router<Arc<Api>>| {
-        routes.route_layer(from_fn_with_state(Arc::clone(api), guard::guard))
+        audited(routes.route_layer(from_fn_with_state(Arc::clone(api), guard::guard)))
     };
     let authors = Router::new()
         .route("/authors", get(authors::list).post(authors::create))
@@ -96,7 +100,7 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/auth/logout", post(logins::logout))
         .route_layer(from_fn_with_state(Arc::clone(api), guard::by_address));
     let signed = Router::new().route("/auth/backchannel-logout", post(backchannel::logout));
-    let clients = guarded(authors).merge(logins).merge(signed);
+    let clients = guarded(authors).merge(audited(logins.merge(signed)));
     let ops = guarded(admin).merge(health);
     let (clients, ops) =
         if ops_apart { (clients, ops) } else { (clients.merge(ops), Router::new()) };

@@ -6,43 +6,39 @@ use std::{sync::Arc, time::Instant};
 use axum::{
     body::Body,
     extract::{MatchedPath, State},
-    http::{HeaderMap, HeaderName, HeaderValue, Request, header},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, header},
     middleware::Next,
     response::Response,
 };
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{Api, Peer, guard::UserId, problem::ErrorCode};
-use crate::metrics::Endpoint;
+use super::{Api, Peer, address::client_address, guard::User, problem::Told};
+use crate::{auth::Remote, metrics::Endpoint};
 
 pub(super) const CORRELATION_HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
 
-/// Links the lines and rows of a request: the client's id, or one made here.
-#[derive(Debug, Clone)]
-pub(crate) struct CorrelationId(Arc<str>);
+/// Characters of a user agent that are kept: it may lie about for as long as a connection.
+const MAX_USER_AGENT: usize = 256;
 
-impl CorrelationId {
-    fn of(headers: &HeaderMap) -> Self {
-        let fits = |id: &&str| {
-            (1..=64).contains(&id.len())
-                && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
-        };
-        let given = headers.get(CORRELATION_HEADER).and_then(|id| id.to_str().ok()).filter(fits);
-        given.map_or_else(Self::default, |id| Self(id.into()))
-    }
+/// Where a request comes from.
+pub(crate) fn remote(extensions: &Extensions) -> Arc<Remote> {
+    Arc::clone(extensions.get::<Arc<Remote>>().expect("every request passes `observe`"))
 }
 
-impl Default for CorrelationId {
-    fn default() -> Self {
-        Self(Uuid::new_v4().simple().to_string()[..8].into())
-    }
+/// The client's id, or one made here: it links the lines and rows of a request.
+fn correlation(headers: &HeaderMap) -> Arc<str> {
+    let fits = |id: &&str| {
+        (1..=64).contains(&id.len())
+            && id.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-'))
+    };
+    let given = headers.get(CORRELATION_HEADER).and_then(|id| id.to_str().ok()).filter(fits);
+    given.map_or_else(|| Uuid::new_v4().simple().to_string()[..8].into(), Into::into)
 }
 
-impl From<CorrelationId> for Arc<str> {
-    fn from(id: CorrelationId) -> Self {
-        id.0
-    }
+fn user_agent(headers: &HeaderMap) -> Option<Box<str>> {
+    let text = String::from_utf8_lossy(headers.get(header::USER_AGENT)?.as_bytes());
+    Some(text.chars().take(MAX_USER_AGENT).collect::<String>().into())
 }
 
 pub(super) async fn observe(
@@ -51,18 +47,24 @@ pub(super) async fn observe(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    let correlation = CorrelationId::of(request.headers());
+    let correlation = correlation(request.headers());
+    let proxies = &api.config.trusted_proxies;
+    let remote = Remote {
+        address: client_address(proxies, request.headers(), request.extensions()),
+        user_agent: user_agent(request.headers()),
+        correlation: Arc::clone(&correlation),
+    };
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let endpoint = Endpoint::new(request.method().as_str(), route.as_deref());
     let secure = is_secure(&api, &request);
     let span = tracing::info_span!(
         "request",
-        request_id = &*correlation.0,
+        request_id = &*correlation,
         method = request.method().as_str(),
         // The path without its query, which may hold a token.
         endpoint = request.uri().path(),
     );
-    request.extensions_mut().insert(correlation.clone());
+    request.extensions_mut().insert(Arc::new(remote));
 
     let in_progress = api.metrics.http.begin(&endpoint);
     let mut response = next.run(request).instrument(span.clone()).await;
@@ -72,7 +74,7 @@ pub(super) async fn observe(
     let status = response.status().as_u16();
     api.metrics.http.finish(&endpoint, status, took);
     if status >= 500 && status != 503 {
-        let code = response.extensions().get::<ErrorCode>().map_or("internal_error", |code| code.0);
+        let code = response.extensions().get::<Told>().map_or("internal_error", |told| told.code);
         api.metrics.errors.count(code, "http");
     }
     let quiet = route.is_some_and(|route| route == "/metrics" || route.starts_with("/health"));
@@ -82,7 +84,7 @@ pub(super) async fn observe(
 }
 
 fn log(response: &Response, status_code: u16, duration_ms: f64, quiet: bool) {
-    let user_id = response.extensions().get::<UserId>().map(|user| &*user.0);
+    let user_id = response.extensions().get::<User>().map(|user| &*user.0.subject);
     if quiet {
         tracing::debug!(status_code, duration_ms, user_id, "request");
     } else {
@@ -103,9 +105,8 @@ fn is_secure(api: &Api, request: &Request<Body>) -> bool {
             .is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
 }
 
-fn add_headers(headers: &mut HeaderMap, correlation: &CorrelationId, secure: bool) {
-    let correlation =
-        HeaderValue::from_str(&correlation.0).expect("a correlation id is plain ASCII");
+fn add_headers(headers: &mut HeaderMap, correlation: &str, secure: bool) {
+    let correlation = HeaderValue::from_str(correlation).expect("a correlation id is plain ASCII");
     headers.insert(CORRELATION_HEADER, correlation);
     for (name, value) in [
         (header::X_FRAME_OPTIONS, "DENY"),

@@ -1,6 +1,6 @@
 //! The one shape of every error: `{"error":{"code","msg","details"}}`.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use axum::{
     Json,
@@ -86,16 +86,19 @@ impl From<HandlerError> for Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let ErrorBody { code, msg, details } = *self.body;
-        let body = Json(json!({ "error": { "code": code, "msg": msg, "details": details } }));
+        let body = Json(json!({ "error": { "code": code, "msg": &msg, "details": details } }));
         let mut response = (self.status, body).into_response();
         if let Some((name, value)) = self.header {
             response.headers_mut().insert(name, value);
         }
-        response.extensions_mut().insert(ErrorCode(code));
+        response.extensions_mut().insert(Told { code, msg });
         response
     }
 }
 
-/// The code of an error answer, for the metrics.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct ErrorCode(pub(super) &'static str);
+/// What an error answer says, for the metrics and the audit trail.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    pub(super) code: &'static str,
+    pub(super) msg: Cow<'static, str>,
+}

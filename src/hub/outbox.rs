@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
 use crate::{
-    auth::Identity,
+    auth::{Identity, Remote},
     protocol::{CloseReason, Format, Push},
 };
 
@@ -30,8 +30,8 @@ pub(crate) struct Outbox {
     pub(crate) username: Arc<str>,
     /// The format of data frames.
     pub(crate) format: Format,
-    /// The correlation id of the upgrade, for log lines.
-    pub(crate) correlation: Arc<str>,
+    /// Where the upgrade came from.
+    pub(crate) remote: Arc<Remote>,
     push_limit: usize,
     in_flight: AtomicUsize,
     state: Mutex<State>,
@@ -84,13 +84,13 @@ impl Outbox {
         identity: Arc<Identity>,
         format: Format,
         push_limit: usize,
-        correlation: Arc<str>,
+        remote: Arc<Remote>,
     ) -> Self {
         Self {
             id,
             username: Arc::clone(&identity.username),
             format,
-            correlation,
+            remote,
             push_limit,
             in_flight: AtomicUsize::new(0),
             state: Mutex::new(State {
@@ -241,7 +241,9 @@ mod tests {
             issued_at: 0,
             expires_at: u64::MAX,
         };
-        Outbox::new(Uuid::nil(), Arc::new(identity), Format::Json, push_limit, "c".into())
+        let remote =
+            Remote { address: [127, 0, 0, 1].into(), user_agent: None, correlation: "c".into() };
+        Outbox::new(Uuid::nil(), Arc::new(identity), Format::Json, push_limit, Arc::new(remote))
     }
 
     #[tokio::test]

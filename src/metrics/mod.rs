@@ -21,7 +21,10 @@ pub(crate) use identity::{
     AuthMetrics, AuthOutcome, BreakerMetrics, BreakerSeries, CallOutcome, Dependency,
     LoginCounters, LoginMethod, LoginOutcome, ProviderOperation, TokenOutcome,
 };
-pub(crate) use parts::{Actor, DbErrorKind, DbMetrics, DbOperation, ErrorMetrics, LimitType};
+pub(crate) use parts::{
+    Actor, AuditErrorKind, AuditMetrics, AuditOutcome, DbErrorKind, DbMetrics, DbOperation,
+    ErrorMetrics, LimitType,
+};
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};
 
 /// Seconds; 0.1 and 0.4 are the Apdex bounds of the dashboards.
@@ -37,6 +40,7 @@ pub struct Metrics {
     pub(crate) http: HttpMetrics,
     pub(crate) ws: WsMetrics,
     pub(crate) db: DbMetrics,
+    pub(crate) audit: AuditMetrics,
     pub(crate) auth: AuthMetrics,
     pub(crate) breakers: BreakerMetrics,
     pub(crate) errors: ErrorMetrics,
@@ -53,6 +57,7 @@ impl Metrics {
             http: HttpMetrics::new(&family),
             ws: WsMetrics::new(&family, packages),
             db: DbMetrics::new(&family),
+            audit: AuditMetrics::new(&family),
             auth: AuthMetrics::new(&family),
             breakers: BreakerMetrics::new(&family),
             errors: ErrorMetrics::new(&family, packages),

@@ -1,6 +1,6 @@
 //! The database, errors, and the families of parts that a server can run without.
 
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
 
 use super::{Counters, Family, Histograms, Label, WS_BUCKETS};
 
@@ -97,6 +97,64 @@ impl DbMetrics {
     }
 }
 
+label!(
+    /// What became of an audited action.
+    AuditOutcome { Success = "success", Error = "error", PermissionDenied = "permission_denied" }
+);
+label!(
+    /// What failed on the way of an audit row.
+    AuditErrorKind {
+        Database = "database",
+        Spool = "spool",
+        Refused = "refused",
+        Damaged = "damaged",
+    }
+);
+
+/// The series of the audit trail.
+#[derive(Clone)]
+pub(crate) struct AuditMetrics {
+    pub(crate) actions: Counters<AuditOutcome>,
+    pub(crate) queue: IntGauge,
+    pub(crate) spool: IntGauge,
+    pub(crate) written: IntCounter,
+    pub(crate) spooled: IntCounter,
+    pub(crate) dropped: IntCounter,
+    pub(crate) batch_size: Histogram,
+    pub(crate) duration: Histogram,
+    pub(crate) errors: Counters<AuditErrorKind>,
+}
+
+impl AuditMetrics {
+    pub(super) fn new(family: &Family) -> Self {
+        Self {
+            actions: family.counters("audit_logs_total", "Audited actions.", "outcome"),
+            queue: family.gauge("audit_queue_size", "Audit rows waiting in memory."),
+            spool: family.gauge("audit_spool_rows", "Audit rows waiting in the spool on disk."),
+            written: family
+                .counter("audit_logs_written_total", "Audit rows written to the database."),
+            spooled: family.counter("audit_logs_spooled_total", "Audit rows written to the spool."),
+            dropped: family
+                .counter("audit_logs_dropped_total", "Audit rows lost: the spool was full."),
+            batch_size: family.histogram(
+                "audit_batch_size",
+                "Rows in an audit batch.",
+                &[1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0],
+            ),
+            duration: family.histogram(
+                "audit_log_creation_duration_seconds",
+                "Seconds to write an audit batch.",
+                WS_BUCKETS,
+            ),
+            errors: family.counters(
+                "audit_log_errors_total",
+                "Failures on the way of audit rows.",
+                "error_type",
+            ),
+        }
+    }
+}
+
 /// Errors that are bugs or failed dependencies, by the handler they showed in.
 #[derive(Clone)]
 pub(crate) struct ErrorMetrics(IntCounterVec);
@@ -135,9 +193,8 @@ impl ErrorMetrics {
     }
 }
 
-/// Registers the families of Redis and the audit trail, which stay at 0 without those parts.
+/// Registers the families of Redis, which stay at 0 without it.
 pub(super) fn register_dormant(family: &Family) {
-    let counter = |name, help| -> IntCounter { family.counter(name, help) };
     let counters = |name, help, labels: &[&str], values: &[&[&str]]| {
         let made = family.counter_vec(name, help, labels);
         for value in values {
@@ -152,25 +209,4 @@ pub(super) fn register_dormant(family: &Family) {
         &["operation"],
     );
     family.gauge("redis_connected", "1 while connected to Redis.");
-    family.gauge("audit_queue_size", "Audit rows waiting to be written.");
-    counters(
-        "audit_logs_total",
-        "Audited actions.",
-        &["outcome"],
-        &[&["success"], &["error"], &["permission_denied"]],
-    );
-    counter("audit_logs_written_total", "Audit rows written to the database.");
-    counter("audit_logs_spooled_total", "Audit rows written to the spool.");
-    counter("audit_logs_dropped_total", "Audit rows lost: the spool was full.");
-    family.histogram(
-        "audit_batch_size",
-        "Rows in an audit batch.",
-        &[1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0],
-    );
-    family.histogram(
-        "audit_log_creation_duration_seconds",
-        "Seconds to write an audit batch.",
-        WS_BUCKETS,
-    );
-    counters("audit_log_errors_total", "Failures to write audit rows.", &["error_type"], &[]);
 }

@@ -110,6 +110,31 @@ impl CloseReason {
         }
     }
 
+    /// Whether the server ended a connection that its client would have kept, for something that the
+    /// client did or no longer may.
+    pub fn is_forced(self) -> bool {
+        match self {
+            Self::ProtocolError
+            | Self::WrongKind
+            | Self::NotUtf8
+            | Self::TooBig
+            | Self::ConnectionLimit
+            | Self::TooManyStrikes
+            | Self::Unauthorized
+            | Self::TokenExpired
+            | Self::SessionExpired
+            | Self::SessionRevoked
+            | Self::SlowConsumer => true,
+            Self::Normal
+            | Self::GoingAway
+            | Self::InternalError
+            | Self::Unavailable
+            | Self::AuthTimeout
+            | Self::PongTimeout
+            | Self::Abnormal => false,
+        }
+    }
+
     /// The `code` of the error frame that goes ahead of the close frame, where there is one.
     pub fn error_code(self) -> Option<&'static str> {
         match self {

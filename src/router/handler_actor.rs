@@ -165,7 +165,7 @@ impl Drop for Slot {
 /// Answers a request whose time is over, in its handler or before it was begun.
 fn time_out(package: &str, metrics: &Metrics, responder: Responder) {
     metrics.errors.count("timeout", package);
-    responder.refuse(Status::Error, &ErrorBody::new("timeout", "The request took too long"));
+    responder.refuse(Status::Error, ErrorBody::new("timeout", "The request took too long"));
 }
 
 /// Answers a request whose handler is through; none is the outcome of a panic.
@@ -179,10 +179,12 @@ fn finish(
     metrics.ws.phase_handler.observe((ready - begun).as_secs_f64());
     // The panic hook has logged a panic; dropping the responder answers.
     let Some((reply, error)) = outcome else { return metrics.errors.panicked(package) };
-    if let Some(error) = error {
-        metrics.errors.count(error.body().code, package);
+    let Some(error) = error else { return responder.answer(reply, ready) };
+    let body = error.body();
+    if error.is_ours() {
+        metrics.errors.count(body.code, package);
         let head = responder.head();
         tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
     }
-    responder.answer(reply, ready);
+    responder.fail(reply, body, ready);
 }

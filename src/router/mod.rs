@@ -18,12 +18,14 @@ use arc_swap::ArcSwap;
 use ractor::{ActorCell, ActorRef, SpawnErr};
 use serde_json::json;
 
+use responder::Audited;
 pub(crate) use responder::Responder;
 
 use crate::{
+    audit::taken_along,
     auth::Identity,
     config::HandlerConfig,
-    handlers::{Caller, Context, Package},
+    handlers::{Caller, Context, Effect, Package},
     metrics::Metrics,
     protocol::{ErrorBody, Request, Status},
 };
@@ -95,29 +97,48 @@ impl Router {
         &self,
         request: Request,
         caller: &Arc<Caller>,
-        responder: Responder,
+        mut responder: Responder,
         departure: &mut Departure,
     ) {
         let routes = self.routes.load();
         let Ok(found) = routes.binary_search_by_key(&request.pkg_id, |route| route.package.id)
         else {
             let msg = format!("No handler found for pkg_id {}", request.pkg_id);
-            return responder.refuse(Status::Error, &ErrorBody::new("unknown_pkg", msg));
+            return responder.refuse(Status::Error, ErrorBody::new("unknown_pkg", msg));
         };
         let route = &routes[found];
-        if !caller.identity.has(route.package.roles) {
+        let allowed = caller.identity.has(route.package.roles);
+        if self.is_audited(&route.package, allowed) {
+            responder.record(Audited {
+                audit: Arc::clone(&self.context.audit),
+                caller: Arc::clone(caller),
+                package: route.package.name,
+                data: request.data.as_deref().map(|data| taken_along(data.get())),
+            });
+        }
+        if !allowed {
             let msg = format!("No permission for pkg_id {}", request.pkg_id);
             let error = ErrorBody::new("permission_denied", msg)
                 .with(json!({ "required_roles": route.package.roles }));
-            return responder.refuse(Status::PermissionDenied, &error);
+            return responder.refuse(Status::PermissionDenied, error);
         }
         if route.queued.fetch_add(1, Ordering::Relaxed) >= self.config.queue {
             route.queued.fetch_sub(1, Ordering::Relaxed);
             let error = ErrorBody::new("overloaded", "Too many requests wait for this handler")
                 .with(json!({ "retry_after_ms": OVERLOADED_RETRY_MS }));
-            return responder.refuse(Status::Error, &error);
+            return responder.refuse(Status::Error, error);
         }
         departure.join(route, Job { data: request.data, caller: Arc::clone(caller), responder });
+    }
+
+    /// Whether a request for a package belongs into the audit trail.
+    fn is_audited(&self, package: &Package, allowed: bool) -> bool {
+        match package.effect {
+            _ if !allowed => self.context.audit.is_on(),
+            Effect::Change => self.context.audit.is_on(),
+            Effect::Read => self.context.audit.has_reads(),
+            Effect::Nothing => false,
+        }
     }
 }
 

@@ -1,12 +1,22 @@
-//! One answer for one request, by construction.
+//! One answer for one request, by construction; and one row of the audit trail, where it has one.
 
-use std::{sync::Arc, time::Instant};
+use std::{borrow::Cow, sync::Arc, time::Instant};
 
 use crate::{
+    audit::{Audit, Event},
+    handlers::Caller,
     hub::Outbox,
-    metrics::PackageMetrics,
+    metrics::{AuditOutcome, PackageMetrics},
     protocol::{ErrorBody, Reply, ReplyHead, Status},
 };
+
+/// What the audit trail is to have of a request, beside its answer.
+pub(super) struct Audited {
+    pub(super) audit: Arc<Audit>,
+    pub(super) caller: Arc<Caller>,
+    pub(super) package: &'static str,
+    pub(super) data: Option<Box<str>>,
+}
 
 /// Answers a request once. Dropped unanswered (a panic, a dead actor), it answers `internal_error`.
 pub(crate) struct Responder {
@@ -15,6 +25,7 @@ pub(crate) struct Responder {
     metrics: Arc<PackageMetrics>,
     /// Taken by the answer.
     outbox: Option<Arc<Outbox>>,
+    audited: Option<Box<Audited>>,
 }
 
 impl Responder {
@@ -25,7 +36,7 @@ impl Responder {
         metrics: Arc<PackageMetrics>,
         outbox: Arc<Outbox>,
     ) -> Self {
-        Self { head, received, metrics, outbox: Some(outbox) }
+        Self { head, received, metrics, outbox: Some(outbox), audited: None }
     }
 
     /// What the answer repeats.
@@ -38,31 +49,64 @@ impl Responder {
         self.received
     }
 
+    /// Has the request recorded with its answer.
+    pub(super) fn record(&mut self, audited: Audited) {
+        self.audited = Some(Box::new(audited));
+    }
+
     /// Answers. `ready` is now, read once for all the metrics of a message.
     pub(crate) fn answer(mut self, reply: Reply, ready: Instant) {
-        self.send(reply, ready);
+        self.send(reply, None, ready);
+    }
+
+    /// Answers with an error of the handler, which `reply` tells of.
+    pub(crate) fn fail(mut self, reply: Reply, error: ErrorBody, ready: Instant) {
+        self.send(reply, Some(error.msg), ready);
     }
 
     /// Answers with an error, before any handler saw the request.
-    pub(crate) fn refuse(mut self, status: Status, error: &ErrorBody) {
-        let reply = self.head.error(status, error);
-        self.send(reply, Instant::now());
+    pub(crate) fn refuse(mut self, status: Status, error: ErrorBody) {
+        self.send_error(status, error);
     }
 
-    fn send(&mut self, reply: Reply, ready: Instant) {
-        if let Some(outbox) = self.outbox.take() {
-            self.metrics.processing.observe((ready - self.received).as_secs_f64());
-            self.metrics.answered(reply.status);
-            outbox.reply(reply.frame, ready);
+    fn send_error(&mut self, status: Status, error: ErrorBody) {
+        let reply = self.head.error(status, &error);
+        self.send(reply, Some(error.msg), Instant::now());
+    }
+
+    fn send(&mut self, reply: Reply, error: Option<Cow<'static, str>>, ready: Instant) {
+        let Some(outbox) = self.outbox.take() else { return };
+        let took = ready - self.received;
+        self.metrics.processing.observe(took.as_secs_f64());
+        self.metrics.answered(reply.status);
+        // First: who has seen the answer can rely on the row.
+        if let Some(audited) = self.audited.take() {
+            audited.audit.record(Event {
+                user: Some(Arc::clone(&audited.caller.identity)),
+                claimed: None,
+                remote: Arc::clone(&audited.caller.remote),
+                req_id: Some(self.head.req_id),
+                action: format!("WS:{}", audited.package),
+                resource: audited.package.to_owned(),
+                outcome: match reply.status {
+                    Status::Ok => AuditOutcome::Success,
+                    Status::PermissionDenied => AuditOutcome::PermissionDenied,
+                    Status::Error | Status::InvalidData => AuditOutcome::Error,
+                },
+                data: audited.data,
+                status: reply.status as i32,
+                error,
+                took: Some(took),
+            });
         }
+        outbox.reply(reply.frame, ready);
     }
 }
 
 impl Drop for Responder {
     fn drop(&mut self) {
         if self.outbox.is_some() {
-            let reply = self.head.error(Status::Error, &ErrorBody::internal());
-            self.send(reply, Instant::now());
+            self.send_error(Status::Error, ErrorBody::internal());
         }
     }
 }

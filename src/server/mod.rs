@@ -15,6 +15,7 @@ use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    audit::{Audit, AuditWriter},
     auth::{DevIssuer, Logins, Provider, Validator},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
@@ -63,6 +64,9 @@ pub enum ServeError {
     /// The database.
     #[error(transparent)]
     Store(#[from] OpenError),
+    /// The spool of the audit trail.
+    #[error("cannot use the spool of the audit trail, DATA_DIR/audit: {0}")]
+    Audit(#[source] io::Error),
     /// The key of the development issuer.
     #[error("cannot use the development key: {0}")]
     DevKey(#[from] io::Error),
@@ -107,6 +111,7 @@ pub async fn run(
         root.stop(None);
         drop(root_ended.await);
     }
+    AuditWriter::finish(&server.context.audit, &server.context.store).await;
     server.context.store.close().await;
     tracing::info!("stopped");
     supervision
@@ -132,8 +137,11 @@ impl Server {
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
         let (validator, provider) = validator(&config.auth, &metrics)?;
         let validator = Arc::new(validator);
+        let audit = Audit::open(&config.audit, metrics.audit.clone()).map_err(ServeError::Audit)?;
+        let audit = Arc::new(audit);
         let context = Arc::new(Context {
-            store: Store::open(&config.store, metrics.db.clone()).await?,
+            store: Arc::new(Store::open(&config.store, metrics.db.clone()).await?),
+            audit: Arc::clone(&audit),
             hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
             broadcast_changes: config.handlers.broadcast_changes,
             broadcast_errors: metrics.ws.broadcast_errors.clone(),
@@ -146,6 +154,7 @@ impl Server {
             drain_timeout: config.server.drain_timeout,
             router: Arc::new(router),
             validator: Arc::clone(&validator),
+            audit,
             metrics,
             tasks: TaskTracker::new(),
         });
@@ -167,7 +176,7 @@ impl Server {
         Root {
             router: Arc::clone(&self.shared.router),
             registry: Arc::clone(&self.registry),
-            hub: Arc::clone(&self.context.hub),
+            context: Arc::clone(&self.context),
             shared: Arc::clone(&self.shared),
             packages: self.packages.clone(),
         }
@@ -191,7 +200,6 @@ impl Server {
             validator: Arc::clone(&self.validator),
             limits: Arc::clone(&self.limits),
             registry: Arc::clone(&self.registry),
-            proxies: self.config.http.trusted_proxies.clone(),
             places: Arc::clone(&self.places),
             draining: self.draining.clone(),
         });

@@ -1,4 +1,5 @@
-//! The root of the supervision tree: starts the registry and the handler actors, and starts them again.
+//! The root of the supervision tree: starts the registry, the handler actors and the writer of the audit
+//! trail, and starts them again.
 //!
 //! Actors that keep ending are a fault that restarts do not mend: past the budget the root ends too,
 //! and with it the server.
@@ -12,7 +13,11 @@ use std::{
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
 
 use crate::{
-    connection::Shared, handlers::Package, hub::Hub, metrics, registry::RegistryAddress,
+    audit::AuditWriter,
+    connection::Shared,
+    handlers::{Context, Package},
+    metrics,
+    registry::RegistryAddress,
     router::Router,
 };
 
@@ -24,7 +29,7 @@ const RESTART_WINDOW: Duration = Duration::from_secs(60);
 pub(super) struct Root {
     pub(super) router: Arc<Router>,
     pub(super) registry: Arc<RegistryAddress>,
-    pub(super) hub: Arc<Hub>,
+    pub(super) context: Arc<Context>,
     pub(super) shared: Arc<Shared>,
     pub(super) packages: Vec<Package>,
 }
@@ -32,6 +37,7 @@ pub(super) struct Root {
 #[derive(Clone)]
 enum Child {
     Registry,
+    Audit,
     Handler(Package),
 }
 
@@ -53,7 +59,8 @@ impl Actor for Root {
     ) -> Result<Children, ActorProcessingErr> {
         let mut children = Children::default();
         let handlers = self.packages.iter().cloned().map(Child::Handler);
-        for child in handlers.chain([Child::Registry]) {
+        let audit = self.context.audit.is_on().then_some(Child::Audit);
+        for child in audit.into_iter().chain(handlers).chain([Child::Registry]) {
             self.start(child, &myself, &mut children).await?;
         }
         Ok(children)
@@ -75,6 +82,7 @@ impl Actor for Root {
         let Some(child) = children.running.remove(&cell.get_id()) else { return Ok(()) };
         let (label, name) = match &child {
             Child::Registry => (metrics::Actor::Registry, "registry"),
+            Child::Audit => (metrics::Actor::Audit, "audit writer"),
             Child::Handler(package) => (metrics::Actor::Handler, package.name),
         };
         self.shared.metrics.actor_restarts.inc(label);
@@ -96,8 +104,12 @@ impl Root {
         let started = match &child {
             Child::Handler(package) => self.router.start(package.clone(), supervisor).await?,
             Child::Registry => {
-                let (hub, shared) = (Arc::clone(&self.hub), Arc::clone(&self.shared));
+                let (hub, shared) = (Arc::clone(&self.context.hub), Arc::clone(&self.shared));
                 self.registry.start(hub, shared, supervisor).await?
+            }
+            Child::Audit => {
+                let Context { audit, store, .. } = &*self.context;
+                AuditWriter::start(Arc::clone(audit), Arc::clone(store), supervisor).await?
             }
         };
         children.running.insert(started.get_id(), child);

@@ -1,6 +1,6 @@
 //! `GET /web`: what is refused before the upgrade, the upgrade, and the way to the registry.
 
-use std::{net::IpAddr, sync::Arc};
+use std::sync::Arc;
 
 use axum::{
     body::Body,
@@ -20,17 +20,17 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use crate::{
-    auth::{Identity, Validator},
-    config::Network,
+    audit::Event,
+    auth::{Identity, Remote, Validator},
     connection::{
         Admission, Shared,
         handshake::{self, Refusal},
         socket::{self, Socket},
     },
-    http::{CorrelationId, Problem, client_address},
+    http::{Problem, remote},
     hub::Outbox,
     limits::Limits,
-    metrics::{ConnectionOutcome, LimitType},
+    metrics::{AuditOutcome, ConnectionOutcome, LimitType},
     protocol::{CloseReason, ErrorBody, Format},
     registry::{RegistryAddress, RegistryMessage},
 };
@@ -41,8 +41,6 @@ pub(super) struct Web {
     pub(super) validator: Arc<Validator>,
     pub(super) limits: Arc<Limits>,
     pub(super) registry: Arc<RegistryAddress>,
-    /// Whose `X-Forwarded-For` counts.
-    pub(super) proxies: Vec<Network>,
     /// One for each connection that may be open, those in their handshake included.
     pub(super) places: Arc<Semaphore>,
     /// Cancelled when the server drains.
@@ -54,8 +52,7 @@ struct Accepted {
     format: Format,
     presented: Option<Arc<Identity>>,
     place: OwnedSemaphorePermit,
-    address: IpAddr,
-    correlation: CorrelationId,
+    remote: Arc<Remote>,
 }
 
 pub(super) async fn web(
@@ -124,6 +121,7 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     };
     if !origin.is_none_or(allowed) {
         connections.inc(ConnectionOutcome::RejectedOrigin);
+        refused_origin(web, request);
         let body = ErrorBody::new("permission_denied", "This origin may not connect");
         return Err(Problem::new(StatusCode::FORBIDDEN, body));
     }
@@ -135,9 +133,9 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
         None => Format::Json,
         Some(name) => Format::parse(name).map_err(|msg| bad_request(&msg))?,
     };
-    let address = client_address(&web.proxies, &request.headers, &request.extensions);
+    let remote = remote(&request.extensions);
     // Also who would send its token later: after the upgrade there is no refusing it with a status.
-    if let Some(wait) = web.limits.failures.refusal(address) {
+    if let Some(wait) = web.limits.failures.refusal(remote.address) {
         connections.inc(ConnectionOutcome::RejectedLimit);
         web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
         return Err(Problem::too_many("Too many failed authentications", wait));
@@ -155,23 +153,22 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
             .or_else(|| parameter("Authorization").map(ToOwned::to_owned)),
         None => None,
     };
-    let correlation = request.extensions.get::<CorrelationId>().cloned().unwrap_or_default();
     let presented = match authorization {
         None => None,
-        Some(text) => Some(presented(web, &text, address).await?),
+        Some(text) => Some(presented(web, &text, &remote).await?),
     };
-    Ok(Accepted { format, presented, place, address, correlation })
+    Ok(Accepted { format, presented, place, remote })
 }
 
 /// The user of a token that came with the upgrade.
 async fn presented(
     web: &Web,
     authorization: &str,
-    address: IpAddr,
+    remote: &Arc<Remote>,
 ) -> Result<Arc<Identity>, Problem> {
     let found = handshake::presented(&web.validator, authorization, &web.shared.metrics).await;
     found.map_err(|refusal| {
-        count_failure(web, &refusal, address);
+        failed(web, &refusal, remote);
         match refusal.reason {
             CloseReason::Unavailable => Problem::unavailable(refusal.msg),
             reason => {
@@ -181,11 +178,30 @@ async fn presented(
     })
 }
 
-/// Neither one who was too slow has failed, nor one whose token was good once.
-fn count_failure(web: &Web, refusal: &Refusal, address: IpAddr) {
+/// Counts and records a token that did not do. One who was too slow has not failed, and one whose token
+/// was good once does not guess.
+fn failed(web: &Web, refusal: &Refusal, remote: &Arc<Remote>) {
     if refusal.reason == CloseReason::Unauthorized {
-        web.limits.failures.count(address);
+        web.limits.failures.count(remote.address);
     }
+    if refusal.is_failure() {
+        let (resource, outcome) = ("/web".to_owned(), AuditOutcome::Error);
+        web.shared.audit.record(Event {
+            error: Some(refusal.msg.clone().into()),
+            ..Event::of_connection("AUTH", resource, outcome, remote, refusal.reason)
+        });
+    }
+}
+
+fn refused_origin(web: &Web, request: &Parts) {
+    let (resource, outcome) = ("/web".to_owned(), AuditOutcome::PermissionDenied);
+    let remote = remote(&request.extensions);
+    let reason = CloseReason::Unauthorized;
+    web.shared.audit.record(Event {
+        status: StatusCode::FORBIDDEN.as_u16().into(),
+        error: Some("This origin may not connect".into()),
+        ..Event::of_connection("CONNECT", resource, outcome, &remote, reason)
+    });
 }
 
 fn bad_request(msg: &str) -> Problem {
@@ -194,7 +210,7 @@ fn bad_request(msg: &str) -> Problem {
 
 /// Authenticates the socket and hands it to the registry; a refused client is told why and closed.
 async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
-    let Accepted { format, presented, place, address, correlation } = accepted;
+    let Accepted { format, presented, place, remote } = accepted;
     let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
         tracing::error!("an upgraded connection is not the TCP stream it was accepted as");
         return;
@@ -214,12 +230,11 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
             () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
         },
     };
-    let correlation: Arc<str> = correlation.into();
     let identity = match identity {
         Ok(identity) => identity,
         Err(refusal) => {
-            count_failure(web, &refusal, address);
-            return refuse(socket, refusal, &correlation).await;
+            failed(web, &refusal, &remote);
+            return refuse(socket, refusal, &remote.correlation).await;
         }
     };
     let outbox = Outbox::new(
@@ -227,18 +242,19 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         Arc::clone(&identity),
         format,
         config.send_queue,
-        Arc::clone(&correlation),
+        Arc::clone(&remote),
     );
     let budget = web.limits.messages(&identity.subject);
     let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
     let (refused, refusal) = oneshot::channel();
     let admit = RegistryMessage::Admit { admission, place, refused };
     if let Err(RegistryMessage::Admit { admission, .. }) = web.registry.tell(admit) {
-        return refuse(admission.socket, CloseReason::InternalError.into(), &correlation).await;
+        return refuse(admission.socket, CloseReason::InternalError.into(), &remote.correlation)
+            .await;
     }
     // Admitted: the sender is dropped unused.
     if let Ok((admission, reason)) = refusal.await {
-        refuse(admission.socket, reason.into(), &correlation).await;
+        refuse(admission.socket, reason.into(), &remote.correlation).await;
     }
 }
 

@@ -47,6 +47,22 @@ pub(crate) enum StoreError {
     Other(#[source] sqlx::Error),
 }
 
+impl StoreError {
+    /// Whether it is a value that the database does not take: again will not help.
+    pub(crate) fn is_about_data(&self) -> bool {
+        let Self::Other(sqlx::Error::Database(cause)) = self else {
+            return matches!(self, Self::Conflict);
+        };
+        let code = cause.code().unwrap_or_default();
+        match cause.try_downcast_ref::<PgDatabaseError>() {
+            // data_exception, integrity_constraint_violation, program_limit_exceeded
+            Some(_) => ["22", "23", "54"].iter().any(|class| code.starts_with(class)),
+            // SQLITE_TOOBIG, SQLITE_CONSTRAINT, SQLITE_MISMATCH
+            None => code.parse::<u32>().is_ok_and(|code| matches!(code & 0xff, 18..=20)),
+        }
+    }
+}
+
 /// Why the database cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

@@ -11,6 +11,7 @@ const ORDER: &[&[&str]] = &[
     &["connection"],
     &["router"],
     &["handlers"],
+    &["audit"],
     &["store", "limits", "hub"],
     &["auth"],
     &["metrics"],

@@ -3,6 +3,8 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod admin;
+mod audit;
+mod audit_faults;
 mod auth_routes;
 mod authentication;
 mod backchannel;

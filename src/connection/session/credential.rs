@@ -14,7 +14,10 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use crate::{
-    auth::Identity, connection::handshake::Refusal, handlers::Caller, protocol::CloseReason,
+    auth::{Identity, Remote},
+    connection::handshake::Refusal,
+    handlers::Caller,
+    protocol::CloseReason,
 };
 
 /// A longer life cannot be added to an `Instant` on every system.
@@ -34,10 +37,10 @@ pub(super) struct Credential {
 }
 
 impl Credential {
-    pub(super) fn new(identity: Arc<Identity>, connection: Uuid) -> Self {
+    pub(super) fn new(identity: Arc<Identity>, connection: Uuid, remote: Arc<Remote>) -> Self {
         Self {
             expires: expiry(&identity),
-            caller: Arc::new(Caller { identity, connection: Some(connection) }),
+            caller: Arc::new(Caller { identity, connection: Some(connection), remote }),
             warned: false,
             check: None,
         }
@@ -113,7 +116,7 @@ impl Credential {
     pub(super) fn replace(&mut self, identity: Arc<Identity>) {
         self.expires = expiry(&identity);
         self.warned = false;
-        self.caller = Arc::new(Caller { identity, connection: self.caller.connection });
+        self.caller = Arc::new(Caller { identity, ..Caller::clone(&self.caller) });
     }
 }
 
@@ -142,7 +145,9 @@ mod tests {
     }
 
     fn credential() -> Credential {
-        Credential::new(identity("ann", "issuer"), Uuid::max())
+        let remote =
+            Remote { address: [127, 0, 0, 1].into(), user_agent: None, correlation: "c".into() };
+        Credential::new(identity("ann", "issuer"), Uuid::max(), remote.into())
     }
 
     #[test]

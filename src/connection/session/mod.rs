@@ -92,7 +92,7 @@ impl Session {
         Self {
             socket,
             shared,
-            credential: Credential::new(identity, outbox.id),
+            credential: Credential::new(identity, outbox.id, Arc::clone(&outbox.remote)),
             outbox,
             budget,
             batch: Batch::default(),
@@ -276,7 +276,7 @@ impl Session {
             let error = ErrorBody::new("rate_limit_exceeded", "Too many messages")
                 .with(json!({ "retry_after_ms": retry_after_ms.max(1) }));
             self.shared.metrics.rate_limit_hits.inc(LimitType::Message);
-            responder.refuse(Status::Error, &error);
+            responder.refuse(Status::Error, error);
             return self.strike(now);
         }
         self.shared.router.dispatch(request, self.credential.caller(), responder, departure);
@@ -286,7 +286,7 @@ impl Session {
     fn malformed(&mut self, malformed: Malformed, now: Instant) -> Flow {
         let Malformed { pkg_id, req_id, msg } = malformed;
         let responder = self.responder(pkg_id, req_id, now);
-        responder.refuse(Status::InvalidData, &ErrorBody::new("invalid_message", msg));
+        responder.refuse(Status::InvalidData, ErrorBody::new("invalid_message", msg));
         self.strike(now)
     }
 

@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Instant};
 
 use super::{Flow, Session, credential::Checked};
 use crate::{
+    audit::Event,
     connection::handshake::{self, Refusal},
+    metrics::AuditOutcome,
     protocol::{CloseReason, ServerControl},
 };
 
@@ -59,15 +61,23 @@ impl Session {
     fn refresh_refused(&mut self, refusal: &Refusal, foreign: bool, now: Instant) -> Flow {
         let code = refusal.reason.error_code().unwrap_or("internal_error");
         tracing::info!(
-            connection_id = %self.outbox.id, request_id = &*self.outbox.correlation,
+            connection_id = %self.outbox.id, request_id = &*self.outbox.remote.correlation,
             user_id = &*self.credential.identity().subject, code, cause = refusal.msg,
             "refresh refused"
         );
         self.error(code, &refusal.msg);
+        if refusal.is_failure() {
+            let (id, remote) = (self.outbox.id.to_string(), &self.outbox.remote);
+            self.shared.audit.record(Event {
+                user: Some(Arc::clone(&self.credential.caller().identity)),
+                error: Some(refusal.msg.clone().into()),
+                ..Event::of_connection("REFRESH", id, AuditOutcome::Error, remote, refusal.reason)
+            });
+        }
         match refusal.reason {
             reason if foreign => Flow::Break(reason),
             // Guessing tokens must not be free.
-            CloseReason::Unauthorized | CloseReason::TokenExpired => self.strike(now),
+            _ if refusal.is_failure() => self.strike(now),
             _ => Flow::Continue(()),
         }
     }

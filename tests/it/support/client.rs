@@ -116,6 +116,14 @@ impl Client {
         answer
     }
 
+    /// The same, where the server may be killed meanwhile: none then.
+    pub(crate) async fn try_call(&mut self, pkg_id: i64, data: Value) -> Option<Value> {
+        let request = json!({ "pkg_id": pkg_id, "req_id": Uuid::new_v4(), "data": data });
+        self.socket.send(Message::text(request.to_string())).await.ok()?;
+        let Ok(Message::Text(text)) = self.next().await else { return None };
+        Some(serde_json::from_str(&text).unwrap())
+    }
+
     /// The next frame that is not a ping or pong, as JSON.
     pub(crate) async fn receive(&mut self) -> Value {
         match self.next().await {

@@ -1,10 +1,12 @@
 //! A server and its clients, as tests use them.
 
+pub(crate) mod audit;
 mod client;
 mod database;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
 pub(crate) mod keycloak;
+pub(crate) mod load;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod rest;
@@ -17,7 +19,7 @@ use reqwest::{Method, RequestBuilder};
 use serde_json::json;
 use switchboard::{
     auth::DevIssuer,
-    config::Config,
+    config::{Config, DatabasePlace},
     handlers::{Package, packages, roles},
     server::{self, Listeners, ServeError},
 };
@@ -36,7 +38,8 @@ pub(crate) struct TestServer {
     http: reqwest::Client,
     shutdown: Option<oneshot::Sender<()>>,
     running: JoinHandle<Result<(), ServeError>>,
-    _data: TempDir,
+    database: DatabasePlace,
+    data: TempDir,
 }
 
 impl TestServer {
@@ -62,6 +65,7 @@ impl TestServer {
         let addr = listeners.clients.local_addr().unwrap();
         let ops_addr = listeners.ops.as_ref().map(|ops| ops.local_addr().unwrap());
         let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
+        let database = config.store.place.clone();
         let (shutdown, ended) = oneshot::channel::<()>();
         let packages = [packages(), more].concat();
         let running = tokio::spawn(server::run(config, packages, listeners, async {
@@ -74,7 +78,8 @@ impl TestServer {
             http: reqwest::Client::new(),
             shutdown: Some(shutdown),
             running,
-            _data: data,
+            database,
+            data,
         };
         server.until_ready().await;
         server

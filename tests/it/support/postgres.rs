@@ -9,6 +9,8 @@ use std::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
     },
+    thread::sleep,
+    time::Duration,
 };
 
 use sqlx::{Connection, Executor, PgConnection};
@@ -78,6 +80,19 @@ impl Cluster {
     /// Starts it again.
     pub(crate) fn start_again(&self) {
         run(&mut self.pg_ctl(&self.start_flags()));
+    }
+
+    /// Kills every process of it, and starts it again as soon as the system has cleaned up.
+    #[expect(clippy::disallowed_methods, reason = "callers give up their worker")]
+    pub(crate) fn crash_and_start(&self) {
+        self.signal("-KILL");
+        for _ in 0..50 {
+            if self.pg_ctl(&self.start_flags()).status().unwrap().success() {
+                return;
+            }
+            sleep(Duration::from_millis(100));
+        }
+        panic!("Postgres does not start again");
     }
 
     /// Sends a signal by its name to each of its processes: `-STOP` makes a server that does not answer.

@@ -1,0 +1,271 @@
+//! The audit trail: who did what, or was kept from it.
+//!
+//! Whoever answers a request or ends a connection records an [`Event`] and goes on at once. The events
+//! wait in a bounded queue; the `writer`, an actor, makes rows of them (`redact`) and writes them in
+//! batches to the database, or to the `spool` on disk while the database is away or slow.
+
+mod redact;
+mod spool;
+mod writer;
+
+use std::{
+    borrow::Cow,
+    collections::VecDeque,
+    io,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use jiff::Timestamp;
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+pub(crate) use writer::AuditWriter;
+
+use crate::{
+    auth::{Identity, Remote},
+    config::AuditConfig,
+    metrics::{AuditErrorKind, AuditMetrics, AuditOutcome},
+    protocol::CloseReason,
+};
+use spool::Spool;
+
+/// Bytes of request data that are taken along. More is left out, but for its size.
+const MAX_DATA: usize = 16 * 1024;
+
+/// Something that belongs into the trail.
+pub(crate) struct Event {
+    /// The user, if a valid token said who it is.
+    pub(crate) user: Option<Arc<Identity>>,
+    /// The name that somebody without a token gave.
+    pub(crate) claimed: Option<String>,
+    pub(crate) remote: Arc<Remote>,
+    /// The `req_id` of a message; else the correlation id counts.
+    pub(crate) req_id: Option<Uuid>,
+    /// A method of HTTP, or `WS:` and a name.
+    pub(crate) action: String,
+    /// A path, the name of a package, or the id of a connection.
+    pub(crate) resource: String,
+    pub(crate) outcome: AuditOutcome,
+    /// JSON as it came, from [`taken_along`].
+    pub(crate) data: Option<Box<str>>,
+    pub(crate) status: i32,
+    /// What the client was told.
+    pub(crate) error: Option<Cow<'static, str>>,
+    pub(crate) took: Option<Duration>,
+}
+
+impl Event {
+    /// Something that happened to a connection, or on the way to one: `name` follows `WS:`.
+    pub(crate) fn of_connection(
+        name: &str,
+        resource: String,
+        outcome: AuditOutcome,
+        remote: &Arc<Remote>,
+        reason: CloseReason,
+    ) -> Self {
+        Self {
+            user: None,
+            claimed: None,
+            remote: Arc::clone(remote),
+            req_id: None,
+            action: format!("WS:{name}"),
+            resource,
+            outcome,
+            data: None,
+            status: reason.code().into(),
+            error: Some(reason.text().into()),
+            took: None,
+        }
+    }
+}
+
+/// Request data for an [`Event`]: a copy, unless it is too large.
+pub(crate) fn taken_along(data: &str) -> Box<str> {
+    if data.len() > MAX_DATA { redact::omitted(data.len()).into() } else { data.into() }
+}
+
+/// An event with its place in time, made once: whatever happens to it, it is one row.
+struct Entry {
+    id: Uuid,
+    at: Timestamp,
+    since: Instant,
+    event: Event,
+}
+
+/// The trail as its recorders see it.
+pub(crate) struct Audit {
+    config: AuditConfig,
+    metrics: AuditMetrics,
+    /// Oldest first. An entry leaves when it is safe: in the database or in the spool.
+    queue: Mutex<VecDeque<Arc<Entry>>>,
+    /// Told of a first entry and of a full batch.
+    filled: Notify,
+    /// Told of rows in the spool.
+    spooled: Notify,
+    /// The database does not take rows.
+    away: AtomicBool,
+    /// None where there is no trail.
+    spool: Option<Mutex<Spool>>,
+    /// Rows lost and not complained about yet.
+    lost: AtomicU64,
+}
+
+impl Audit {
+    /// Opens the spool, with what an earlier process left in it.
+    pub(crate) fn open(config: &AuditConfig, metrics: AuditMetrics) -> io::Result<Self> {
+        let spool = match config.enabled {
+            true => Some(Mutex::new(Spool::open(&config.spool, config.spool_limit)?)),
+            false => None,
+        };
+        Ok(Self {
+            config: config.clone(),
+            metrics,
+            queue: Mutex::default(),
+            filled: Notify::new(),
+            spooled: Notify::new(),
+            away: AtomicBool::new(false),
+            spool,
+            lost: AtomicU64::new(0),
+        })
+    }
+
+    /// Whether there is a trail.
+    pub(crate) fn is_on(&self) -> bool {
+        self.spool.is_some()
+    }
+
+    /// Whether reads belong into it.
+    pub(crate) fn has_reads(&self) -> bool {
+        self.is_on() && self.config.reads
+    }
+
+    /// Records an event. Waits for nothing, unless the queue is full: then for the disk, so that
+    /// whoever acts faster than can be written down is slowed down and nothing is lost.
+    pub(crate) fn record(&self, event: Event) {
+        if !self.is_on() {
+            return;
+        }
+        self.metrics.actions.inc(event.outcome);
+        let entry = Arc::new(Entry {
+            id: Uuid::now_v7(),
+            at: Timestamp::now(),
+            since: Instant::now(),
+            event,
+        });
+        let mut queue = self.queue();
+        if queue.len() >= self.config.queue {
+            drop(queue);
+            if self.keep(&[entry]) {
+                self.spooled.notify_one();
+            } else {
+                self.metrics.dropped.inc();
+                self.lost.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
+        queue.push_back(entry);
+        let waiting = queue.len();
+        drop(queue);
+        if waiting == 1 || waiting == self.config.batch_size {
+            self.filled.notify_one();
+        }
+    }
+
+    /// Sets the gauges.
+    pub(crate) fn measure(&self) {
+        let spooled = self.spool().map_or(0, |spool| spool.rows());
+        self.metrics.queue.set(i64::try_from(self.waiting()).unwrap_or(i64::MAX));
+        self.metrics.spool.set(i64::try_from(spooled).unwrap_or(i64::MAX));
+    }
+
+    /// How many entries wait.
+    fn waiting(&self) -> usize {
+        self.queue().len()
+    }
+
+    /// Since when the oldest entry has waited.
+    fn oldest_since(&self) -> Option<Instant> {
+        self.queue().front().map(|entry| entry.since)
+    }
+
+    /// The oldest entries, which stay until [`Audit::forget`].
+    fn oldest(&self, count: usize) -> Vec<Arc<Entry>> {
+        self.queue().iter().take(count).map(Arc::clone).collect()
+    }
+
+    /// Takes entries that are safe out of the queue. The writer's alone to call.
+    fn forget(&self, count: usize) {
+        self.queue().drain(..count);
+    }
+
+    /// Writes entries to the spool, and waits for the disk; false where they are not there.
+    fn keep(&self, entries: &[Arc<Entry>]) -> bool {
+        let Some(mut spool) = self.spool() else { return false };
+        let rows: Vec<_> = entries.iter().map(|entry| writer::text(entry)).collect();
+        match spool.append(&rows) {
+            Ok(()) => {
+                self.metrics.spooled.inc_by(rows.len() as u64);
+                true
+            }
+            Err(error) => {
+                self.metrics.errors.inc(AuditErrorKind::Spool);
+                tracing::debug!(%error, "the spool takes no rows");
+                false
+            }
+        }
+    }
+
+    /// The oldest rows of the spool, which come again until they are confirmed.
+    fn next_spooled(&self, count: usize) -> Vec<String> {
+        let Some(mut spool) = self.spool() else { return Vec::new() };
+        let rows = spool.next(count);
+        let damaged = spool.take_damaged();
+        if damaged > 0 {
+            self.metrics.errors.inc(AuditErrorKind::Damaged);
+            tracing::error!(rows = damaged, "audit rows were damaged on disk and set aside");
+        }
+        rows.unwrap_or_else(|error| {
+            self.metrics.errors.inc(AuditErrorKind::Spool);
+            tracing::error!(%error, "the spool of the audit trail cannot be read");
+            Vec::new()
+        })
+    }
+
+    /// The first of those rows are settled.
+    fn confirm(&self, count: usize) {
+        if let Some(Err(error)) = self.spool().map(|mut spool| spool.confirm(count)) {
+            self.metrics.errors.inc(AuditErrorKind::Spool);
+            tracing::error!(%error, "a file of the spool of the audit trail cannot be deleted");
+        }
+    }
+
+    /// Sets a row aside that the database refuses for good; false where it cannot be.
+    fn reject(&self, row: &str, why: &str) -> bool {
+        tracing::error!(error = why, "the database refuses an audit row, which is set aside");
+        self.spool().is_some_and(|spool| spool.reject(row, why).is_ok())
+    }
+
+    /// Takes over what processes have left that died.
+    fn adopt(&self) {
+        if let Some(Err(error)) = self.spool().map(|mut spool| spool.adopt()) {
+            self.metrics.errors.inc(AuditErrorKind::Spool);
+            tracing::error!(%error, "the spool of the audit trail cannot be read");
+        }
+    }
+
+    fn is_spool_empty(&self) -> bool {
+        self.spool().is_none_or(|spool| spool.is_empty())
+    }
+
+    fn spool(&self) -> Option<MutexGuard<'_, Spool>> {
+        self.spool.as_ref().map(|spool| spool.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

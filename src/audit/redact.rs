@@ -1,0 +1,212 @@
+//! From an event to a row: secrets go, sizes are bounded, and nothing stays that a database refuses.
+
+use serde_json::{Value, json, value::RawValue};
+
+use super::Entry;
+use crate::{metrics::Label, store::Action};
+
+/// Bytes of request data in a row.
+const MAX_DATA: usize = 4096;
+/// Characters of any other text in a row.
+const MAX_TEXT: usize = 1024;
+const HIDDEN: &str = "***";
+
+/// In a member's name without its separators, anywhere.
+const SECRETS: &[&str] = &[
+    "password",
+    "passwd",
+    "passphrase",
+    "passcode",
+    "token",
+    "secret",
+    "authorization",
+    "credential",
+    "apikey",
+    "privatekey",
+    "socialsecurity",
+    "creditcard",
+    "debitcard",
+    "cardnumber",
+    "cardno",
+];
+/// As a whole word of a member's name.
+const SECRET_WORDS: &[&str] = &["card", "cards", "cvv", "cvc", "ssn", "pwd", "pin", "jwt"];
+
+/// The row of an entry.
+pub(super) fn row(entry: &Entry) -> Action {
+    let event = &entry.event;
+    let user = event.user.as_deref();
+    let username = user.map(|user| &*user.username).or(event.claimed.as_deref());
+    let request_id =
+        event.req_id.map_or_else(|| text(&event.remote.correlation), |id| id.to_string());
+    Action {
+        id: entry.id,
+        timestamp: format!("{:.6}", entry.at),
+        user_id: user.map(|user| text(&user.subject)),
+        username: username.map(text),
+        user_roles: user
+            .map(|user| user.roles.iter().map(|role| text(role)).collect())
+            .unwrap_or_default(),
+        action_type: text(&event.action),
+        resource: text(&event.resource),
+        outcome: event.outcome.label().to_owned(),
+        ip_address: Some(event.remote.address.to_string()),
+        user_agent: event.remote.user_agent.as_deref().map(text),
+        request_id: Some(request_id),
+        request_data: event.data.as_deref().map(data),
+        response_status: Some(event.status),
+        error_message: event.error.as_deref().map(text),
+        duration_ms: event.took.map(|took| took.as_secs_f64() * 1000.0),
+    }
+}
+
+/// What stands for data that is too large: its size.
+pub(super) fn omitted(bytes: usize) -> String {
+    json!({ "_omitted_bytes": bytes }).to_string()
+}
+
+/// Request data as a row has it.
+fn data(raw: &str) -> Box<RawValue> {
+    let shown = match serde_json::from_str::<Value>(raw) {
+        Ok(value) => {
+            let shown = redacted(value).to_string();
+            if shown.len() > MAX_DATA { omitted(raw.len()) } else { shown }
+        }
+        // Such as a number that no type holds: what is not understood may hold anything.
+        Err(_) => json!({ "_unreadable_bytes": raw.len() }).to_string(),
+    };
+    RawValue::from_string(shown).expect("a JSON value is written as JSON")
+}
+
+fn redacted(value: Value) -> Value {
+    match value {
+        Value::Object(members) => {
+            let member = |(name, value): (String, Value)| {
+                let value = if is_secret(&name) { HIDDEN.into() } else { redacted(value) };
+                (storable(&name), value)
+            };
+            Value::Object(members.into_iter().map(member).collect())
+        }
+        Value::Array(items) => items.into_iter().map(redacted).collect(),
+        Value::String(text) => storable(&text).into(),
+        value => value,
+    }
+}
+
+fn is_secret(name: &str) -> bool {
+    let letters: String =
+        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    SECRETS.iter().any(|secret| letters.contains(secret))
+        || words(name).iter().any(|word| SECRET_WORDS.contains(&word.as_str()))
+}
+
+/// The words of `card_number`, `cardNumber` or `CARD-NUMBER`, in lower case.
+fn words(name: &str) -> Vec<String> {
+    let mut words = vec![String::new()];
+    let mut before = ' ';
+    for c in name.chars() {
+        let begins = !c.is_alphanumeric() || (c.is_uppercase() && before.is_lowercase());
+        if begins {
+            words.push(String::new());
+        }
+        if c.is_alphanumeric()
+            && let Some(word) = words.last_mut()
+        {
+            word.extend(c.to_lowercase());
+        }
+        before = c;
+    }
+    words
+}
+
+fn text(text: &str) -> String {
+    storable(text).chars().take(MAX_TEXT).collect()
+}
+
+/// Postgres holds no NUL.
+fn storable(text: &str) -> String {
+    text.replace('\0', "\u{fffd}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(raw: &str) -> String {
+        data(raw).get().to_owned()
+    }
+
+    #[test]
+    fn secrets_go_at_any_depth_and_in_any_case() {
+        for name in [
+            "password",
+            "Password",
+            "PASSWORD",
+            "user_password",
+            "newPassword",
+            "passwd",
+            "token",
+            "access_token",
+            "refreshToken",
+            "X-Auth-Token",
+            "secret",
+            "clientSecret",
+            "authorization",
+            "Authorization",
+            "card",
+            "card_number",
+            "cardNumber",
+            "creditCard",
+            "credit-card",
+            "cvv",
+            "CVC",
+            "ssn",
+            "SSN",
+            "social_security_number",
+            "socialSecurity",
+            "pin",
+            "api_key",
+        ] {
+            for (raw, expected) in [
+                (json!({ name: "hush" }), json!({ name: "***" })),
+                (json!({ name: { "deep": ["hush"] } }), json!({ name: "***" })),
+                (json!({ name: 4711 }), json!({ name: "***" })),
+                (json!([{ "a": [{ name: "hush" }] }]), json!([{ "a": [{ name: "***" }] }])),
+            ] {
+                assert_eq!(shown(&raw.to_string()), expected.to_string(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn names_that_only_sound_like_secrets_stay() {
+        for name in
+            ["name", "business_name", "discard", "postcard", "cardinality", "spin", "passing"]
+        {
+            let raw = json!({ name: "plain" }).to_string();
+            assert_eq!(shown(&raw), raw);
+        }
+    }
+
+    #[test]
+    fn what_a_database_or_a_reader_could_stumble_over_is_replaced() {
+        assert_eq!(shown(r#"{"a\u0000":"b\u0000c"}"#), "{\"a\u{fffd}\":\"b\u{fffd}c\"}");
+        for unreadable in ["{\"a\":NaN}", "{\"a\":1e999}", r#"{"a":"\ud800"}"#, "{"] {
+            assert_eq!(
+                shown(unreadable),
+                format!("{{\"_unreadable_bytes\":{}}}", unreadable.len())
+            );
+        }
+        let deep = "[".repeat(200) + &"]".repeat(200);
+        assert_eq!(shown(&deep), r#"{"_unreadable_bytes":400}"#);
+    }
+
+    #[test]
+    fn data_is_bounded() {
+        let fits = json!({ "a": "x".repeat(MAX_DATA - 8) }).to_string();
+        assert_eq!(shown(&fits), fits);
+        let long = json!({ "a": "x".repeat(MAX_DATA) }).to_string();
+        assert_eq!(shown(&long), omitted(long.len()));
+        assert_eq!(text(&"ü".repeat(MAX_TEXT + 1)), "ü".repeat(MAX_TEXT));
+    }
+}

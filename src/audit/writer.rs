@@ -1,0 +1,320 @@
+//! The actor that makes rows safe: a batch at a time into the database, or into the spool while the
+//! database is away or slow, and from the spool into the database when it is back.
+//!
+//! An entry leaves the queue, and a row the spool, only when it is safe somewhere else. So an actor that
+//! ends in the middle loses nothing: its successor begins the same batch again, and the database passes
+//! over a row whose id it knows.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Audit, Entry, redact};
+use crate::{
+    metrics::AuditErrorKind,
+    store::{Store, StoreError},
+};
+
+/// Between two tries of a database that is away, or of a disk that fails.
+const RETRY: Duration = Duration::from_millis(250);
+/// Time for each of the last batches, when the server stops.
+const LAST: Duration = Duration::from_secs(2);
+/// Time for a statement of the spool, behind which nobody waits.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Silence after which it is looked whether a process has died and left a spool.
+const ADOPTION: Duration = Duration::from_secs(30);
+/// Between two lines about rows that were lost.
+const COMPLAINT: Duration = Duration::from_secs(60);
+
+/// Writes the trail, and begins anew where its predecessor ended.
+pub(crate) struct AuditWriter {
+    audit: Arc<Audit>,
+    store: Arc<Store>,
+}
+
+/// Ends with the actor.
+pub(crate) struct Tasks(
+    #[expect(dead_code, reason = "held to be dropped")] [AbortOnDropHandle<()>; 2],
+);
+
+/// Stops the actor when its task ends, which only a panic does.
+struct StopOnDrop(ActorRef<()>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.stop(None);
+    }
+}
+
+impl AuditWriter {
+    /// Starts one under `supervisor`.
+    pub(crate) async fn start(
+        audit: Arc<Audit>,
+        store: Arc<Store>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
+        let (actor, _) = Actor::spawn_linked(None, Self { audit, store }, (), supervisor).await?;
+        Ok(actor.get_cell())
+    }
+
+    /// Writes what still waits, after the actor has ended.
+    pub(crate) async fn finish(audit: &Arc<Audit>, store: &Arc<Store>) {
+        let mut writer = Writer::new(Arc::clone(audit), Arc::clone(store));
+        writer.patience = LAST;
+        writer.fresh = Duration::MAX;
+        let mut before = usize::MAX;
+        loop {
+            let waiting = audit.waiting();
+            if waiting == 0 {
+                return;
+            }
+            if waiting == before {
+                return tracing::error!(rows = waiting, "audit rows are lost: no disk takes them");
+            }
+            before = waiting;
+            writer.write().await;
+        }
+    }
+}
+
+impl Actor for AuditWriter {
+    type Msg = ();
+    type State = Tasks;
+    type Arguments = ();
+
+    async fn pre_start(&self, myself: ActorRef<()>, (): ()) -> Result<Tasks, ActorProcessingErr> {
+        let writer = Writer::new(Arc::clone(&self.audit), Arc::clone(&self.store));
+        let replayer = Replayer(Rows::new(Arc::clone(&self.audit), Arc::clone(&self.store)));
+        let (stop, other) = (StopOnDrop(myself.clone()), StopOnDrop(myself));
+        let writing = tokio::spawn(async move {
+            writer.run().await;
+            drop(stop);
+        });
+        let replaying = tokio::spawn(async move {
+            replayer.run().await;
+            drop(other);
+        });
+        Ok(Tasks([writing, replaying].map(AbortOnDropHandle::new)))
+    }
+}
+
+/// The way into the database.
+struct Rows {
+    audit: Arc<Audit>,
+    store: Arc<Store>,
+}
+
+/// Why rows are not in the database.
+enum Refused {
+    /// It is away, or too slow.
+    Away,
+    /// One of them is not to its liking.
+    Data(StoreError),
+}
+
+impl Rows {
+    fn new(audit: Arc<Audit>, store: Arc<Store>) -> Self {
+        Self { audit, store }
+    }
+
+    async fn insert(&self, rows: &[String], patience: Duration) -> Result<(), Refused> {
+        let metrics = &self.audit.metrics;
+        let started = Instant::now();
+        let batch = format!("[{}]", rows.join(","));
+        let error = match timeout(patience, self.store.insert_actions(&batch)).await {
+            Ok(Ok(_)) => {
+                metrics.written.inc_by(rows.len() as u64);
+                metrics.batch_size.observe(rows.len() as f64);
+                metrics.duration.observe(started.elapsed().as_secs_f64());
+                if self.audit.away.swap(false, Ordering::Relaxed) {
+                    tracing::info!("the database takes audit rows again");
+                }
+                return Ok(());
+            }
+            Ok(Err(error)) if error.is_about_data() => {
+                metrics.errors.inc(AuditErrorKind::Refused);
+                return Err(Refused::Data(error));
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {patience:?}"),
+        };
+        metrics.errors.inc(AuditErrorKind::Database);
+        if !self.audit.away.swap(true, Ordering::Relaxed) {
+            tracing::warn!(error, "audit rows go to the spool until the database takes them");
+        }
+        Err(Refused::Away)
+    }
+
+    /// Does something to the spool, which blocks.
+    async fn spool<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Audit) -> T + Send + 'static,
+    ) -> Option<T> {
+        let audit = Arc::clone(&self.audit);
+        // The panic hook has logged a panic.
+        spawn_blocking(move || work(&audit)).await.ok()
+    }
+}
+
+/// From the queue into the database or into the spool.
+struct Writer {
+    rows: Rows,
+    /// Time for a statement.
+    patience: Duration,
+    /// The age up to which rows are tried on the database. What waited longer goes to the spool, or the
+    /// promise of `AUDIT_BATCH_TIMEOUT` would be broken.
+    fresh: Duration,
+    complained: Option<Instant>,
+}
+
+impl Writer {
+    fn new(audit: Arc<Audit>, store: Arc<Store>) -> Self {
+        // A row waits half of the time for others, and may then take a quarter in the database: the
+        // last quarter is for the row that came while a statement before it was running.
+        let limit = audit.config.batch_timeout;
+        Self {
+            rows: Rows::new(audit, store),
+            patience: limit / 4,
+            fresh: limit * 5 / 8,
+            complained: None,
+        }
+    }
+
+    async fn run(mut self) {
+        loop {
+            self.until_due().await;
+            if !self.write().await {
+                sleep(RETRY).await;
+            }
+            self.complain();
+        }
+    }
+
+    /// Waits for a full batch, or for a row that has waited long enough.
+    async fn until_due(&self) {
+        let audit = &self.rows.audit;
+        let linger = audit.config.batch_timeout / 2;
+        while audit.waiting() < audit.config.batch_size {
+            match audit.oldest_since() {
+                None => audit.filled.notified().await,
+                Some(since) => {
+                    let due = since + linger;
+                    if timeout_at(due.into(), audit.filled.notified()).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Makes the oldest rows safe; false where nothing takes them.
+    async fn write(&mut self) -> bool {
+        let audit = &self.rows.audit;
+        let batch = audit.oldest(audit.config.batch_size);
+        let Some(first) = batch.first() else { return true };
+        let fresh = first.since.elapsed() < self.fresh;
+        if fresh && self.insert(&batch).await {
+            return true;
+        }
+        // All that wait, since one more of them costs next to nothing.
+        let waiting = audit.oldest(usize::MAX);
+        let count = waiting.len();
+        let kept = self.rows.spool(move |audit| audit.keep(&waiting)).await.unwrap_or(false);
+        if kept {
+            audit.forget(count);
+            audit.spooled.notify_one();
+        }
+        // Late is better than never.
+        kept || (!fresh && self.insert(&batch).await)
+    }
+
+    async fn insert(&self, batch: &[Arc<Entry>]) -> bool {
+        if self.rows.audit.away.load(Ordering::Relaxed) {
+            return false;
+        }
+        let rows: Vec<_> = batch.iter().map(|entry| text(entry)).collect();
+        let inserted = self.rows.insert(&rows, self.patience).await.is_ok();
+        if inserted {
+            self.rows.audit.forget(batch.len());
+        }
+        inserted
+    }
+
+    fn complain(&mut self) {
+        if self.complained.is_some_and(|at| at.elapsed() < COMPLAINT) {
+            return;
+        }
+        let rows = self.rows.audit.lost.swap(0, Ordering::Relaxed);
+        if rows > 0 {
+            self.complained = Some(Instant::now());
+            tracing::error!(rows, "audit rows are lost: neither database nor spool takes them");
+        }
+    }
+}
+
+/// From the spool into the database, in their order.
+struct Replayer(Rows);
+
+impl Replayer {
+    async fn run(self) {
+        let audit = &self.0.audit;
+        loop {
+            if audit.is_spool_empty() {
+                // Nobody who would write may be left to tell that the database is back.
+                audit.away.store(false, Ordering::Relaxed);
+                if timeout(ADOPTION, audit.spooled.notified()).await.is_err() {
+                    self.0.spool(Audit::adopt).await;
+                }
+            } else if !self.replay().await {
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    /// Replays a batch; false where the database is still away.
+    async fn replay(&self) -> bool {
+        let size = self.0.audit.config.batch_size;
+        let rows = self.0.spool(move |audit| audit.next_spooled(size)).await.unwrap_or_default();
+        if rows.is_empty() {
+            return false;
+        }
+        let settled = match self.0.insert(&rows, PATIENCE).await {
+            Ok(()) => rows.len(),
+            Err(Refused::Away) => 0,
+            Err(Refused::Data(_)) => self.one_by_one(&rows).await,
+        };
+        self.0.spool(move |audit| audit.confirm(settled)).await;
+        settled > 0
+    }
+
+    /// Keeps a row that the database refuses from holding up the others; returns how many are settled.
+    async fn one_by_one(&self, rows: &[String]) -> usize {
+        for (settled, row) in rows.iter().enumerate() {
+            match self.0.insert(std::slice::from_ref(row), PATIENCE).await {
+                Ok(()) => {}
+                Err(Refused::Away) => return settled,
+                Err(Refused::Data(error)) => {
+                    let (row, why) = (row.clone(), error.to_string());
+                    let kept = self.0.spool(move |audit| audit.reject(&row, &why)).await;
+                    if kept != Some(true) {
+                        return settled;
+                    }
+                }
+            }
+        }
+        rows.len()
+    }
+}
+
+/// A row as it is stored: JSON in one line.
+pub(super) fn text(entry: &Entry) -> String {
+    serde_json::to_string(&redact::row(entry)).expect("a row has nothing that JSON lacks")
+}

@@ -1,0 +1,244 @@
+//! The audit trail when its database stops, hangs or refuses, and when the server itself is killed:
+//! every action that was answered is one row.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use serde_json::json;
+use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
+use switchboard::config::{Config, DatabasePlace};
+use tempfile::TempDir;
+use tokio::{task::block_in_place, time::sleep};
+
+use crate::support::{
+    TestServer,
+    audit::rows,
+    load::{Answered, Load, compare},
+    postgres::{Cluster, database},
+    process::{Process, token},
+    rest::add_author,
+};
+
+/// Clients of these tests do not expect pushes, and write as fast as they can.
+const BUSY: [(&str, &str); 2] = [("WS_BROADCAST_CHANGES", "false"), ("WS_MESSAGE_RATE_LIMIT", "0")];
+
+async fn authors(place: &DatabasePlace) -> Vec<String> {
+    let sql = "SELECT name FROM author";
+    match place {
+        DatabasePlace::Sqlite(file) => {
+            let url = format!("sqlite://{}", file.display());
+            let mut connection = SqliteConnection::connect(&url).await.unwrap();
+            sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+        }
+        DatabasePlace::Postgres(url) => {
+            let mut connection = PgConnection::connect(url.expose()).await.unwrap();
+            sqlx::query_scalar(sql).fetch_all(&mut connection).await.unwrap()
+        }
+    }
+}
+
+async fn server(url: &str, settings: &[(&str, &str)]) -> TestServer {
+    TestServer::start(&[&BUSY, settings, &[("DATABASE_URL", url)]].concat()).await
+}
+
+/// Checks the rows once all of them are there.
+async fn settle(server: &TestServer, answered: &[Answered]) {
+    let written = server.audited(answered.len()).await;
+    // None may come late.
+    server.until_metric("audit_spool_rows", 0.0).await;
+    sleep(Duration::from_millis(300)).await;
+    assert_eq!(rows(&server.database()).await.len(), written.len());
+    compare(answered, &written, &authors(&server.database()).await);
+    assert_eq!(server.metric("audit_logs_dropped_total").await, 0.0);
+    server.until_metric("audit_logs_written_total", written.len() as f64).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_postgres_that_stops_for_ten_seconds_costs_no_row_and_no_author() {
+    let cluster = Cluster::start();
+    let server = server(&cluster.url("postgres"), &[]).await;
+    let load = Load::start(server.addr, &server.token("ann"), "a", 8);
+    sleep(Duration::from_millis(1500)).await;
+    block_in_place(|| cluster.stop("fast"));
+    sleep(Duration::from_secs(10)).await;
+    assert!(server.metric("audit_spool_rows").await > 0.0);
+    block_in_place(|| cluster.start_again());
+    sleep(Duration::from_millis(1500)).await;
+    let answered = load.stop().await;
+    let made = answered.iter().filter(|answered| answered.made).count();
+    assert!(made > 100 && answered.len() - made > 100, "{made} of {}", answered.len());
+    settle(&server, &answered).await;
+    assert!(server.metric("audit_logs_spooled_total").await > 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_postgres_that_crashes_costs_no_row_and_no_author() {
+    let cluster = Cluster::start();
+    let server = server(&cluster.url("postgres"), &[("AUDIT_BATCH_TIMEOUT", "200ms")]).await;
+    let load = Load::start(server.addr, &server.token("ann"), "b", 8);
+    for _ in 0..2 {
+        sleep(Duration::from_millis(700)).await;
+        block_in_place(|| cluster.crash_and_start());
+    }
+    sleep(Duration::from_millis(700)).await;
+    settle(&server, &load.stop().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn connections_that_are_terminated_cost_no_row_and_no_author() {
+    let url = database().await;
+    let server = server(&url, &[("AUDIT_BATCH_TIMEOUT", "200ms")]).await;
+    let load = Load::start(server.addr, &server.token("ann"), "c", 8);
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    for _ in 0..5 {
+        sleep(Duration::from_millis(300)).await;
+        other
+            .execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                 WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            )
+            .await
+            .unwrap();
+    }
+    sleep(Duration::from_millis(300)).await;
+    settle(&server, &load.stop().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_table_that_hangs_sends_rows_to_the_spool_in_time() {
+    let url = database().await;
+    let server = server(&url, &[("AUDIT_BATCH_TIMEOUT", "400ms")]).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();
+    let load = Load::start(server.addr, &server.token("ann"), "d", 4);
+    sleep(Duration::from_secs(2)).await;
+    let answered = load.stop().await;
+    assert!(answered.iter().all(|answered| answered.made), "authors do not wait for the trail");
+    sleep(Duration::from_millis(500)).await;
+    assert_eq!(server.metric("audit_queue_size").await, 0.0);
+    assert_eq!(server.metric("audit_spool_rows").await, answered.len() as f64);
+    assert_eq!(server.metric("audit_log_errors_total{error_type=\"spool\"}").await, 0.0);
+    assert!(server.metric("audit_log_errors_total{error_type=\"database\"}").await > 0.0);
+    other.execute("ROLLBACK").await.unwrap();
+    settle(&server, &answered).await;
+}
+
+#[tokio::test]
+async fn a_row_that_the_database_refuses_is_set_aside_and_holds_up_no_other() {
+    let url = database().await;
+    let server = server(&url, &[("AUDIT_BATCH_TIMEOUT", "200ms")]).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    let check = "ALTER TABLE user_actions ADD CHECK (request_data ->> 'name' <> 'poison')";
+    other.execute(check).await.unwrap();
+    for name in ["before", "poison", "after"] {
+        add_author(&server, name).await;
+    }
+    let rows = server.audited(2).await;
+    assert_eq!(rows[0]["request_data"]["name"], "before");
+    assert_eq!(rows[1]["request_data"]["name"], "after");
+    let kept = fs::read_to_string(server.data().join("audit/rejected.jsonl")).unwrap();
+    assert!(kept.lines().count() == 1 && kept.contains("poison"), "{kept}");
+    server.until_metric("audit_spool_rows", 0.0).await;
+    assert!(server.metric("audit_log_errors_total{error_type=\"refused\"}").await >= 1.0);
+}
+
+#[tokio::test]
+async fn rows_are_lost_only_beyond_the_limit_of_the_spool_and_are_counted() {
+    let url = database().await;
+    let small = [
+        ("AUDIT_BATCH_TIMEOUT", "100ms"),
+        ("AUDIT_SPOOL_LIMIT", "4KiB"),
+        ("AUDIT_QUEUE", "10"),
+        ("AUDIT_BATCH_SIZE", "5"),
+    ];
+    let server = server(&url, &small).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();
+    for i in 0..60 {
+        add_author(&server, &format!("author {i}")).await;
+    }
+    server.until_metric("audit_queue_size", 10.0).await;
+    let lost = server.metric("audit_logs_dropped_total").await;
+    let spooled = server.metric("audit_spool_rows").await;
+    assert!(lost > 0.0 && spooled > 0.0, "{lost} lost, {spooled} spooled");
+    assert!((lost + spooled + 10.0 - 60.0).abs() < f64::EPSILON, "{lost} lost, {spooled} spooled");
+    other.execute("ROLLBACK").await.unwrap();
+    server.audited(60 - lost as usize).await;
+    add_author(&server, "one more").await;
+    server.audited(61 - lost as usize).await;
+}
+
+/// Kills the server under a load, while its database is away if it is given, and starts it again. Says
+/// how many rows were lost: none of those that are promised.
+async fn killed(url: &str, cluster: Option<&Cluster>) {
+    let place = &place(url);
+    let data = TempDir::new().unwrap();
+    let more = [("RATE_LIMIT_PER_MINUTE", "0"), ("DATABASE_URL", url)];
+    let all = [&BUSY[..], &more].concat();
+    let process = block_in_place(|| Process::start(data.path(), &all));
+    let token = block_in_place(|| token(data.path(), &["--user", "ann"]));
+    let load = Load::start(process.addr, &token, "k", 8);
+    sleep(Duration::from_millis(2500)).await;
+    if let Some(cluster) = cluster {
+        block_in_place(|| cluster.stop("immediate"));
+        sleep(Duration::from_secs(2)).await;
+    }
+    process.signal("-KILL");
+    let killed_at = Instant::now();
+    let answered = load.stop().await;
+    assert!(answered.len() > 200, "only {}", answered.len());
+    drop(process);
+
+    if let Some(cluster) = cluster {
+        block_in_place(|| cluster.start_again());
+    }
+    let again = block_in_place(|| Process::start(data.path(), &all));
+    // `AUDIT_BATCH_TIMEOUT` is 1 s.
+    let promised = Duration::from_millis(1100);
+    let (old, young): (Vec<_>, Vec<_>) = answered
+        .iter()
+        .partition(|answered| killed_at.saturating_duration_since(answered.at) > promised);
+    let started = Instant::now();
+    let missing = loop {
+        let rows = rows(place).await;
+        let has = |name: &str| rows.iter().any(|row| row["request_data"]["name"] == name);
+        let missing: Vec<_> = old.iter().filter(|answered| !has(&answered.name)).collect();
+        if missing.is_empty() {
+            break young.iter().filter(|answered| !has(&answered.name)).count();
+        }
+        let late = started.elapsed() > Duration::from_secs(10);
+        assert!(!late, "{} of {} old rows are missing: {missing:?}", missing.len(), old.len());
+        sleep(Duration::from_millis(100)).await;
+    };
+    println!("{missing} of {} rows younger than {promised:?} were lost", young.len());
+    again.signal("-TERM");
+    assert_eq!(block_in_place(|| again.end()).code, Some(0));
+    let rows = rows(place).await;
+    let ids: std::collections::HashSet<_> = rows.iter().map(|row| row["id"].to_string()).collect();
+    assert_eq!(ids.len(), rows.len());
+    assert!(json!(rows).to_string().contains("k0-0"));
+}
+
+fn place(url: &str) -> DatabasePlace {
+    let config = Config::read(|name| (name == "DATABASE_URL").then(|| url.to_owned()));
+    config.unwrap().store.place
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_is_killed_has_every_row_older_than_its_batch_timeout_on_postgres() {
+    killed(&database().await, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_is_killed_has_every_row_older_than_its_batch_timeout_on_sqlite() {
+    let folder = TempDir::new().unwrap();
+    killed(&format!("sqlite://{}", folder.path().join("kept.db").display()), None).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_server_that_is_killed_while_postgres_is_away_has_them_too() {
+    let cluster = Cluster::start();
+    killed(&cluster.url("postgres"), Some(&cluster)).await;
+}
