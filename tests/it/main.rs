@@ -3,6 +3,7 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 mod admin;
+mod audit_logs;
 mod auth_routes;
 mod authentication;
 mod backchannel;

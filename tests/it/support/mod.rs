@@ -1,7 +1,7 @@
 //! A server and its clients, as tests use them.
 
 mod client;
-mod database;
+pub(crate) mod database;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
 pub(crate) mod keycloak;
