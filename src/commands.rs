@@ -29,6 +29,11 @@ pub(crate) fn all() -> Command {
         .subcommand(
             Command::new("serve").about("Serves until SIGTERM or SIGINT (default)").args(&settings),
         )
+        .subcommand(
+            Command::new("migrate")
+                .about("Brings the schema of the database up to date, and says what it did")
+                .args(&settings),
+        )
         .subcommand(token().args(&settings))
         .subcommand(doctor().args(&settings))
         .subcommand(Command::new("packages").about("Lists the packages that clients can call"))

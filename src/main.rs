@@ -1,4 +1,5 @@
-//! The command line: `serve`, `token`, `packages`, `config`, `doctor`. Everything else is the library's.
+//! The command line: `serve`, `migrate`, `token`, `packages`, `config`, `doctor`. Everything
+//! else is the library's.
 
 mod commands;
 
@@ -18,6 +19,7 @@ use switchboard::{
     handlers::{self, roles},
     machine,
     server::{self, Listeners},
+    store::{self, Schema},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +45,7 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let done = match matches.subcommand() {
         None => serve(&sources(&[matches])),
         Some(("serve", own)) => serve(&sources(&[matches, own])),
+        Some(("migrate", own)) => migrate(&sources(&[matches, own])),
         Some(("token", own)) => token(&sources(&[matches, own]), own),
         Some(("packages", _)) => print_packages(),
         Some(("config", own)) => print_config(&sources(&[matches, own])),
@@ -109,6 +112,19 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
         });
     };
     server::run(config, handlers::packages(), listeners, shutdown).await?;
+    Ok(())
+}
+
+fn migrate(sources: &Sources) -> anyhow::Result<()> {
+    let config = sources.config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let Schema { has, needs, pending } = runtime.block_on(store::migrate(&config.store))?;
+    if pending.is_empty() {
+        println!("nothing to do: the schema has version {has}, this program needs {needs}");
+    }
+    for version in pending {
+        println!("migration {version} was run");
+    }
     Ok(())
 }
 

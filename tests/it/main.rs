@@ -27,6 +27,7 @@ mod logs;
 mod messages;
 mod metrics;
 mod metrics_names;
+mod migrate;
 mod oidc;
 mod outage;
 mod process;
