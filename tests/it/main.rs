@@ -18,6 +18,7 @@ mod direction;
 mod doctor;
 mod doctor_postgres;
 mod doctor_tokens;
+mod export;
 mod health;
 mod keycloak;
 mod lifecycle;
