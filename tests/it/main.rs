@@ -31,6 +31,7 @@ mod metrics_names;
 mod migrate;
 mod oidc;
 mod outage;
+mod plans;
 mod process;
 mod promises;
 mod protobuf;
