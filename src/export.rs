@@ -60,7 +60,7 @@ pub enum ExportError {
     #[error("cannot read the audit trail: {0}")]
     Read(Box<dyn std::error::Error + Send + Sync>),
     /// The file, or standard output.
-    #[error("cannot write the audit trail: {0}")]
+    #[error("cannot write the audit trail")]
     Write(#[from] io::Error),
 }
 
@@ -135,7 +135,8 @@ async fn progress(store: &Store, range: &Range) -> Result<ProgressBar, ExportErr
     let (since, until) = (range.since.clone(), range.until.clone());
     let filter = ActionFilter { since, until, ..ActionFilter::default() };
     let rows = u64::try_from(store.count_actions(&filter).await?).unwrap_or_default();
-    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len} rows, {per_sec}, {eta} left");
+    let style =
+        ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len} rows, {eta} left");
     Ok(ProgressBar::new(rows).with_style(style.expect("the template is well-formed")))
 }
 

@@ -258,11 +258,12 @@ impl Store {
         before: Timestamp,
         at_most: i64,
     ) -> Result<usize, StoreError> {
+        // An array: Postgres may join the table with a subquery, and read all of it for that.
         let sql = self.either(
             "DELETE FROM user_actions WHERE id IN (SELECT id FROM user_actions \
              WHERE timestamp < $1 ORDER BY timestamp LIMIT $2) RETURNING 1",
-            "DELETE FROM user_actions WHERE id IN (SELECT id FROM user_actions \
-             WHERE timestamp < $1::timestamptz ORDER BY timestamp LIMIT $2) RETURNING 1",
+            "DELETE FROM user_actions WHERE id = ANY (ARRAY(SELECT id FROM user_actions \
+             WHERE timestamp < $1::timestamptz ORDER BY timestamp LIMIT $2)) RETURNING 1",
         );
         let before = format!("{before:.6}");
         let gone: Vec<i32> =

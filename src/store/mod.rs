@@ -71,7 +71,7 @@ pub enum OpenError {
         error: sqlx::Error,
     },
     /// The schema, which was not to be touched.
-    #[error("cannot use the database: {0}")]
+    #[error(transparent)]
     Schema(#[from] SchemaError),
     /// The schema, as it was brought up to date.
     #[error("cannot migrate the database: {0}")]

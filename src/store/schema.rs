@@ -52,10 +52,10 @@ pub enum SchemaError {
         needs: i64,
     },
     /// A migration that is not what was run.
-    #[error("its migration {0} is not the one of this program")]
+    #[error("the database's migration {0} is not the one of this program")]
     Other(i64),
     /// A migration that did not end.
-    #[error("its migration {0} was begun and not finished")]
+    #[error("the database's migration {0} was begun and not finished")]
     Unfinished(i64),
 }
 
