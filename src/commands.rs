@@ -29,6 +29,17 @@ pub(crate) fn all() -> Command {
         .subcommand(
             Command::new("serve").about("Serves until SIGTERM or SIGINT (default)").args(&settings),
         )
+        .subcommand(
+            Command::new("migrate")
+                .about("Brings the schema of the database up to date, and says what it did")
+                .args(&settings),
+        )
+        .subcommand(
+            Command::new("audit")
+                .about("Works with the audit trail")
+                .subcommand_required(true)
+                .subcommand(export().args(&settings)),
+        )
         .subcommand(token().args(&settings))
         .subcommand(doctor().args(&settings))
         .subcommand(Command::new("packages").about("Lists the packages that clients can call"))
@@ -59,6 +70,17 @@ fn token() -> Command {
                 .default_value("1h")
                 .help("How long it is valid"),
         )
+}
+
+fn export() -> Command {
+    let flag = |name: &'static str| Arg::new(name).long(name).allow_hyphen_values(true);
+    let time = "2026-11-22 (in UTC) or 2026-11-22T09:00:00+01:00";
+    Command::new("export")
+        .about("Writes the audit trail, oldest first, to standard output")
+        .arg(flag("since").value_name("TIME").help(format!("From this on: {time}")))
+        .arg(flag("until").value_name("TIME").help("Up to this, a whole day included"))
+        .arg(flag("format").value_name("FORMAT").default_value("jsonl").help("csv or jsonl"))
+        .arg(flag("output").value_name("FILE").help("Write to this file, which is replaced"))
 }
 
 fn doctor() -> Command {

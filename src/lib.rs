@@ -13,6 +13,8 @@
 //!
 //! What happened stands in the audit trail ([`audit`]), which no message waits for. [`doctor`] says beforehand what would keep all that from working, with the same parts.
 //!
+//! [`export`] writes out the audit trail.
+//!
 //! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
@@ -21,6 +23,7 @@ pub mod auth;
 pub mod config;
 mod connection;
 pub mod doctor;
+pub mod export;
 pub mod handlers;
 mod http;
 mod hub;

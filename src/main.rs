@@ -1,4 +1,5 @@
-//! The command line: `serve`, `token`, `packages`, `config`, `doctor`. Everything else is the library's.
+//! The command line: `serve`, `migrate`, `audit export`, `token`, `packages`, `config`, `doctor`. Everything
+//! else is the library's.
 
 mod commands;
 
@@ -6,6 +7,7 @@ use std::{
     collections::HashMap,
     fs,
     io::{self, Read as _},
+    path::Path,
     process::ExitCode,
 };
 
@@ -15,9 +17,11 @@ use switchboard::{
     auth::DevIssuer,
     config::{Config, ConfigErrors, SETTINGS, Source, Sources},
     doctor::{self, Question},
+    export::{Format, Range, export},
     handlers::{self, roles},
     machine,
     server::{self, Listeners},
+    store::{self, Schema, Since, Until},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -43,6 +47,11 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let done = match matches.subcommand() {
         None => serve(&sources(&[matches])),
         Some(("serve", own)) => serve(&sources(&[matches, own])),
+        Some(("migrate", own)) => migrate(&sources(&[matches, own])),
+        Some(("audit", audit)) => match audit.subcommand() {
+            Some(("export", own)) => export_audit(&sources(&[matches, own]), own),
+            _ => anyhow::bail!("audit needs a command"),
+        },
         Some(("token", own)) => token(&sources(&[matches, own]), own),
         Some(("packages", _)) => print_packages(),
         Some(("config", own)) => print_config(&sources(&[matches, own])),
@@ -110,6 +119,54 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
     };
     server::run(config, handlers::packages(), listeners, shutdown).await?;
     Ok(())
+}
+
+fn migrate(sources: &Sources) -> anyhow::Result<()> {
+    let config = sources.config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let Schema { has, needs, pending } = runtime.block_on(store::migrate(&config.store))?;
+    if pending.is_empty() {
+        println!("nothing to do: the schema has version {has}, this program needs {needs}");
+    }
+    for version in pending {
+        println!("migration {version} was run");
+    }
+    Ok(())
+}
+
+fn export_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
+    let config = sources.config()?;
+    let get = |name| own.get_one::<String>(name);
+    let format = flag("format", get("format"), |name| Format::parse(&name))?;
+    let range = Range {
+        since: flag("since", get("since"), Since::try_from)?,
+        until: flag("until", get("until"), Until::try_from)?,
+    };
+    if let (Some(since), Some(until)) = (&range.since, &range.until)
+        && since.is_after(until)
+    {
+        return Err(ConfigErrors::one("--since: it is after --until; allowed: before it").into());
+    }
+    let format = format.context("--format has a default")?;
+    let file = get("output").map(Path::new);
+    // Not of one thread alone: the connection to Postgres is watched while a pipe is full.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+    Ok(runtime.block_on(export(&config, &range, format, file))?)
+}
+
+/// The value of a flag of a command, if it is there.
+fn flag<T>(
+    name: &str,
+    text: Option<&String>,
+    read: impl Fn(String) -> Result<T, &'static str>,
+) -> Result<Option<T>, ConfigErrors> {
+    let read = |text: &String| {
+        read(text.clone()).map_err(|allowed| {
+            ConfigErrors::one(format!("--{name}: {text:?} is not allowed; allowed: {allowed}"))
+        })
+    };
+    text.map(read).transpose()
 }
 
 fn token(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@
 //! batches to the database, or to the `spool` on disk while the database is away or slow.
 
 mod redact;
+mod retention;
 mod spool;
 mod writer;
 

@@ -6,6 +6,8 @@
 //! over a row whose id it knows.
 
 use std::{
+    future::Future,
+    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -17,7 +19,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Audit, Entry, redact};
+use super::{Audit, Entry, redact, retention};
 use crate::{
     metrics::AuditErrorKind,
     store::{Store, StoreError},
@@ -42,7 +44,7 @@ pub(crate) struct AuditWriter {
 
 /// Ends with the actor.
 pub(crate) struct Tasks(
-    #[expect(dead_code, reason = "held to be dropped")] [AbortOnDropHandle<()>; 2],
+    #[expect(dead_code, reason = "held to be dropped")] Vec<AbortOnDropHandle<()>>,
 );
 
 /// Stops the actor when its task ends, which only a panic does.
@@ -91,18 +93,22 @@ impl Actor for AuditWriter {
     type Arguments = ();
 
     async fn pre_start(&self, myself: ActorRef<()>, (): ()) -> Result<Tasks, ActorProcessingErr> {
-        let writer = Writer::new(Arc::clone(&self.audit), Arc::clone(&self.store));
-        let replayer = Replayer(Rows::new(Arc::clone(&self.audit), Arc::clone(&self.store)));
-        let (stop, other) = (StopOnDrop(myself.clone()), StopOnDrop(myself));
-        let writing = tokio::spawn(async move {
-            writer.run().await;
-            drop(stop);
-        });
-        let replaying = tokio::spawn(async move {
-            replayer.run().await;
-            drop(other);
-        });
-        Ok(Tasks([writing, replaying].map(AbortOnDropHandle::new)))
+        let parts = || (Arc::clone(&self.audit), Arc::clone(&self.store));
+        let task = |work: Pin<Box<dyn Future<Output = ()> + Send>>| {
+            let stop = StopOnDrop(myself.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                work.await;
+                drop(stop);
+            }))
+        };
+        let (audit, store) = parts();
+        let mut tasks = vec![task(Box::pin(Writer::new(audit, store).run()))];
+        let (audit, store) = parts();
+        tasks.push(task(Box::pin(Replayer(Rows { audit, store }).run())));
+        if let Some(keep) = self.audit.config.retention {
+            tasks.push(task(Box::pin(retention::run(Arc::clone(&self.store), keep))));
+        }
+        Ok(Tasks(tasks))
     }
 }
 
@@ -121,10 +127,6 @@ enum Refused {
 }
 
 impl Rows {
-    fn new(audit: Arc<Audit>, store: Arc<Store>) -> Self {
-        Self { audit, store }
-    }
-
     async fn insert(&self, rows: &[String], patience: Duration) -> Result<(), Refused> {
         let metrics = &self.audit.metrics;
         let started = Instant::now();
@@ -181,7 +183,7 @@ impl Writer {
         // last quarter is for the row that came while a statement before it was running.
         let limit = audit.config.batch_timeout;
         Self {
-            rows: Rows::new(audit, store),
+            rows: Rows { audit, store },
             patience: limit / 4,
             fresh: limit * 5 / 8,
             complained: None,

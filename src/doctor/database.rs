@@ -3,7 +3,7 @@
 use super::Report;
 use crate::{
     config::{DatabasePlace, StoreConfig},
-    store::{Probe, ProbeError, probe},
+    store::{Probe, ProbeError, Schema, probe},
 };
 
 pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
@@ -11,24 +11,41 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
         DatabasePlace::Sqlite(file) => file.display().to_string(),
         DatabasePlace::Postgres(url) => url.to_string(),
     };
+    let migrates = config.auto_migrate;
     match probe(config).await {
-        Ok(Probe::Absent) => {
+        Ok(Probe::Absent) if migrates => {
             report.ok("database", format!("{place} will be made at the first start"));
         }
-        Ok(Probe::Ready { applied, pending: 0 }) => {
-            let says = format!("{place} can be written, all {applied} migrations are run");
-            report.ok("database", says);
+        Ok(Probe::Absent) => {
+            let says = format!("{place} is not there, and DB_AUTO_MIGRATE is false");
+            report.fault("database", says, "run `switchboard migrate`, which makes it");
         }
-        Ok(Probe::Ready { applied, pending }) => {
-            let says = format!(
-                "{place} can be written, {applied} migrations are run, \
-                 {pending} will be at the next start"
-            );
-            report.ok("database", says);
-        }
+        Ok(Probe::Ready(schema)) => ready(&place, &schema, migrates, report),
         Err(error) => {
             report.fault("database", format!("{place} cannot be used: {error}"), fix(&error));
         }
+    }
+}
+
+/// Says of a database that can be written whether its schema will do.
+fn ready(place: &str, schema: &Schema, migrates: bool, report: &mut Report) {
+    let Schema { has, needs, pending } = schema;
+    let says = format!("{place} can be written, its schema version is {has}");
+    if !pending.is_empty() && !migrates {
+        let says = format!("{says}, {needs} is needed, and DB_AUTO_MIGRATE is false");
+        report.fault("database", says, "run `switchboard migrate`");
+    } else if !pending.is_empty() {
+        report.ok("database", format!("{says} and will be {needs} at the next start"));
+    } else if schema.is_newer() {
+        let says = format!("{says}, newer than this program's {needs}");
+        report.warning(
+            "database",
+            says,
+            "none while nodes are replaced one after the other; \
+             else start the newer Switchboard that migrated it",
+        );
+    } else {
+        report.ok("database", format!("{says}, which is the newest"));
     }
 }
 
@@ -61,10 +78,7 @@ fn fix(error: &ProbeError) -> &'static str {
             "make a database with createdb --encoding=UTF8 --template=template0, \
              and set DATABASE_URL to it"
         }
-        ProbeError::Newer(_) => {
-            "start the newer Switchboard that migrated it, or set DATABASE_URL to another database"
-        }
-        ProbeError::Other(_) | ProbeError::Unfinished(_) | ProbeError::Database(_) => {
+        ProbeError::Schema(_) | ProbeError::Database(_) => {
             "restore the database from a backup, or set DATABASE_URL to another one"
         }
     }

@@ -3,7 +3,10 @@
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 
-use super::{Answer, Caller, Context, Effect, Handler, HandlerError};
+use super::{
+    Answer, Caller, Context, Effect, Handler, HandlerError,
+    page::{PageNumber, PerPage},
+};
 use crate::{
     protocol::Meta,
     store::{Author, AuthorFilter, AuthorPage},
@@ -13,9 +16,6 @@ use crate::{
 const CREATE: i32 = 3;
 const UPDATE: i32 = 4;
 const DELETE: i32 = 5;
-
-/// Items on a page where the client does not say.
-const PER_PAGE: i64 = 20;
 
 /// A name of 1 to 255 characters.
 #[derive(Debug, Clone, Deserialize)]
@@ -46,35 +46,6 @@ impl TryFrom<String> for NamePart {
         let fits = part.chars().count() <= 255 && !part.contains('\0');
         fits.then_some(Self(part))
             .ok_or("a part of a name has at most 255 characters, none of them NUL")
-    }
-}
-
-/// A number of a page, from 1.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "i64")]
-struct PageNumber(i64);
-
-impl TryFrom<i64> for PageNumber {
-    type Error = &'static str;
-
-    fn try_from(page: i64) -> Result<Self, Self::Error> {
-        (1..=i64::from(i32::MAX))
-            .contains(&page)
-            .then_some(Self(page))
-            .ok_or("a page is 1 to 2147483647")
-    }
-}
-
-/// Items on a page.
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(try_from = "i64")]
-struct PerPage(i64);
-
-impl TryFrom<i64> for PerPage {
-    type Error = &'static str;
-
-    fn try_from(items: i64) -> Result<Self, Self::Error> {
-        (1..=100).contains(&items).then_some(Self(items)).ok_or("per_page is 1 to 100")
     }
 }
 
@@ -171,25 +142,23 @@ pub(crate) async fn page(
     let filters = query.filters.unwrap_or_default();
     let filter =
         AuthorFilter { id: filters.id, name: None, contains: filters.name.map(|part| part.0) };
-    let take = query.per_page.map_or(PER_PAGE, |items| items.0);
+    let per_page = query.per_page.unwrap_or_default();
     match query.cursor {
-        Some(cursor) => page_after(context, &filter, cursor, take).await,
-        None => page_number(context, &filter, query.page.map_or(1, |page| page.0), take).await,
+        Some(cursor) => page_after(context, &filter, cursor, per_page.items()).await,
+        None => page_number(context, &filter, query.page.unwrap_or_default(), per_page).await,
     }
 }
 
 async fn page_number(
     context: &Context,
     filter: &AuthorFilter,
-    page: i64,
-    per_page: i64,
+    page: PageNumber,
+    per_page: PerPage,
 ) -> Result<Answer<Vec<Author>>, HandlerError> {
-    let part = AuthorPage::Offset { skip: (page - 1) * per_page, take: per_page };
+    let part = AuthorPage::Offset { skip: page.skip(per_page), take: per_page.items() };
     let data = context.store.authors(filter, Some(part)).await?;
     let total = context.store.count_authors(filter).await?;
-    let pages = (total + per_page - 1) / per_page;
-    let meta = Meta { page, per_page, total, pages, next_cursor: None, has_more: page < pages };
-    Ok(Answer { data, meta: Some(meta) })
+    Ok(Answer { data, meta: Some(page.meta(per_page, total)) })
 }
 
 async fn page_after(

@@ -9,6 +9,7 @@
 pub(crate) mod authors;
 mod echo;
 pub(crate) mod input;
+pub(crate) mod page;
 
 use std::{future::Future, pin::Pin, sync::Arc};
 

@@ -7,6 +7,7 @@
 mod address;
 mod admin;
 mod audit;
+mod audit_logs;
 mod authors;
 mod backchannel;
 mod guard;
@@ -85,6 +86,10 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
             "/authors/{id}",
             get(authors::read).merge(put(authors::update)).merge(delete(authors::remove)),
         );
+    let logs = Router::new()
+        .route("/audit-logs", get(audit_logs::list))
+        .route("/audit-logs/{id}", get(audit_logs::read))
+        .route("/audit-logs/user/{user_id}", get(audit_logs::of_user));
     let admin = Router::new()
         .route("/admin/broadcast", post(admin::broadcast))
         .route("/admin/connections/{id}", delete(admin::disconnect))
@@ -100,7 +105,7 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/auth/logout", post(logins::logout))
         .route_layer(from_fn_with_state(Arc::clone(api), guard::by_address));
     let signed = Router::new().route("/auth/backchannel-logout", post(backchannel::logout));
-    let clients = guarded(authors).merge(audited(logins.merge(signed)));
+    let clients = guarded(authors.merge(logs)).merge(audited(logins.merge(signed)));
     let ops = guarded(admin).merge(health);
     let (clients, ops) =
         if ops_apart { (clients, ops) } else { (clients.merge(ops), Router::new()) };
@@ -117,6 +122,9 @@ fn declare(metrics: &Metrics) {
         ("GET", "/authors/{id}", &[200, 404]),
         ("PUT", "/authors/{id}", &[200, 404, 409, 413, 415]),
         ("DELETE", "/authors/{id}", &[204, 404]),
+        ("GET", "/audit-logs", &[200]),
+        ("GET", "/audit-logs/{id}", &[200, 404]),
+        ("GET", "/audit-logs/user/{user_id}", &[200]),
         ("POST", "/admin/broadcast", &[202, 413, 415]),
         ("DELETE", "/admin/connections/{id}", &[204, 404]),
         ("DELETE", "/admin/users/{user}/connections", &[204]),

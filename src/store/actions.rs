@@ -3,11 +3,19 @@
 //! Rows travel as JSON, one text for a whole batch: the same text that the spool keeps. A row that is
 //! there already is passed over, so that writing a batch twice does no harm.
 
+use std::borrow::Cow;
+
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use sqlx::AssertSqlSafe;
 use uuid::Uuid;
 
-use super::{Store, StoreError, statement};
+use super::{
+    Store, StoreError,
+    moment::{Since, Until},
+    statement, with_conditions,
+};
 
 /// Somebody did something, or was kept from it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -17,10 +25,8 @@ pub struct Action {
     /// When: RFC 3339 in UTC with six decimals, so that texts sort as times.
     pub timestamp: String,
     /// The token's `sub`; none without a valid token.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_id: Option<String>,
     /// For people.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub username: Option<String>,
     /// The user's roles at that time.
     pub user_roles: Vec<String>,
@@ -31,44 +37,320 @@ pub struct Action {
     /// `success`, `error` or `permission_denied`.
     pub outcome: String,
     /// Of the client.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub ip_address: Option<String>,
     /// As the client says.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub user_agent: Option<String>,
     /// The correlation id, or the `req_id` of a message.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub request_id: Option<String>,
     /// What was asked, without secrets.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub request_data: Option<Box<RawValue>>,
     /// A status of HTTP or of the protocol, or a close code.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub response_status: Option<i32>,
     /// What the client was told.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub error_message: Option<String>,
     /// Milliseconds until the answer was ready.
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub duration_ms: Option<f64>,
 }
 
-const INSERT_SQLITE: &str = "INSERT INTO user_actions SELECT \
-    value ->> 'id', value ->> 'timestamp', value ->> 'user_id', value ->> 'username', \
-    value -> 'user_roles', value ->> 'action_type', value ->> 'resource', value ->> 'outcome', \
-    value ->> 'ip_address', value ->> 'user_agent', value ->> 'request_id', value -> 'request_data', \
-    value ->> 'response_status', value ->> 'error_message', value ->> 'duration_ms' \
-    FROM json_each($1) WHERE true ON CONFLICT (id) DO NOTHING RETURNING 1";
+impl Action {
+    /// The names of the columns, in their order.
+    pub const COLUMNS: [&str; 15] = [
+        "id",
+        "timestamp",
+        "user_id",
+        "username",
+        "user_roles",
+        "action_type",
+        "resource",
+        "outcome",
+        "ip_address",
+        "user_agent",
+        "request_id",
+        "request_data",
+        "response_status",
+        "error_message",
+        "duration_ms",
+    ];
+}
 
-const INSERT_POSTGRES: &str = "INSERT INTO user_actions \
-    SELECT * FROM json_populate_recordset(NULL::user_actions, $1::json) \
-    ON CONFLICT (id) DO NOTHING RETURNING 1";
+/// Which actions are meant; conditions that are set all hold.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ActionFilter {
+    pub(crate) user_id: Option<String>,
+    pub(crate) username: Option<String>,
+    pub(crate) action_type: Option<String>,
+    pub(crate) resource: Option<String>,
+    pub(crate) outcome: Option<String>,
+    pub(crate) since: Option<Since>,
+    pub(crate) until: Option<Until>,
+}
+
+/// A row as both databases give it: the columns of [`Action`] in their order.
+type Row = (
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    String,
+    String,
+    String,
+    String,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<String>,
+    Option<i32>,
+    Option<String>,
+    Option<f64>,
+);
+
+/// Named, since a newer program may have added others.
+macro_rules! insert {
+    ($rows:literal) => {
+        concat!(
+            "INSERT INTO user_actions (id, timestamp, user_id, username, user_roles, action_type, \
+             resource, outcome, ip_address, user_agent, request_id, request_data, response_status, \
+             error_message, duration_ms) ",
+            $rows,
+            " ON CONFLICT (id) DO NOTHING RETURNING 1"
+        )
+    };
+}
+
+// `jsonb_each`: `json_each` has every row read again for every column, which doubles the cost.
+const INSERT_SQLITE: &str = insert!(
+    "SELECT value ->> 'id', value ->> 'timestamp', value ->> 'user_id', value ->> 'username', \
+     value -> 'user_roles', value ->> 'action_type', value ->> 'resource', value ->> 'outcome', \
+     value ->> 'ip_address', value ->> 'user_agent', value ->> 'request_id', \
+     nullif(value -> 'request_data', 'null'), value ->> 'response_status', \
+     value ->> 'error_message', value ->> 'duration_ms' FROM jsonb_each($1) WHERE true"
+);
+
+const INSERT_POSTGRES: &str = insert!(
+    "SELECT id, timestamp, user_id, username, user_roles, action_type, resource, outcome, \
+     ip_address, user_agent, request_id, request_data, response_status, error_message, duration_ms \
+     FROM json_populate_recordset(NULL::user_actions, $1::json)"
+);
+
+const SELECT_SQLITE: &str = "SELECT id, timestamp, user_id, username, user_roles, action_type, \
+    resource, outcome, ip_address, user_agent, request_id, request_data, response_status, \
+    error_message, duration_ms FROM user_actions";
+
+const SELECT_POSTGRES: &str = "SELECT id::text, \
+    to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), user_id, username, \
+    user_roles::text, action_type, resource, outcome, ip_address, user_agent, request_id, \
+    request_data::text, response_status, error_message, duration_ms FROM user_actions";
+
+// The columns, not what is selected under their names.
+const NEWEST_FIRST: &str =
+    " ORDER BY user_actions.timestamp DESC, user_actions.id DESC LIMIT $8 OFFSET $9";
+const OLDEST_FIRST: &str = " ORDER BY user_actions.timestamp, user_actions.id LIMIT $5";
 
 impl Store {
     /// Adds rows, given as a JSON array of [`Action`]s; returns how many were not there.
     pub(crate) async fn insert_actions(&self, rows: &str) -> Result<usize, StoreError> {
         let sql = self.either(INSERT_SQLITE, INSERT_POSTGRES);
-        let added: Vec<i32> = statement!(self, Insert, query_scalar(sql, rows), fetch_all)?;
+        let rows = storable(rows);
+        let added: Vec<i32> = statement!(self, Insert, query_scalar(sql, &*rows), fetch_all)?;
         Ok(added.len())
     }
+
+    /// A part of the actions that match, newest first.
+    pub(crate) async fn actions(
+        &self,
+        filter: &ActionFilter,
+        skip: i64,
+        take: i64,
+    ) -> Result<Vec<Action>, StoreError> {
+        let sql = self.matching(filter, self.either(SELECT_SQLITE, SELECT_POSTGRES), NEWEST_FIRST);
+        let rows: Vec<Row> = statement!(
+            self,
+            Select,
+            query_as(
+                sql,
+                &filter.user_id,
+                &filter.username,
+                &filter.action_type,
+                &filter.resource,
+                &filter.outcome,
+                filter.since.as_ref().map(Since::as_str),
+                filter.until.as_ref().map(Until::as_str),
+                take,
+                skip
+            ),
+            fetch_all
+        )?;
+        rows.into_iter().map(action).collect()
+    }
+
+    /// How many actions match.
+    pub(crate) async fn count_actions(&self, filter: &ActionFilter) -> Result<i64, StoreError> {
+        let sql = self.matching(filter, "SELECT COUNT(*) FROM user_actions", "");
+        statement!(
+            self,
+            Select,
+            query_scalar(
+                sql,
+                &filter.user_id,
+                &filter.username,
+                &filter.action_type,
+                &filter.resource,
+                &filter.outcome,
+                filter.since.as_ref().map(Since::as_str),
+                filter.until.as_ref().map(Until::as_str)
+            ),
+            fetch_one
+        )
+    }
+
+    /// One action.
+    pub(crate) async fn action(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
+        let head = self.either(SELECT_SQLITE, SELECT_POSTGRES);
+        let sql = with_conditions(head, &[(true, self.either("id = $1", "id = $1::uuid"))], "");
+        let row: Option<Row> =
+            statement!(self, Select, query_as(sql, id.to_string()), fetch_optional)?;
+        row.map(action).transpose()
+    }
+
+    /// So many actions of a range after one that was seen, oldest first.
+    pub(crate) async fn actions_after(
+        &self,
+        seen: Option<&Action>,
+        since: Option<&Since>,
+        until: Option<&Until>,
+        take: i64,
+    ) -> Result<Vec<Action>, StoreError> {
+        let (from, before, after) = self.either(
+            ("timestamp >= $1", "timestamp < $2", "(timestamp, id) > ($3, $4)"),
+            (
+                "timestamp >= $1::timestamptz",
+                "timestamp < $2::timestamptz",
+                "(timestamp, id) > ($3::timestamptz, $4::uuid)",
+            ),
+        );
+        // What was seen is no earlier than the range: with both, the index could be entered at its start.
+        let conditions = [
+            (since.is_some() && seen.is_none(), from),
+            (until.is_some(), before),
+            (seen.is_some(), after),
+        ];
+        let sql =
+            with_conditions(self.either(SELECT_SQLITE, SELECT_POSTGRES), &conditions, OLDEST_FIRST);
+        let rows: Vec<Row> = statement!(
+            self,
+            Select,
+            query_as(
+                sql,
+                since.map(Since::as_str),
+                until.map(Until::as_str),
+                seen.map(|seen| &seen.timestamp),
+                seen.map(|seen| seen.id.to_string()),
+                take
+            ),
+            fetch_all
+        )?;
+        rows.into_iter().map(action).collect()
+    }
+
+    /// Removes the oldest actions from before a time, `at_most` so many; returns how many.
+    pub(crate) async fn delete_actions(
+        &self,
+        before: Timestamp,
+        at_most: i64,
+    ) -> Result<usize, StoreError> {
+        // An array: Postgres may join the table with a subquery, and read all of it for that.
+        let sql = self.either(
+            "DELETE FROM user_actions WHERE id IN (SELECT id FROM user_actions \
+             WHERE timestamp < $1 ORDER BY timestamp LIMIT $2) RETURNING 1",
+            "DELETE FROM user_actions WHERE id = ANY (ARRAY(SELECT id FROM user_actions \
+             WHERE timestamp < $1::timestamptz ORDER BY timestamp LIMIT $2)) RETURNING 1",
+        );
+        let before = format!("{before:.6}");
+        let gone: Vec<i32> =
+            statement!(self, Delete, query_scalar(sql, &before, at_most), fetch_all)?;
+        Ok(gone.len())
+    }
+
+    /// A statement with the conditions of a filter as `$1` to `$7`.
+    fn matching(&self, filter: &ActionFilter, head: &str, tail: &str) -> AssertSqlSafe<String> {
+        let (since, until) = self.either(
+            ("timestamp >= $6", "timestamp < $7"),
+            ("timestamp >= $6::timestamptz", "timestamp < $7::timestamptz"),
+        );
+        let conditions = [
+            (filter.user_id.is_some(), "user_id = $1"),
+            (filter.username.is_some(), "username = $2"),
+            (filter.action_type.is_some(), "action_type = $3"),
+            (filter.resource.is_some(), "resource = $4"),
+            (filter.outcome.is_some(), "outcome = $5"),
+            (filter.since.is_some(), since),
+            (filter.until.is_some(), until),
+        ];
+        with_conditions(head, &conditions, tail)
+    }
 }
+
+/// Reads a row; one that cannot be read was written by somebody else.
+fn action(row: Row) -> Result<Action, StoreError> {
+    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
+        StoreError::Other(sqlx::Error::Decode(error))
+    };
+    Ok(Action {
+        id: row.0.parse().map_err(|error: uuid::Error| unreadable(error.into()))?,
+        timestamp: row.1,
+        user_id: row.2,
+        username: row.3,
+        user_roles: serde_json::from_str(&row.4).map_err(|error| unreadable(error.into()))?,
+        action_type: row.5,
+        resource: row.6,
+        outcome: row.7,
+        ip_address: row.8,
+        user_agent: row.9,
+        request_id: row.10,
+        request_data: row
+            .11
+            .map(RawValue::from_string)
+            .transpose()
+            .map_err(|error| unreadable(error.into()))?,
+        response_status: row.12,
+        error_message: row.13,
+        duration_ms: row.14,
+    })
+}
+
+/// JSON in which U+FFFD stands for what a client can write and Postgres cannot keep: NUL, and one half
+/// of a surrogate pair. One such row would cost its whole batch.
+fn storable(json: &str) -> Cow<'_, str> {
+    if !json.contains("\\u") {
+        return Cow::Borrowed(json);
+    }
+    let mut kept = String::with_capacity(json.len());
+    let mut rest = json;
+    while let Some(at) = rest.find('\\') {
+        let (before, escape) = rest.split_at(at);
+        kept.push_str(before);
+        let length = match (unit(escape), escape.get(6..).and_then(unit)) {
+            (None, _) => 2,
+            (Some(0xD800..0xDC00), Some(0xDC00..0xE000)) => 12,
+            (Some(0 | 0xD800..0xE000), _) => {
+                kept.push('\u{FFFD}');
+                rest = &escape[6..];
+                continue;
+            }
+            (Some(_), _) => 6,
+        };
+        let (escape, after) = escape.split_at_checked(length).unwrap_or((escape, ""));
+        kept.push_str(escape);
+        rest = after;
+    }
+    kept.push_str(rest);
+    Cow::Owned(kept)
+}
+
+/// The number in `\uXXXX`, where a text begins so.
+fn unit(text: &str) -> Option<u16> {
+    u16::from_str_radix(text.strip_prefix("\\u")?.get(..4)?, 16).ok()
+}
+
+#[cfg(test)]
+mod tests;

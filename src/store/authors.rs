@@ -3,8 +3,9 @@
 //! Changes are fetched to their end: SQLite gives the row of `RETURNING` before it commits.
 
 use serde::Serialize;
+use sqlx::AssertSqlSafe;
 
-use super::{Store, StoreError, statement};
+use super::{Store, StoreError, statement, with_conditions};
 
 /// An author as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -45,18 +46,6 @@ pub enum AuthorPage {
     },
 }
 
-/// A statement around the conditions of a filter; one that is not set holds for every row.
-macro_rules! matching {
-    ($head:literal, $tail:literal) => {
-        concat!(
-            $head,
-            " WHERE ($1 IS NULL OR id = $1) AND ($2 IS NULL OR name = $2)",
-            " AND ($3 IS NULL OR name_folded LIKE $3 ESCAPE '\\')",
-            $tail
-        )
-    };
-}
-
 impl AuthorFilter {
     /// `contains` as a pattern in which `%` and `_` are ordinary characters.
     fn pattern(&self) -> Option<String> {
@@ -70,6 +59,17 @@ impl AuthorFilter {
         }
         pattern.push('%');
         Some(pattern)
+    }
+
+    /// A statement with these conditions as `$1` to `$3`, and an id to be passed as `$4`.
+    fn statement(&self, head: &str, is_after: bool, tail: &str) -> AssertSqlSafe<String> {
+        let conditions = [
+            (self.id.is_some(), "id = $1"),
+            (self.name.is_some(), "name = $2"),
+            (self.contains.is_some(), r"name_folded LIKE $3 ESCAPE '\'"),
+            (is_after, "id > $4"),
+        ];
+        with_conditions(head, &conditions, tail)
     }
 }
 
@@ -86,8 +86,9 @@ impl Store {
             Some(AuthorPage::Offset { skip, take }) => (0, skip, take),
             Some(AuthorPage::After { id, take }) => (id, 0, take),
         };
-        let sql =
-            matching!("SELECT id, name FROM author", " AND id > $4 ORDER BY id LIMIT $5 OFFSET $6");
+        let is_after = matches!(page, Some(AuthorPage::After { .. }));
+        let tail = " ORDER BY id LIMIT $5 OFFSET $6";
+        let sql = filter.statement("SELECT id, name FROM author", is_after, tail);
         let rows: Vec<(i32, String)> = statement!(
             self,
             Select,
@@ -99,7 +100,7 @@ impl Store {
 
     /// How many authors match.
     pub(crate) async fn count_authors(&self, filter: &AuthorFilter) -> Result<i64, StoreError> {
-        let sql = matching!("SELECT COUNT(*) FROM author", "");
+        let sql = filter.statement("SELECT COUNT(*) FROM author", false, "");
         statement!(
             self,
             Select,

@@ -5,8 +5,10 @@
 
 mod actions;
 mod authors;
+mod moment;
 mod postgres;
 mod probe;
+mod schema;
 mod sqlite;
 
 use std::{
@@ -16,16 +18,18 @@ use std::{
 };
 
 use sqlx::{
-    SqlStr,
+    AssertSqlSafe,
     error::{DatabaseError, ErrorKind},
-    migrate::{Migration, MigrationType, Migrator},
     postgres::PgDatabaseError,
 };
 
 pub use actions::Action;
+pub(crate) use actions::ActionFilter;
 pub use authors::{Author, AuthorFilter, AuthorPage};
+pub use moment::{Since, Until};
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
+pub use schema::{Schema, SchemaError};
 use sqlite::Sqlite;
 
 use crate::{
@@ -82,12 +86,27 @@ pub enum OpenError {
         /// Of the last attempt.
         error: sqlx::Error,
     },
-    /// The schema.
+    /// The schema, which was not to be touched.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+    /// The schema, as it was brought up to date.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
 }
 
-/// An open, migrated database.
+/// Brings the schema of a database up to date, whatever `DB_AUTO_MIGRATE` is; returns how it was.
+pub async fn migrate(config: &StoreConfig) -> Result<Schema, OpenError> {
+    match &config.place {
+        DatabasePlace::Sqlite(file) => {
+            let (writer, schema) = sqlite::prepare(file, true).await?;
+            writer.close().await;
+            Ok(schema)
+        }
+        DatabasePlace::Postgres(url) => Ok(postgres::prepare(url, config, true).await?.2),
+    }
+}
+
+/// An open database with the schema that this program needs.
 pub(crate) struct Store {
     database: Database,
     metrics: DbMetrics,
@@ -103,29 +122,52 @@ enum Database {
 /// and how its rows are fetched. The pools have types of their own, so the statement is made for each.
 macro_rules! statement {
     ($store:expr, $operation:ident, $make:ident($sql:expr $(, $parameter:expr)*), $fetch:ident) => {{
-        let (sql, operation) = ($sql, $crate::metrics::DbOperation::$operation);
+        let operation = $crate::metrics::DbOperation::$operation;
+        let sql = sqlx::SqlSafeStr::into_sql_str($sql);
         match &$store.database {
             $crate::store::Database::Sqlite(sqlite) => {
-                let statement = sqlx::$make(sql)$(.bind($parameter))*.$fetch(sqlite.pool(operation));
-                $store.run(operation, sql, statement).await
+                let statement = sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(sqlite.pool(operation));
+                $store.run(operation, sql.as_str(), statement).await
             }
             $crate::store::Database::Postgres(postgres) => {
                 let pool = postgres.pool();
-                let statement = sqlx::$make(sql)$(.bind($parameter))*.$fetch(&pool);
-                $store.run(operation, sql, postgres.while_up(statement)).await
+                let statement = sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(&pool);
+                $store.run(operation, sql.as_str(), postgres.while_up(statement)).await
             }
         }
     }};
 }
 use statement;
 
+/// A statement with those conditions that are set, and no others. So each finds its index: a condition
+/// such as `$1 IS NULL OR id = $1` has to be planned as if it might hold for every row.
+fn with_conditions(head: &str, conditions: &[(bool, &str)], tail: &str) -> AssertSqlSafe<String> {
+    let mut sql = head.to_owned();
+    for (i, (_, condition)) in conditions.iter().filter(|(is_set, _)| *is_set).enumerate() {
+        sql += if i == 0 { " WHERE " } else { " AND " };
+        sql += condition;
+    }
+    // All parts are literals of this module.
+    AssertSqlSafe(sql + tail)
+}
+
 impl Store {
-    /// Opens the database and brings its schema up to date.
+    /// Opens the database; brings its schema up to date, or refuses an old one.
     pub(crate) async fn open(config: &StoreConfig, metrics: DbMetrics) -> Result<Self, OpenError> {
-        let database = match &config.place {
-            DatabasePlace::Sqlite(file) => Database::Sqlite(Sqlite::open(file, config).await?),
-            DatabasePlace::Postgres(url) => Database::Postgres(Postgres::open(url, config).await?),
+        let (database, schema) = match &config.place {
+            DatabasePlace::Sqlite(file) => {
+                let (sqlite, schema) = Sqlite::open(file, config).await?;
+                (Database::Sqlite(sqlite), schema)
+            }
+            DatabasePlace::Postgres(url) => {
+                let (postgres, schema) = Postgres::open(url, config).await?;
+                (Database::Postgres(postgres), schema)
+            }
         };
+        if schema.is_newer() {
+            let Schema { has, needs, .. } = schema;
+            tracing::warn!(has, needs, "the schema is that of a newer program");
+        }
         let store = Self { database, metrics, slow_query: config.slow_query };
         store.measure();
         Ok(store)
@@ -159,8 +201,8 @@ impl Store {
         }
     }
 
-    /// The text of a statement that is not the same on both.
-    fn either(&self, sqlite: &'static str, postgres: &'static str) -> &'static str {
+    /// What is not the same on both: texts of a statement.
+    fn either<T>(&self, sqlite: T, postgres: T) -> T {
         match &self.database {
             Database::Sqlite(_) => sqlite,
             Database::Postgres(_) => postgres,
@@ -171,7 +213,7 @@ impl Store {
     async fn run<T>(
         &self,
         operation: DbOperation,
-        sql: &'static str,
+        sql: &str,
         statement: impl Future<Output = sqlx::Result<T>>,
     ) -> Result<T, StoreError> {
         let started = Instant::now();
@@ -227,13 +269,4 @@ fn kind_of(cause: &dyn DatabaseError) -> DbErrorKind {
         return postgres::kind_of(&code);
     }
     sqlite::kind_of(&code, cause.message())
-}
-
-/// The migrations of a database, in their order.
-fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
-    let migration = |(version, description, sql): &(i64, &'static str, &'static str)| {
-        let sql = SqlStr::from_static(sql);
-        Migration::new(*version, (*description).into(), MigrationType::Simple, sql, false)
-    };
-    Migrator::with_migrations(migrations.iter().map(migration).collect())
 }

@@ -24,7 +24,10 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Connections, OpenError};
+use super::{
+    Connections, OpenError,
+    schema::{self, RUN, Run, Schema},
+};
 use crate::{
     config::{PostgresUrl, StoreConfig},
     metrics::DbErrorKind,
@@ -49,11 +52,12 @@ pub(super) struct Postgres {
 }
 
 impl Postgres {
-    /// Waits for the server, brings the schema up to date, and begins to watch.
-    pub(super) async fn open(url: &PostgresUrl, config: &StoreConfig) -> Result<Self, OpenError> {
-        let options = options(url)?;
-        let mut first = until_reached(&options, url, config).await?;
-        migrator().run_direct(None, &mut first, false).await?;
+    /// Waits for the server, settles its schema, and begins to watch.
+    pub(super) async fn open(
+        url: &PostgresUrl,
+        config: &StoreConfig,
+    ) -> Result<(Self, Schema), OpenError> {
+        let (options, first, schema) = prepare(url, config, config.auto_migrate).await?;
         let pooled = Pooled::new(&options, config);
         let pool = Arc::new(ArcSwap::from_pointee(pooled.pool()));
         let (told, up) = watch::channel(true);
@@ -65,7 +69,7 @@ impl Postgres {
             up: told,
         };
         let watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(first)));
-        Ok(Self { pool, up, _watcher: watching, pool_size: config.pool_size })
+        Ok((Self { pool, up, _watcher: watching, pool_size: config.pool_size }, schema))
     }
 
     pub(super) fn pool(&self) -> PgPool {
@@ -168,6 +172,26 @@ impl Watcher {
     }
 }
 
+/// Waits for the server, and settles its schema.
+pub(super) async fn prepare(
+    url: &PostgresUrl,
+    config: &StoreConfig,
+    migrate: bool,
+) -> Result<(PgConnectOptions, PgConnection, Schema), OpenError> {
+    let options = options(url)?;
+    let mut connection = until_reached(&options, url, config).await?;
+    let run = migrations_run(&mut connection).await?;
+    let schema = schema::settle(&mut connection, &run, &migrator(), migrate).await?;
+    Ok((options, connection, schema))
+}
+
+/// The migrations that were run; none in a database without their table.
+pub(super) async fn migrations_run(connection: &mut PgConnection) -> sqlx::Result<Vec<Run>> {
+    let table = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
+    let is_there: bool = sqlx::query_scalar(table).fetch_one(&mut *connection).await?;
+    if is_there { sqlx::query_as(RUN).fetch_all(connection).await } else { Ok(Vec::new()) }
+}
+
 /// The connections that a URL means; the password may come from `PGPASSWORD` or a `.pgpass` file.
 pub(super) fn options(url: &PostgresUrl) -> sqlx::Result<PgConnectOptions> {
     let options: PgConnectOptions = url.expose().parse()?;
@@ -242,7 +266,7 @@ pub(super) fn kind_of(code: &str) -> DbErrorKind {
 }
 
 pub(super) fn migrator() -> Migrator {
-    super::migrator(&[
+    schema::migrator(&[
         (1, "author", include_str!("../../migrations/postgres/0001_author.sql")),
         (2, "user actions", include_str!("../../migrations/postgres/0002_user_actions.sql")),
     ])

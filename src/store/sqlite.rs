@@ -8,12 +8,15 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions, SqlitePool,
+    ConnectOptions, SqliteConnection, SqlitePool,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
-use super::{Connections, OpenError};
+use super::{
+    Connections, OpenError,
+    schema::{self, RUN, Run, Schema, SchemaError},
+};
 use crate::{
     config::StoreConfig,
     metrics::{DbErrorKind, DbOperation},
@@ -29,28 +32,15 @@ pub(super) struct Sqlite {
 }
 
 impl Sqlite {
-    /// Opens the file, creates it if need be, and brings its schema up to date.
-    pub(super) async fn open(file: &Path, config: &StoreConfig) -> Result<Self, OpenError> {
-        let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new("."));
-        fs::create_dir_all(folder)?;
-        let alone = lock(folder.to_owned()).await?;
-        let options = SqliteConnectOptions::new()
-            .filename(file)
-            .create_if_missing(true)
-            .journal_mode(SqliteJournalMode::Wal)
-            .synchronous(SqliteSynchronous::Normal)
-            .busy_timeout(WAIT)
-            .disable_statement_logging();
-        let pool = |connections| {
-            SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT)
-        };
-        let write = pool(1).connect_with(options.clone()).await?;
-        migrator().run(&write).await?;
-        drop(alone);
+    /// Opens the file; see [`prepare`].
+    pub(super) async fn open(
+        file: &Path,
+        config: &StoreConfig,
+    ) -> Result<(Self, Schema), OpenError> {
+        let (write, schema) = prepare(file, config.auto_migrate).await?;
         let readers = config.pool_size;
-        let read = pool(readers).connect_with(options.read_only(true)).await?;
-        Ok(Self { read, write, readers })
+        let read = pool(readers).connect_with(options(file).read_only(true)).await?;
+        Ok((Self { read, write, readers }, schema))
     }
 
     pub(super) fn pool(&self, operation: DbOperation) -> &SqlitePool {
@@ -77,6 +67,48 @@ impl Sqlite {
     }
 }
 
+/// Opens the file for writing, and settles its schema; a file is made where it may also be migrated.
+pub(super) async fn prepare(file: &Path, migrate: bool) -> Result<(SqlitePool, Schema), OpenError> {
+    let migrator = migrator();
+    if !migrate && !file.exists() {
+        let Schema { has, needs, .. } = schema::compare(&[], &migrator)?;
+        return Err(SchemaError::Old { has, needs }.into());
+    }
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    fs::create_dir_all(folder)?;
+    let _alone = lock(folder.to_owned()).await?;
+    let write = pool(1).connect_with(options(file).create_if_missing(true)).await?;
+    let mut connection = write.acquire().await?;
+    let run = migrations_run(&mut connection).await?;
+    let schema = schema::settle(&mut *connection, &run, &migrator, migrate).await?;
+    drop(connection);
+    Ok((write, schema))
+}
+
+fn options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(file)
+        .journal_mode(SqliteJournalMode::Wal)
+        .synchronous(SqliteSynchronous::Normal)
+        .busy_timeout(WAIT)
+        .disable_statement_logging()
+}
+
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT)
+}
+
+/// The migrations that were run; none in a file without their table.
+pub(super) async fn migrations_run(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Run>> {
+    let tables = "SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'";
+    let tables: i64 = sqlx::query_scalar(tables).fetch_one(&mut *connection).await?;
+    match tables {
+        0 => Ok(Vec::new()),
+        _ => sqlx::query_as(RUN).fetch_all(connection).await,
+    }
+}
+
 /// Lets one process at a time make and migrate the file: sqlx takes no lock for that on SQLite, and of
 /// two that started at once the second failed on a table that was there.
 async fn lock(folder: PathBuf) -> io::Result<fs::File> {
@@ -100,7 +132,7 @@ pub(super) fn kind_of(code: &str, message: &str) -> DbErrorKind {
 }
 
 pub(super) fn migrator() -> Migrator {
-    super::migrator(&[
+    schema::migrator(&[
         (1, "author", include_str!("../../migrations/sqlite/0001_author.sql")),
         (2, "user actions", include_str!("../../migrations/sqlite/0002_user_actions.sql")),
     ])

@@ -3,7 +3,6 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 use switchboard::handlers::roles;
-use tempfile::TempDir;
 
 use crate::support::{Client, Closed, Database, TestServer, audit, on_both, rest::add_author};
 
@@ -15,6 +14,7 @@ on_both!(
     reads_are_rows_where_the_setting_says_so,
     secrets_never_reach_the_database,
     what_waits_is_written_on_shutdown,
+    rows_that_are_too_old_are_deleted,
 );
 
 /// A short time for rows to wait.
@@ -186,14 +186,8 @@ async fn secrets_never_reach_the_database(database: Database) {
 }
 
 async fn what_waits_is_written_on_shutdown(database: Database) {
-    let folder = TempDir::new().unwrap();
-    let file = format!("sqlite://{}", folder.path().join("kept.db").display());
-    let mut settings = vec![("AUDIT_BATCH_TIMEOUT", "1h")];
-    if matches!(database, Database::Sqlite) {
-        // The server's own goes with it.
-        settings.push(("DATABASE_URL", &file));
-    }
-    let server = database.server(&settings).await;
+    let folder = database.place().await;
+    let server = folder.server(&[("AUDIT_BATCH_TIMEOUT", "1h")]).await;
     for i in 0..30 {
         add_author(&server, &format!("author {i}")).await;
     }
@@ -202,6 +196,29 @@ async fn what_waits_is_written_on_shutdown(database: Database) {
     assert_eq!(audit::rows(&place).await.len(), 0);
     server.stop().await.unwrap();
     assert_eq!(audit::rows(&place).await.len(), 30);
+}
+
+async fn rows_that_are_too_old_are_deleted(database: Database) {
+    let place = database.place().await;
+    place.server(&[]).await.stop().await.unwrap();
+    let days_ago = |days: i64, count| {
+        let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+        let row = move |_| json!({ "id": uuid::Uuid::new_v4(), "timestamp": format!("{at:.6}") });
+        (0..count).map(row).collect::<Vec<_>>()
+    };
+    // More than go with one statement.
+    place.audit(&days_ago(31, 1200)).await;
+    place.audit(&days_ago(29, 10)).await;
+    let server = place.server(&[]).await;
+    server.audited(1210).await;
+    server.stop().await.unwrap();
+    let server = place.server(&[("AUDIT_LOG_RETENTION_DAYS", "30")]).await;
+    let started = std::time::Instant::now();
+    while audit::rows(&server.database()).await.len() > 10 {
+        assert!(started.elapsed() < std::time::Duration::from_secs(10));
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    server.audited(10).await;
 }
 
 #[tokio::test]

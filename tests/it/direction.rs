@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 const ORDER: &[&[&str]] = &[
     &["main"],
     &["commands"],
-    &["doctor", "server"],
+    &["doctor", "server", "export"],
     &["http", "registry"],
     &["connection"],
     &["router"],

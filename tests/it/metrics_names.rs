@@ -32,6 +32,9 @@ const ROUTES: &[&str] = &[
     "endpoint=\"/authors/{id}\",method=\"GET\"",
     "endpoint=\"/authors/{id}\",method=\"PUT\"",
     "endpoint=\"/authors/{id}\",method=\"DELETE\"",
+    "endpoint=\"/audit-logs\",method=\"GET\"",
+    "endpoint=\"/audit-logs/{id}\",method=\"GET\"",
+    "endpoint=\"/audit-logs/user/{user_id}\",method=\"GET\"",
     "endpoint=\"/admin/broadcast\",method=\"POST\"",
     "endpoint=\"unmatched\",method=\"GET\"",
 ];

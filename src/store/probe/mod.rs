@@ -6,8 +6,7 @@ mod sqlite;
 
 use std::{io, time::Duration};
 
-use sqlx::migrate::Migrator;
-
+use super::{Schema, SchemaError};
 use crate::config::{DatabasePlace, StoreConfig};
 
 /// Time to wait for another process's lock on the file.
@@ -19,12 +18,7 @@ pub(crate) enum Probe {
     /// There is no file yet; it can be made.
     Absent,
     /// It can be written.
-    Ready {
-        /// Migrations that were run.
-        applied: usize,
-        /// Migrations that the next start runs.
-        pending: usize,
-    },
+    Ready(Schema),
 }
 
 /// Why a database cannot be opened.
@@ -57,15 +51,9 @@ pub(crate) enum ProbeError {
     /// An encoding in which not every name can be stored.
     #[error("its encoding is {0}, not UTF8")]
     Encoding(String),
-    /// A migration that this program does not have.
-    #[error("its migration {0} is not known")]
-    Newer(i64),
-    /// A migration that is not what was run.
-    #[error("its migration {0} is not the one of this program")]
-    Other(i64),
-    /// A migration that did not end.
-    #[error("its migration {0} was begun and not finished")]
-    Unfinished(i64),
+    /// A schema that is not one of this program.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
     /// Anything else.
     #[error("{0}")]
     Database(sqlx::Error),
@@ -75,28 +63,6 @@ pub(crate) enum ProbeError {
 pub(crate) async fn probe(config: &StoreConfig) -> Result<Probe, ProbeError> {
     match &config.place {
         DatabasePlace::Sqlite(file) => sqlite::probe(file).await,
-        DatabasePlace::Postgres(url) => postgres::probe(url, config.connect_timeout).await,
+        DatabasePlace::Postgres(url) => postgres::probe(url, config).await,
     }
-}
-
-/// A row of the table of migrations: version, checksum, whether it ended.
-type Run = (i64, Vec<u8>, bool);
-
-/// The migrations that were run, in their order.
-const RUN: &str = "SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version";
-
-/// Compares the migrations that were run with those of this program.
-fn compare(run: &[Run], migrator: &Migrator) -> Result<Probe, ProbeError> {
-    for (version, checksum, finished) in run {
-        let known = migrator.iter().find(|known| known.version == *version);
-        match known {
-            _ if !finished => return Err(ProbeError::Unfinished(*version)),
-            None => return Err(ProbeError::Newer(*version)),
-            Some(known) if *known.checksum != **checksum => {
-                return Err(ProbeError::Other(*version));
-            }
-            Some(_) => {}
-        }
-    }
-    Ok(Probe::Ready { applied: run.len(), pending: migrator.iter().count() - run.len() })
 }

@@ -1,36 +1,39 @@
 //! A look at a database of a Postgres server.
 
-use std::{io, time::Duration};
+use std::io;
 
 use sqlx::{Connection, PgConnection};
 
-use super::{Probe, ProbeError, RUN, Run, compare};
+use super::{Probe, ProbeError};
 use crate::{
-    config::PostgresUrl,
-    store::postgres::{connect, migrator, options},
+    config::{PostgresUrl, StoreConfig},
+    store::{
+        postgres::{connect, migrations_run, migrator, options},
+        schema::{Schema, compare},
+    },
 };
 
 /// Connects, looks, and leaves all as it was.
-pub(super) async fn probe(url: &PostgresUrl, limit: Duration) -> Result<Probe, ProbeError> {
+pub(super) async fn probe(url: &PostgresUrl, config: &StoreConfig) -> Result<Probe, ProbeError> {
     let options = options(url).map_err(ProbeError::Database)?;
-    let mut connection = connect(&options, limit).await.map_err(|error| match error {
-        sqlx::Error::Database(_) => ProbeError::Refused(error),
-        sqlx::Error::Tls(_) => ProbeError::Untrusted(error),
-        sqlx::Error::Io(ref cause) if cause.kind() == io::ErrorKind::InvalidData => {
-            ProbeError::Untrusted(error)
-        }
-        error => ProbeError::Unreachable(error),
-    })?;
-    let looked = look(&mut connection).await;
+    let mut connection =
+        connect(&options, config.connect_timeout).await.map_err(|error| match error {
+            sqlx::Error::Database(_) => ProbeError::Refused(error),
+            sqlx::Error::Tls(_) => ProbeError::Untrusted(error),
+            sqlx::Error::Io(ref cause) if cause.kind() == io::ErrorKind::InvalidData => {
+                ProbeError::Untrusted(error)
+            }
+            error => ProbeError::Unreachable(error),
+        })?;
+    let looked = look(&mut connection, config.auto_migrate).await;
     drop(connection.close().await);
-    looked
+    Ok(Probe::Ready(looked?))
 }
 
-async fn look(connection: &mut PgConnection) -> Result<Probe, ProbeError> {
+async fn look(connection: &mut PgConnection, migrates: bool) -> Result<Schema, ProbeError> {
     let state =
-        "SELECT current_setting('server_encoding'), current_setting('transaction_read_only'),
-        to_regclass('_sqlx_migrations') IS NOT NULL";
-    let (encoding, read_only, migrated): (String, String, bool) =
+        "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')";
+    let (encoding, read_only): (String, String) =
         sqlx::query_as(state).fetch_one(&mut *connection).await.map_err(ProbeError::Database)?;
     if encoding != "UTF8" {
         return Err(ProbeError::Encoding(encoding));
@@ -38,29 +41,29 @@ async fn look(connection: &mut PgConnection) -> Result<Probe, ProbeError> {
     if read_only == "on" {
         return Err(ProbeError::Standby);
     }
-    let run: Vec<Run> = if migrated {
-        sqlx::query_as(RUN).fetch_all(&mut *connection).await.map_err(ProbeError::Database)?
-    } else {
-        Vec::new()
-    };
-    let probe = compare(&run, &migrator())?;
-    may_write(connection, &probe).await?;
-    Ok(probe)
+    let run = migrations_run(connection).await.map_err(ProbeError::Database)?;
+    let schema = compare(&run, &migrator())?;
+    may_write(connection, &schema, migrates).await?;
+    Ok(schema)
 }
 
 /// Whether the user may do what `serve` does; a statement that tried would change something.
-async fn may_write(connection: &mut PgConnection, probe: &Probe) -> Result<(), ProbeError> {
-    let Probe::Ready { applied, pending } = probe else { return Ok(()) };
+async fn may_write(
+    connection: &mut PgConnection,
+    schema: &Schema,
+    migrates: bool,
+) -> Result<(), ProbeError> {
     let create = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
-    let change =
-        "SELECT coalesce(bool_and(has_table_privilege(to_regclass('author'), needed)), false)
-        FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed";
+    // Nothing is said of a table that is not there yet.
+    let change = "SELECT coalesce(bool_and(has_table_privilege(to_regclass(name), needed)), false)
+        FROM unnest(ARRAY['author', 'user_actions']) AS name,
+             unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed";
     let mut needed = Vec::new();
-    if *pending > 0 {
+    if migrates && !schema.pending.is_empty() {
         needed.push((create, "the right to create tables, which migrations do"));
     }
-    if *applied > 0 {
-        needed.push((change, "the right to read and change the table author"));
+    if schema.has > 0 {
+        needed.push((change, "the right to read and change the tables author and user_actions"));
     }
     for (asked, missing) in needed {
         let has: bool = sqlx::query_scalar(asked)

@@ -4,8 +4,14 @@ use std::path::Path;
 
 use sqlx::{ConnectOptions, Connection, SqliteConnection, sqlite::SqliteConnectOptions};
 
-use super::{Probe, ProbeError, RUN, Run, WAIT, compare};
-use crate::{machine, store::sqlite::migrator};
+use super::{Probe, ProbeError, WAIT};
+use crate::{
+    machine,
+    store::{
+        schema::{Run, compare},
+        sqlite::{migrations_run, migrator},
+    },
+};
 
 fn failed(error: sqlx::Error) -> ProbeError {
     let code = error.as_database_error().and_then(|cause| cause.code());
@@ -29,16 +35,11 @@ pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
     let run = look(&mut connection).await;
     // The last one to close takes the journals away that the first one made.
     drop(connection.close().await);
-    compare(&run.map_err(failed)?, &migrator())
+    Ok(Probe::Ready(compare(&run.map_err(failed)?, &migrator())?))
 }
 
 async fn look(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Run>> {
-    let tables = "SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'";
-    let migrated: i64 = sqlx::query_scalar(tables).fetch_one(&mut *connection).await?;
-    let run = match migrated {
-        0 => Vec::new(),
-        _ => sqlx::query_as(RUN).fetch_all(&mut *connection).await?,
-    };
+    let run = migrations_run(connection).await?;
     // Takes the lock of a writer, and writes nothing.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
     sqlx::query("ROLLBACK").execute(connection).await?;

@@ -2,7 +2,7 @@
 
 pub(crate) mod audit;
 mod client;
-mod database;
+pub(crate) mod database;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
 pub(crate) mod keycloak;

@@ -1,0 +1,209 @@
+//! `switchboard audit export`: the audit trail as CSV or as lines of JSON, oldest first.
+//!
+//! Read in parts that begin after the last row seen, so that neither memory nor the database notices how
+//! long the trail is. Nothing is migrated or changed.
+
+use std::{
+    fs::OpenOptions,
+    io::{self, BufWriter, IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    config::{Config, StoreConfig},
+    metrics::Metrics,
+    store::{Action, ActionFilter, OpenError, Since, Store, StoreError, Until},
+};
+
+/// Rows in one statement.
+const PART: i64 = 500;
+
+/// How rows are written.
+#[derive(Debug, Clone, Copy)]
+pub enum Format {
+    /// A header, then a line a row; lists and objects are JSON.
+    Csv,
+    /// A JSON object a line.
+    Jsonl,
+}
+
+impl Format {
+    /// Reads the name; the error says what is allowed.
+    pub fn parse(name: &str) -> Result<Self, &'static str> {
+        match name {
+            "csv" => Ok(Self::Csv),
+            "jsonl" => Ok(Self::Jsonl),
+            _ => Err("csv or jsonl"),
+        }
+    }
+}
+
+/// Which rows are written; an end that is not set is open.
+#[derive(Debug, Clone, Default)]
+pub struct Range {
+    /// Included.
+    pub since: Option<Since>,
+    /// Excluded.
+    pub until: Option<Until>,
+}
+
+/// Why not everything was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// The database.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// A statement.
+    #[error("cannot read the audit trail: {0}")]
+    Read(Box<dyn std::error::Error + Send + Sync>),
+    /// The file, or standard output.
+    #[error("cannot write the audit trail")]
+    Write(#[from] io::Error),
+}
+
+impl From<StoreError> for ExportError {
+    fn from(error: StoreError) -> Self {
+        Self::Read(error.into())
+    }
+}
+
+/// Writes a range of the trail to a file, or else to standard output. Where whoever reads that has had
+/// enough, it is done.
+pub async fn export(
+    config: &Config,
+    range: &Range,
+    format: Format,
+    file: Option<&Path>,
+) -> Result<(), ExportError> {
+    let metrics = Metrics::new(&[], config.environment.as_str());
+    let as_it_is = StoreConfig { auto_migrate: false, ..config.store.clone() };
+    let store = Store::open(&as_it_is, metrics.db).await?;
+    let written = match file {
+        None => write(&store, range, format, io::stdout().lock()).await,
+        Some(path) => {
+            // Who did what is for its owner alone.
+            let file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(path)?;
+            write(&store, range, format, file).await
+        }
+    };
+    store.close().await;
+    match written {
+        Err(ExportError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
+async fn write(
+    store: &Store,
+    range: &Range,
+    format: Format,
+    out: impl Write,
+) -> Result<(), ExportError> {
+    let progress = progress(store, range).await?;
+    let mut rows = Rows::new(format, out)?;
+    let (since, until) = (range.since.as_ref(), range.until.as_ref());
+    let mut last: Option<Action> = None;
+    loop {
+        let mut part = store.actions_after(last.as_ref(), since, until, PART).await?;
+        for action in &part {
+            rows.write(action)?;
+        }
+        progress.inc(part.len() as u64);
+        match part.pop() {
+            Some(action) => last = Some(action),
+            None => break,
+        }
+    }
+    rows.finish()?;
+    progress.finish_and_clear();
+    Ok(())
+}
+
+/// A bar where somebody looks; the rows are counted for it alone.
+async fn progress(store: &Store, range: &Range) -> Result<ProgressBar, ExportError> {
+    if !io::stderr().is_terminal() {
+        return Ok(ProgressBar::hidden());
+    }
+    let (since, until) = (range.since.clone(), range.until.clone());
+    let filter = ActionFilter { since, until, ..ActionFilter::default() };
+    let rows = u64::try_from(store.count_actions(&filter).await?).unwrap_or_default();
+    let style =
+        ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len} rows, {eta} left");
+    Ok(ProgressBar::new(rows).with_style(style.expect("the template is well-formed")))
+}
+
+/// Where rows go, as what.
+enum Rows<W: Write> {
+    Csv(Box<csv::Writer<W>>),
+    Jsonl(BufWriter<W>),
+}
+
+impl<W: Write> Rows<W> {
+    fn new(format: Format, out: W) -> io::Result<Self> {
+        Ok(match format {
+            Format::Jsonl => Self::Jsonl(BufWriter::new(out)),
+            Format::Csv => {
+                let mut csv = csv::Writer::from_writer(out);
+                csv.write_record(Action::COLUMNS).map_err(unwrapped)?;
+                Self::Csv(Box::new(csv))
+            }
+        })
+    }
+
+    fn write(&mut self, action: &Action) -> io::Result<()> {
+        match self {
+            Self::Csv(csv) => csv.write_record(cells(action)?).map_err(unwrapped),
+            Self::Jsonl(out) => {
+                let line = serde_json::to_string(action)?;
+                // What clients sent may have line ends between its parts; within texts they are escaped.
+                out.write_all(line.replace(['\n', '\r'], " ").as_bytes())?;
+                out.write_all(b"\n")
+            }
+        }
+    }
+
+    fn finish(self) -> io::Result<()> {
+        match self {
+            Self::Csv(mut csv) => csv.flush(),
+            Self::Jsonl(mut out) => out.flush(),
+        }
+    }
+}
+
+/// The error of the file beneath, whose kind tells a closed pipe.
+fn unwrapped(error: csv::Error) -> io::Error {
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        kind => io::Error::other(format!("{kind:?}")),
+    }
+}
+
+/// A row of CSV: what is absent is empty.
+fn cells(action: &Action) -> io::Result<[String; 15]> {
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    Ok([
+        action.id.to_string(),
+        action.timestamp.clone(),
+        text(&action.user_id),
+        text(&action.username),
+        serde_json::to_string(&action.user_roles)?,
+        action.action_type.clone(),
+        action.resource.clone(),
+        action.outcome.clone(),
+        text(&action.ip_address),
+        text(&action.user_agent),
+        text(&action.request_id),
+        action.request_data.as_ref().map(|data| data.get().to_owned()).unwrap_or_default(),
+        action.response_status.map(|status| status.to_string()).unwrap_or_default(),
+        text(&action.error_message),
+        action.duration_ms.map(|duration| duration.to_string()).unwrap_or_default(),
+    ])
+}

@@ -1,0 +1,172 @@
+//! The schema: brought up to date by `serve` or by `migrate`, refused when old, served when newer.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::{
+    doctor::{doctor, entry, healthy, names},
+    support::{
+        Database,
+        database::Place,
+        on_both,
+        process::{Process, Ran, finish, run, switchboard, token},
+        rest::add_author,
+    },
+};
+
+const BY_HAND: (&str, &str) = ("DB_AUTO_MIGRATE", "false");
+/// What a newer program's migration leaves behind: its row, and columns that this one does not know.
+const NEWER: &str = "INSERT INTO _sqlx_migrations
+        (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0);
+    ALTER TABLE author ADD COLUMN born INTEGER;
+    ALTER TABLE user_actions ADD COLUMN tenant TEXT";
+/// As a program of version 1 left it.
+const OLD: &str = "DROP TABLE user_actions; DELETE FROM _sqlx_migrations WHERE version = 2";
+
+fn migrate(place: &Place) -> Ran {
+    run(&["migrate"], &place.settings())
+}
+
+/// Starts a server that must not migrate, and adds an author.
+async fn serves(place: &Place) -> Ran {
+    let data = place.data.path();
+    let process = Process::start(data, &[("DATABASE_URL", &place.url), BY_HAND]);
+    let create = reqwest::Client::new()
+        .request(Method::POST, format!("http://{}/authors", process.addr))
+        .bearer_auth(token(data, &["--user", "ann"]))
+        .json(&json!({ "name": "Ann" }));
+    assert_eq!(create.send().await.unwrap().status(), 201);
+    process.signal("-TERM");
+    process.end()
+}
+
+fn refuses(place: &Place, words: &[&str]) {
+    let settings = [("DATABASE_URL", &*place.url), BY_HAND];
+    let ran = finish(Process::spawn(place.data.path(), &settings));
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert_eq!(ran.stderr.lines().count(), 1, "{ran:?}");
+    for word in words {
+        assert_eq!(ran.stderr.matches(word).count(), 1, "{word} in {ran:?}");
+    }
+}
+
+async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Database) {
+    let place = database.place().await;
+    let how = "run `switchboard migrate`";
+    refuses(&place, &["schema version 0", "needs version 2", how]);
+    let file = place.data.path().join("switchboard.db");
+    assert!(!file.exists(), "nothing was made");
+    let ran = migrate(&place);
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+    assert_eq!(ran.stdout, "migration 1 was run\nmigration 2 was run\n");
+
+    place.execute(OLD).await;
+    refuses(&place, &["schema version 1", "needs version 2", how]);
+    assert_eq!(migrate(&place).stdout, "migration 2 was run\n");
+    let ran = migrate(&place);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.starts_with("nothing to do: the schema has version 2"), "{ran:?}");
+    serves(&place).await;
+}
+
+async fn serve_migrates_by_itself_unless_it_is_told_not_to(database: Database) {
+    let place = database.place().await;
+    assert_eq!(migrate(&place).code, Some(0));
+    place.execute(OLD).await;
+    let server = place.server(&[]).await;
+    add_author(&server, "Ann").await;
+    let versions = place.execute("SELECT CAST(count(*) AS TEXT) FROM _sqlx_migrations").await;
+    assert_eq!(versions, ["2"]);
+}
+
+async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database) {
+    let place = database.place().await;
+    migrate(&place);
+    place.execute(NEWER).await;
+    let ran = serves(&place).await;
+    let warning = ran.stdout.lines().find(|line| line.contains("the schema is that of a newer"));
+    let warning: serde_json::Value = serde_json::from_str(warning.unwrap()).unwrap();
+    assert_eq!(
+        (&warning["level"], &warning["has"], &warning["needs"]),
+        (&json!("WARN"), &json!(9999), &json!(2))
+    );
+
+    // And by one that may migrate.
+    place.audit(&[json!({})]).await;
+    let server = place.server(&[]).await;
+    add_author(&server, "Bea").await;
+    let page = server.rest(Method::GET, "/audit-logs").send().await.unwrap();
+    assert_eq!(page.json::<serde_json::Value>().await.unwrap()["meta"]["total"], 1);
+    let ran = migrate(&place);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(ran.stdout.contains("nothing to do: the schema has version 9999"), "{ran:?}");
+}
+
+async fn processes_that_migrate_at_once_run_each_migration_once(database: Database) {
+    let place = database.place().await;
+    let started: Vec<_> =
+        (0..4).map(|_| switchboard(&["migrate"], &place.settings()).spawn().unwrap()).collect();
+    let mut all = String::new();
+    for ran in started.into_iter().map(finish) {
+        assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+        all += &ran.stdout;
+    }
+    for version in [1, 2] {
+        assert_eq!(all.matches(&format!("migration {version} was run")).count(), 1, "{all}");
+    }
+    serves(&place).await;
+}
+
+async fn a_migration_that_was_changed_is_refused(database: Database) {
+    let place = database.place().await;
+    migrate(&place);
+    place.execute("UPDATE _sqlx_migrations SET checksum = '' WHERE version = 1").await;
+    refuses(&place, &["migration 1 is not the one of this program"]);
+}
+
+async fn the_doctor_says_what_the_next_start_makes_of_the_schema(database: Database) {
+    let place = database.place().await;
+    let look = |settings: &[(&str, &str)]| {
+        doctor(&[&[("DATABASE_URL", &*place.url)], settings].concat(), &[])
+    };
+    names(&look(&[BY_HAND]), "database", &["DB_AUTO_MIGRATE is false", "switchboard migrate"]);
+    healthy(&look(&[]), &["ok database"]);
+    migrate(&place);
+    healthy(&look(&[BY_HAND]), &["ok database"]);
+    place.execute(OLD).await;
+    let ran = look(&[BY_HAND]);
+    names(&ran, "database", &["version is 1, 2 is needed", "switchboard migrate"]);
+    assert!(entry(&look(&[]), "ok database").contains("version is 1 and will be 2"));
+    migrate(&place);
+    place.execute(NEWER).await;
+    let ran = look(&[BY_HAND]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert!(entry(&ran, "warning database").contains("9999, newer than this program's 2"));
+}
+
+on_both![
+    serve_refuses_an_old_schema_until_it_is_migrated_by_hand,
+    serve_migrates_by_itself_unless_it_is_told_not_to,
+    a_schema_of_a_newer_program_is_served_with_a_warning,
+    processes_that_migrate_at_once_run_each_migration_once,
+    a_migration_that_was_changed_is_refused,
+    the_doctor_says_what_the_next_start_makes_of_the_schema,
+];
+
+#[tokio::test]
+async fn a_user_of_postgres_that_may_not_change_the_schema_serves_a_migrated_one() {
+    let mut place = Database::Postgres.place().await;
+    migrate(&place);
+    place
+        .execute(
+            "CREATE ROLE humble LOGIN; GRANT SELECT ON _sqlx_migrations TO humble;
+             GRANT SELECT, INSERT, UPDATE, DELETE ON author, user_actions TO humble",
+        )
+        .await;
+    place.url = place.url.replace("switchboard@", "humble@");
+    serves(&place).await;
+    let ran = doctor(&[("DATABASE_URL", &place.url)], &[]);
+    healthy(&ran, &["ok database"]);
+    let ran = migrate(&place);
+    assert!(ran.stdout.starts_with("nothing to do"), "{ran:?}");
+}
