@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Answer, Caller, Context, Effect, Handler, HandlerError,
+    input::Exact,
     page::{PageNumber, PerPage},
 };
 use crate::{
@@ -78,7 +79,7 @@ impl Cursor {
 #[serde(deny_unknown_fields)]
 pub(crate) struct AuthorQuery {
     pub(crate) id: Option<i32>,
-    pub(crate) name: Option<String>,
+    pub(crate) name: Option<Exact>,
     pub(crate) search_term: Option<NamePart>,
 }
 
@@ -129,7 +130,7 @@ pub(crate) async fn list(
 ) -> Result<Vec<Author>, HandlerError> {
     let filter = match query.search_term {
         Some(term) => AuthorFilter { contains: Some(term.0), ..AuthorFilter::default() },
-        None => AuthorFilter { id: query.id, name: query.name, contains: None },
+        None => AuthorFilter { id: query.id, name: query.name.map(|name| name.0), contains: None },
     };
     Ok(context.store.authors(&filter, None).await?)
 }

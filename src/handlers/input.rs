@@ -1,10 +1,24 @@
 //! Reading a request's `data` or body, with the path to what does not fit.
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::HandlerError;
 use crate::protocol::ErrorBody;
+
+/// What a column has to be equal to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "String")]
+pub(crate) struct Exact(pub(crate) String);
+
+impl TryFrom<String> for Exact {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        // Postgres cannot hold it, so no row has it.
+        if text.contains('\0') { Err("a text without NUL is allowed") } else { Ok(Self(text)) }
+    }
+}
 
 /// Reads JSON text. The path to a fault is looked for only when there is one: it costs a second pass.
 pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, HandlerError> {

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     handlers::{
         HandlerError,
+        input::Exact,
         page::{PageNumber, PerPage},
         roles,
     },
@@ -41,20 +42,6 @@ const PARAMETERS: &[Parameter] = &[
     Parameter("start_date", "start_date", Kind::Text),
     Parameter("end_date", "end_date", Kind::Text),
 ];
-
-/// What a column has to be equal to.
-#[derive(Debug, Deserialize)]
-#[serde(try_from = "String")]
-struct Exact(String);
-
-impl TryFrom<String> for Exact {
-    type Error = &'static str;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        // Postgres cannot hold it, so no row has it.
-        if text.contains('\0') { Err("a text without NUL is allowed") } else { Ok(Self(text)) }
-    }
-}
 
 /// How an action ended.
 #[derive(Debug, Deserialize)]
