@@ -52,3 +52,11 @@ fn a_server_listens_for_its_own_machine_and_drains_in_half_a_minute_where_nothin
     assert_eq!((server.listen_addr, server.ops_addr), (([127, 0, 0, 1], 8000).into(), None));
     assert_eq!((server.drain_spread, server.drain_timeout), (seconds(10), seconds(30)));
 }
+
+#[test]
+fn the_audit_trail_is_on_and_kept_for_a_year_where_nothing_is_set() {
+    let Config { audit, .. } = config();
+    assert!(audit.enabled && !audit.reads);
+    assert_eq!((audit.batch_size, audit.batch_timeout), (100, seconds(1)));
+    assert_eq!(audit.retention, Some(seconds(365 * 86_400)));
+}

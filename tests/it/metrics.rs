@@ -91,7 +91,7 @@ async fn a_request_is_in_progress_until_it_is_answered_or_given_up() {
 
 #[tokio::test]
 async fn statements_are_timed_and_their_failures_counted() {
-    let server = TestServer::start(&[]).await;
+    let server = TestServer::start(&[("AUDIT_ENABLED", "false")]).await;
     let id = add_author(&server, "Ann").await;
     let taken = server.rest(Method::POST, "/authors").json(&json!({ "name": "Ann" }));
     assert_eq!(taken.send().await.unwrap().status(), 409);

@@ -56,6 +56,7 @@ impl TestServer {
             ("RATE_LIMIT_PER_MINUTE", "100000"),
             ("WS_MAX_CONNECTIONS_PER_USER", "100"),
             ("AUTH_FAILURES_PER_MINUTE", "0"),
+            ("AUDIT_LOG_RETENTION_DAYS", "0"),
             ("DRAIN_GRACE", "100ms"),
             ("DATA_DIR", data.path().to_str().unwrap()),
         ]);
