@@ -242,11 +242,13 @@ impl Registry {
         if table.peak - open < MANY || open > table.peak / 2 {
             return;
         }
-        table.peak = open;
+        // The last of a crowd are few: their end counts too.
+        table.peak = if open == 0 { 0 } else { open.max(MANY) };
         table.connections.shrink_to(2 * open);
         table.of_user.shrink_to_fit();
         self.hub.shrink();
-        tokio::task::spawn_blocking(machine::give_memory_back);
+        let cached = machine::cached_memory();
+        tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
     }
 
     fn measure(&self, table: &Table) {
