@@ -10,7 +10,10 @@ use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr,
     SupervisionEvent,
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, oneshot},
+};
 
 use crate::{
     audit::Event,
@@ -288,8 +291,13 @@ impl Registry {
         table.connections.shrink_to(2 * open);
         table.of_user.shrink_to_fit();
         self.hub.shrink();
-        let cached = machine::cached_memory();
-        tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
+        // Each worker has its own cache; busy ones do not get to theirs.
+        for _ in 0..Handle::current().metrics().num_workers() {
+            tokio::spawn(async {
+                let cached = machine::cached_memory();
+                tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
+            });
+        }
     }
 
     fn measure(&self, table: &Table) {
