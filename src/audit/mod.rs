@@ -157,22 +157,43 @@ impl Audit {
             since: Instant::now(),
             event,
         });
+        if let Some(entry) = self.push(entry) {
+            self.make_room(entry);
+        }
+    }
+
+    /// Puts an entry into the queue; gives it back where there is no room.
+    fn push(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let mut queue = self.queue();
         if queue.len() >= self.config.queue {
-            drop(queue);
-            if self.keep(&[entry]) {
-                self.spooled.notify_one();
-            } else {
-                self.metrics.dropped.inc();
-                self.lost.fetch_add(1, Ordering::Relaxed);
-            }
-            return;
+            return Some(entry);
         }
         queue.push_back(entry);
         let waiting = queue.len();
         drop(queue);
         if waiting == 1 || waiting == self.config.batch_size {
             self.filled.notify_one();
+        }
+        None
+    }
+
+    /// Writes the whole queue to the spool at once, with an entry that found no room in it: one by one,
+    /// each would wait for the disk.
+    fn make_room(&self, entry: Arc<Entry>) {
+        let Some(mut spool) = self.spool() else { return };
+        // Another may have made room, while this one waited for the spool.
+        let Some(entry) = self.push(entry) else { return };
+        let mut waiting = self.oldest(usize::MAX);
+        waiting.push(Arc::clone(&entry));
+        if self.append(&mut spool, &waiting) {
+            self.forget(&waiting);
+            self.spooled.notify_one();
+        // One may fit where all do not.
+        } else if self.append(&mut spool, &[entry]) {
+            self.spooled.notify_one();
+        } else {
+            self.metrics.dropped.inc();
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -198,14 +219,23 @@ impl Audit {
         self.queue().iter().take(count).map(Arc::clone).collect()
     }
 
-    /// Takes entries that are safe out of the queue. The writer's alone to call.
-    fn forget(&self, count: usize) {
-        self.queue().drain(..count);
+    /// Takes entries that are safe out of the queue: the oldest ones, or what is left of them, since
+    /// the writer and one that makes room may have made the same ones safe.
+    fn forget(&self, entries: &[Arc<Entry>]) {
+        let mut queue = self.queue();
+        for entry in entries {
+            if queue.front().is_some_and(|oldest| Arc::ptr_eq(oldest, entry)) {
+                queue.pop_front();
+            }
+        }
     }
 
     /// Writes entries to the spool, and waits for the disk; false where they are not there.
     fn keep(&self, entries: &[Arc<Entry>]) -> bool {
-        let Some(mut spool) = self.spool() else { return false };
+        self.spool().is_some_and(|mut spool| self.append(&mut spool, entries))
+    }
+
+    fn append(&self, spool: &mut Spool, entries: &[Arc<Entry>]) -> bool {
         let rows: Vec<_> = entries.iter().map(|entry| writer::text(entry)).collect();
         match spool.append(&rows) {
             Ok(()) => {

@@ -228,10 +228,15 @@ impl Writer {
         }
         // All that wait, since one more of them costs next to nothing.
         let waiting = audit.oldest(usize::MAX);
-        let count = waiting.len();
-        let kept = self.rows.spool(move |audit| audit.keep(&waiting)).await.unwrap_or(false);
+        let keep = move |audit: &Audit| {
+            let kept = audit.keep(&waiting);
+            if kept {
+                audit.forget(&waiting);
+            }
+            kept
+        };
+        let kept = self.rows.spool(keep).await.unwrap_or(false);
         if kept {
-            audit.forget(count);
             audit.spooled.notify_one();
         }
         // Late is better than never.
@@ -245,7 +250,7 @@ impl Writer {
         let rows: Vec<_> = batch.iter().map(|entry| text(entry)).collect();
         let inserted = self.rows.insert(&rows, self.patience).await.is_ok();
         if inserted {
-            self.rows.audit.forget(batch.len());
+            self.rows.audit.forget(batch);
         }
         inserted
     }

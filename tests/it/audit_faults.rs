@@ -108,17 +108,29 @@ async fn connections_that_are_terminated_cost_no_row_and_no_author() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_table_that_hangs_sends_rows_to_the_spool_in_time() {
+    hanging(&[("AUDIT_BATCH_TIMEOUT", "400ms")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_queue_that_is_full_is_emptied_into_the_spool_by_whoever_finds_it_full() {
+    // Nothing is due within the test.
+    hanging(&[("AUDIT_BATCH_TIMEOUT", "2s"), ("AUDIT_BATCH_SIZE", "1000"), ("AUDIT_QUEUE", "20")])
+        .await;
+}
+
+async fn hanging(settings: &[(&str, &str)]) {
     let url = database().await;
-    let server = server(&url, &[("AUDIT_BATCH_TIMEOUT", "400ms")]).await;
+    let server = server(&url, settings).await;
     let mut other = PgConnection::connect(&url).await.unwrap();
     other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();
     let load = Load::start(server.addr, &server.token("ann"), "d", 4);
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_millis(900)).await;
+    let spooled = server.metric("audit_spool_rows").await;
+    assert!(spooled > 0.0, "nothing is in the spool yet");
     let answered = load.stop().await;
     assert!(answered.iter().all(|answered| answered.made), "authors do not wait for the trail");
-    sleep(Duration::from_millis(500)).await;
+    server.until_metric("audit_spool_rows", answered.len() as f64).await;
     assert_eq!(server.metric("audit_queue_size").await, 0.0);
-    assert_eq!(server.metric("audit_spool_rows").await, answered.len() as f64);
     assert_eq!(server.metric("audit_log_errors_total{error_type=\"spool\"}").await, 0.0);
     assert!(server.metric("audit_log_errors_total{error_type=\"database\"}").await > 0.0);
     other.execute("ROLLBACK").await.unwrap();
