@@ -84,7 +84,12 @@ pub const SETTINGS: &[Setting] = &[
         "dev|staging|production",
         "production refuses the development issuer and `*` origins",
     ),
-    setting("DATA_DIR", "./data", "PATH", "Where the SQLite file and the development key live"),
+    setting(
+        "DATA_DIR",
+        "./data",
+        "PATH",
+        "Where the SQLite file, the development key and the audit trail's spool live",
+    ),
     setting(
         "DATABASE_URL",
         "",
