@@ -24,3 +24,13 @@ deny:
 bench *options:
     cargo build --release --workspace
     cargo run --release -p switchboard-load -- bench {{ options }}
+
+# Requests a second and their latency, on SQLite and on Postgres
+bench-database *options:
+    cargo build --release --workspace
+    cargo run --release -p switchboard-load -- database {{ options }}
+
+# What the audit trail costs
+bench-audit *options:
+    cargo build --release --workspace
+    cargo run --release -p switchboard-load -- audit {{ options }}

@@ -14,17 +14,21 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use crate::{
+    load::{CONNECTIONS, LoadOption, SETTLE, WARM_UP},
     machine::{self, Machine},
-    report::{COLUMNS, Rounds, Sample},
+    report::{Column, Rounds},
     server::{MAX_CONNECTIONS, Program, Server, ServerOption},
 };
 
-const LOAD_CONNECTIONS: usize = 50;
-const WARM_UP: Duration = Duration::from_millis(500);
+/// What is measured, and what it may come to.
+const COLUMNS: [Column; 4] = [
+    Column::new("message, 1 in flight", "µs").bound("≤ 1.25×"),
+    Column::new("message, 16 in flight", "µs").bound("≤ 1.9×"),
+    Column::new("idle connection", "KiB").bound("≤ 12 KiB"),
+    Column::new("connect and authenticate", "µs").bound("–"),
+];
 /// Connections before the idle ones: what a server makes for its first connection is not their cost.
 const FIRST_CONNECTIONS: usize = 20;
-/// Time for a server to finish what it does after `auth_ok`.
-const SETTLE: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -33,20 +37,11 @@ pub(crate) struct Options {
     /// A second build of Switchboard, measured in the same run
     #[arg(long, value_name = "PATH")]
     other: Option<PathBuf>,
-    /// How often everything is measured; the table has medians
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
-    rounds: u32,
-    /// Seconds of load for each figure of a round
-    #[arg(long, default_value_t = 2.0, value_parser = seconds)]
-    seconds: f64,
+    #[command(flatten)]
+    load: LoadOption,
     /// Idle connections; CPU time is counted in steps of 10 ms, too coarse for less than a thousand
     #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..=MAX_CONNECTIONS))]
     connections: u32,
-}
-
-fn seconds(text: &str) -> Result<f64, String> {
-    let allowed = text.parse().ok().filter(|seconds| (0.1..=600.0).contains(seconds));
-    allowed.ok_or_else(|| "allowed: 0.1 to 600".to_owned())
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
@@ -57,23 +52,16 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let connections = options.connections as usize;
     machine::allow_connections(connections + FIRST_CONNECTIONS)?;
     let machine = Machine::new();
-    let mut rounds = Rounds::new(programs.iter().map(|program| program.name).collect());
-    for round in 1..=options.rounds {
-        let load = Duration::from_secs_f64(options.seconds);
-        let mut samples = vec![Sample::default(); programs.len()];
+    let names = programs.iter().map(|program| program.name).collect();
+    let mut rounds = Rounds::new("server CPU, resident memory", COLUMNS.to_vec(), names);
+    for _ in 0..options.load.rounds {
+        let load = options.load.duration();
+        let mut samples = vec![Vec::new(); programs.len()];
         for (program, sample) in programs.iter().zip(&mut samples) {
-            let [one, many] = measure(program, &machine, |server| messages(server, load))?;
-            (sample[0], sample[1]) = (one, many);
+            sample.extend(measure(program, &machine, |server| messages(server, load))?);
         }
         for (program, sample) in programs.iter().zip(&mut samples) {
-            let [memory, connect] = measure(program, &machine, |server| idle(server, connections))?;
-            (sample[2], sample[3]) = (memory, connect);
-        }
-        for (program, sample) in programs.iter().zip(&samples) {
-            let figures = COLUMNS.iter().zip(sample);
-            let figures = figures.map(|(column, figure)| format!("{figure:.2} {}", column.unit));
-            let figures = figures.collect::<Vec<_>>().join(", ");
-            eprintln!("round {round} of {}: {}: {figures}", options.rounds, program.name);
+            sample.extend(measure(program, &machine, |server| idle(server, connections))?);
         }
         rounds.push(samples);
     }
@@ -81,9 +69,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     println!();
     println!(
         "- {} rounds, medians (lowest–highest); ratios are taken within a round",
-        options.rounds
+        options.load.rounds
     );
-    println!("- {LOAD_CONNECTIONS} connections under load, {connections} idle ones");
+    println!("- {CONNECTIONS} connections under load, {connections} idle ones");
     print!("{machine}");
     Ok(())
 }
@@ -100,7 +88,7 @@ fn measure(
 /// CPU time for each message, at 1 and at 16 in flight; what else is of interest goes to stderr.
 fn messages(server: &Server, duration: Duration) -> anyhow::Result<[f64; 2]> {
     let mut client = server.client()?;
-    client.open(LOAD_CONNECTIONS)?;
+    client.open(CONNECTIONS)?;
     let mut load = |in_flight| -> anyhow::Result<f64> {
         client.run(in_flight, WARM_UP)?;
         let (start, before) = (Instant::now(), server.cpu_micros()?);

@@ -2,11 +2,7 @@
 //!
 //! Shows how long the server needs for both, and whether its memory comes back.
 
-use std::{
-    io::{Read as _, Write as _},
-    net::{SocketAddr, TcpStream},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 
@@ -71,7 +67,7 @@ fn round(server: &Server, connections: usize) -> anyhow::Result<Round> {
     client.open(connections)?;
     let opened = start.elapsed();
     client.hold(HOLD)?;
-    let active = gauge(server.address)?;
+    let active = server.metric(GAUGE)?;
     ensure!(
         active == connections as f64,
         "{connections} connections are open, {GAUGE} is {active}"
@@ -80,7 +76,7 @@ fn round(server: &Server, connections: usize) -> anyhow::Result<Round> {
     let start = Instant::now();
     drop(client);
     loop {
-        let active = gauge(server.address)?;
+        let active = server.metric(GAUGE)?;
         if active == 0.0 {
             break;
         }
@@ -90,23 +86,4 @@ fn round(server: &Server, connections: usize) -> anyhow::Result<Round> {
     let closed = start.elapsed();
     pause(SETTLE);
     Ok(Round { opened, closed, open_kib, closed_kib: server.rss_kib()? })
-}
-
-/// Reads the gauge as Prometheus does.
-fn gauge(server: SocketAddr) -> anyhow::Result<f64> {
-    let metrics = metrics(server).context("cannot read /metrics")?;
-    let line = metrics.lines().find_map(|line| line.strip_prefix(GAUGE));
-    let value = line.and_then(|value| value.trim().parse().ok());
-    value.with_context(|| {
-        format!("/metrics has no {GAUGE}: {}", metrics.lines().next().unwrap_or_default())
-    })
-}
-
-fn metrics(server: SocketAddr) -> std::io::Result<String> {
-    let mut stream = TcpStream::connect(server)?;
-    stream.set_read_timeout(Some(CLOSE_TIMEOUT))?;
-    write!(stream, "GET /metrics HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }

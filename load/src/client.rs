@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, ensure};
 use mio::{Events, Interest, Poll, Token};
 
-use crate::{link::Link, script::Script};
+use crate::{
+    link::Link,
+    script::{Package, Script},
+};
 
 /// Connections being opened at once; more would overflow the server's backlog and wait for a resend.
 const OPENING: usize = 128;
@@ -45,6 +48,11 @@ impl Client {
         })
     }
 
+    /// Changes what requests ask for; those in flight stay as they are.
+    pub(crate) fn ask_for(&mut self, package: Package) {
+        self.script.ask_for(package);
+    }
+
     /// Opens `count` more connections and waits until all are authenticated.
     pub(crate) fn open(&mut self, count: usize) -> anyhow::Result<()> {
         let wanted = self.links.len() + count;
@@ -71,11 +79,8 @@ impl Client {
     ///
     /// What is in flight at the end is answered in the next call.
     pub(crate) fn run(&mut self, in_flight: usize, duration: Duration) -> anyhow::Result<u64> {
+        self.keep_in_flight(in_flight)?;
         let end = Instant::now() + duration;
-        for (index, link) in self.links.iter_mut().enumerate() {
-            link.keep_in_flight(in_flight, &self.script)
-                .with_context(|| format!("connection {index}"))?;
-        }
         let mut answered = 0;
         while Instant::now() < end {
             answered += self.turn(TURN)?;
@@ -83,11 +88,38 @@ impl Client {
         Ok(answered)
     }
 
+    /// Keeps one request going on every connection; returns how long each took.
+    ///
+    /// None may be in flight before: it would seem quick.
+    pub(crate) fn latencies(&mut self, duration: Duration) -> anyhow::Result<Vec<Duration>> {
+        self.keep_in_flight(1)?;
+        let start = Instant::now();
+        // An answer is the moment at which the next request is sent.
+        let mut sent = vec![start; self.links.len()];
+        let mut latencies = Vec::new();
+        while start.elapsed() < duration {
+            self.turn_with(TURN, |link, _| {
+                let now = Instant::now();
+                latencies.push(now - sent[link]);
+                sent[link] = now;
+            })?;
+        }
+        Ok(latencies)
+    }
+
     /// Keeps the connections open and answers pings.
     pub(crate) fn hold(&mut self, duration: Duration) -> anyhow::Result<()> {
         let end = Instant::now() + duration;
         while Instant::now() < end {
             self.turn(TURN)?;
+        }
+        Ok(())
+    }
+
+    fn keep_in_flight(&mut self, in_flight: usize) -> anyhow::Result<()> {
+        for (index, link) in self.links.iter_mut().enumerate() {
+            link.keep_in_flight(in_flight, &self.script)
+                .with_context(|| format!("connection {index}"))?;
         }
         Ok(())
     }
@@ -109,11 +141,21 @@ impl Client {
 
     /// Waits for events and handles them; returns the number of answers.
     fn turn(&mut self, timeout: Duration) -> anyhow::Result<u64> {
+        let mut all = 0;
+        self.turn_with(timeout, |_, answered| all += answered)?;
+        Ok(all)
+    }
+
+    /// The same, and tells which connection got how many.
+    fn turn_with(
+        &mut self,
+        timeout: Duration,
+        mut answers: impl FnMut(usize, u64),
+    ) -> anyhow::Result<()> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(0),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             polled => polled.context("cannot wait for sockets")?,
         }
-        let mut answered = 0;
         for event in &self.events {
             let index = event.token().0;
             let link = &mut self.links[index];
@@ -121,8 +163,11 @@ impl Client {
             link.advance(event, &self.script, &mut self.buffer)
                 .with_context(|| format!("connection {index}"))?;
             self.ready += usize::from(link.is_ready() && !was_ready);
-            answered += link.take_answered();
+            let answered = link.take_answered();
+            if answered > 0 {
+                answers(index, answered);
+            }
         }
-        Ok(answered)
+        Ok(())
     }
 }

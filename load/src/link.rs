@@ -203,7 +203,7 @@ impl Link {
 
     fn request(&mut self, slot: usize, script: &Script) {
         self.busy |= 1 << slot;
-        self.output.extend_from_slice(script.request(slot));
+        script.request(slot, &mut self.output);
     }
 
     fn flush(&mut self) -> anyhow::Result<()> {

@@ -40,10 +40,20 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let command = env::args().collect::<Vec<_>>().join(" ");
+        let command = env::args().map(without_login).collect::<Vec<_>>().join(" ");
         writeln!(f, "- {}; {}", self.processor, self.pinning)?;
         writeln!(f, "- {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"))?;
         writeln!(f, "- `{command}`")
+    }
+}
+
+/// An argument as it may be shown: a URL may have a password.
+fn without_login(argument: String) -> String {
+    match (argument.find("://"), argument.rfind('@')) {
+        (Some(scheme), Some(login)) if scheme < login => {
+            format!("{}***{}", &argument[..scheme + 3], &argument[login..])
+        }
+        _ => argument,
     }
 }
 
@@ -111,7 +121,17 @@ pub(crate) fn pause(duration: Duration) {
 
 #[cfg(test)]
 mod tests {
-    use super::cores;
+    use super::{cores, without_login};
+
+    #[test]
+    fn a_command_is_shown_without_passwords() {
+        let shown = |argument: &str| without_login(argument.to_owned());
+        assert_eq!(
+            shown("--postgres=postgres://a:b@c@host/name"),
+            "--postgres=postgres://***@host/name"
+        );
+        assert_eq!(shown("postgres://host/name"), "postgres://host/name");
+    }
 
     #[test]
     fn a_list_of_cores_has_ranges_and_single_ones() {

@@ -1,16 +1,21 @@
 //! Load tools for Switchboard: each mode starts the servers it measures and prints a table.
 //!
-//! In reading order: `bench` and `churn` are modes; `server` runs the programs under test, of which
-//! `bare` is the baseline; `client` drives the connections (`link`) with the frames (`frame`) of a
+//! In reading order: `bench`, `churn`, `database` and `audit` are modes; `server` runs the programs under
+//! test, of which `bare` is the baseline, on `databases`; `client` drives the connections (`link`) with the frames (`frame`) of a
 //! `script`. Linux only: the figures come from `/proc`.
 
+mod audit;
 mod bare;
 mod bench;
 mod churn;
 mod client;
+mod database;
+mod databases;
 mod frame;
 mod link;
+mod load;
 mod machine;
+mod postgres;
 mod report;
 mod script;
 mod server;
@@ -32,6 +37,10 @@ enum Mode {
     Bench(bench::Options),
     /// Opens many connections at once and closes them at once
     Churn(churn::Options),
+    /// Measures requests a second and their latency on SQLite and on Postgres
+    Database(database::Options),
+    /// Compares the CPU a change costs with an audit trail and without
+    Audit(audit::Options),
     /// Serves the baseline
     #[command(hide = true)]
     Bare { address: SocketAddr },
@@ -41,6 +50,8 @@ fn main() -> ExitCode {
     let result = match Cli::parse().mode {
         Mode::Bench(options) => bench::run(&options),
         Mode::Churn(options) => churn::run(&options),
+        Mode::Database(options) => database::run(&options),
+        Mode::Audit(options) => audit::run(&options),
         Mode::Bare { address } => bare::serve(address),
     };
     match result {

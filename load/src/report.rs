@@ -1,38 +1,64 @@
-//! The table of `bench`.
+//! The tables of the modes: medians over rounds, and what one row costs beside another.
 
 use std::fmt;
 
+#[derive(Clone)]
 pub(crate) struct Column {
     title: &'static str,
-    pub(crate) unit: &'static str,
-    bound: &'static str,
+    unit: &'static str,
+    decimals: usize,
+    bound: Option<&'static str>,
 }
 
-/// What is measured, and what it may come to.
-pub(crate) const COLUMNS: [Column; 4] = [
-    Column { title: "message, 1 in flight", unit: "µs", bound: "≤ 1.25×" },
-    Column { title: "message, 16 in flight", unit: "µs", bound: "≤ 1.9×" },
-    Column { title: "idle connection", unit: "KiB", bound: "≤ 12 KiB" },
-    Column { title: "connect and authenticate", unit: "µs", bound: "–" },
-];
+impl Column {
+    pub(crate) const fn new(title: &'static str, unit: &'static str) -> Self {
+        Self { title, unit, decimals: 2, bound: None }
+    }
 
-/// One program's figures of one round, by column.
-pub(crate) type Sample = [f64; COLUMNS.len()];
+    /// For figures so large that fractions say nothing.
+    pub(crate) const fn whole(mut self) -> Self {
+        self.decimals = 0;
+        self
+    }
 
-/// The figures of all rounds; the first program is what the others are compared with.
+    /// What the figure may come to. A table with bounds has ratios too.
+    pub(crate) const fn bound(mut self, bound: &'static str) -> Self {
+        self.bound = Some(bound);
+        self
+    }
+
+    fn unit(&self) -> String {
+        if self.unit.is_empty() { String::new() } else { format!(" {}", self.unit) }
+    }
+}
+
+/// One row's figures of one round, by column.
+type Sample = Vec<f64>;
+
+/// The figures of all rounds; the first row is what the others are compared with.
 pub(crate) struct Rounds {
+    title: &'static str,
+    columns: Vec<Column>,
     names: Vec<&'static str>,
-    /// By round, then by program.
+    /// By round, then by row.
     samples: Vec<Vec<Sample>>,
 }
 
 impl Rounds {
-    pub(crate) fn new(names: Vec<&'static str>) -> Self {
-        Self { names, samples: Vec::new() }
+    pub(crate) fn new(title: &'static str, columns: Vec<Column>, names: Vec<&'static str>) -> Self {
+        Self { title, columns, names, samples: Vec::new() }
     }
 
-    /// Adds a round: a sample for each program.
+    /// Adds a round, a sample for each row, and shows it to whoever waits for the table.
     pub(crate) fn push(&mut self, samples: Vec<Sample>) {
+        let round = self.samples.len() + 1;
+        for (name, sample) in self.names.iter().zip(&samples) {
+            let figure = |(column, figure): (&Column, &f64)| {
+                format!("{figure:.*}{}", column.decimals, column.unit())
+            };
+            let figures = self.columns.iter().zip(sample).map(figure).collect::<Vec<_>>();
+            eprintln!("round {round}: {name}: {}", figures.join(", "));
+        }
         self.samples.push(samples);
     }
 
@@ -41,17 +67,17 @@ impl Rounds {
         &self,
         f: &mut fmt::Formatter<'_>,
         title: &str,
-        unit: impl Fn(&Column) -> String,
+        format: impl Fn(&Column) -> (usize, String),
         figure: impl Fn(&[Sample], usize) -> f64,
     ) -> fmt::Result {
         write!(f, "| {title} |")?;
-        for (index, column) in COLUMNS.iter().enumerate() {
+        for (index, column) in self.columns.iter().enumerate() {
             let mut figures: Vec<_> =
                 self.samples.iter().map(|round| figure(round, index)).collect();
             figures.sort_by(f64::total_cmp);
-            if let (Some(lowest), Some(highest)) = (figures.first(), figures.last()) {
-                let unit = unit(column);
-                write!(f, " {:.2}{unit} ({lowest:.2}–{highest:.2}) |", median(&figures))?;
+            if let (Some(low), Some(high)) = (figures.first(), figures.last()) {
+                let ((decimals, unit), median) = (format(column), median(&figures));
+                write!(f, " {median:.decimals$}{unit} ({low:.decimals$}–{high:.decimals$}) |")?;
             }
         }
         writeln!(f)
@@ -62,7 +88,7 @@ impl Rounds {
         self.row(
             f,
             &title,
-            |_| "×".into(),
+            |_| (2, "×".to_owned()),
             |round, column| round[one][column] / round[other][column],
         )
     }
@@ -70,19 +96,25 @@ impl Rounds {
 
 impl fmt::Display for Rounds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "| server CPU, resident memory | {} |", COLUMNS.map(|c| c.title).join(" | "))?;
-        writeln!(f, "|---|{}", "---|".repeat(COLUMNS.len()))?;
-        for (program, name) in self.names.iter().enumerate() {
-            let unit = |column: &Column| format!(" {}", column.unit);
-            self.row(f, name, unit, |round, column| round[program][column])?;
+        let cells = |cell: fn(&Column) -> &'static str| {
+            self.columns.iter().map(cell).collect::<Vec<_>>().join(" | ")
+        };
+        writeln!(f, "| {} | {} |", self.title, cells(|column| column.title))?;
+        writeln!(f, "|---|{}", "---|".repeat(self.columns.len()))?;
+        for (row, name) in self.names.iter().enumerate() {
+            let format = |column: &Column| (column.decimals, column.unit());
+            self.row(f, name, format, |round, column| round[row][column])?;
         }
-        for program in 1..self.names.len() {
-            self.ratio(f, program, 0)?;
+        if self.columns.iter().all(|column| column.bound.is_none()) {
+            return Ok(());
+        }
+        for row in 1..self.names.len() {
+            self.ratio(f, row, 0)?;
         }
         if self.names.len() > 2 {
             self.ratio(f, 2, 1)?;
         }
-        writeln!(f, "| bound | {} |", COLUMNS.map(|c| c.bound).join(" | "))
+        writeln!(f, "| bound | {} |", cells(|column| column.bound.unwrap_or("–")))
     }
 }
 
@@ -108,11 +140,23 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        let mut rounds = Rounds::new(vec!["bare", "switchboard"]);
-        rounds.push(vec![[1.0; 4], [2.0; 4]]);
-        rounds.push(vec![[10.0; 4], [30.0; 4]]);
+        let columns = vec![Column::new("message", "µs").bound("≤ 2×")];
+        let mut rounds = Rounds::new("CPU", columns, vec!["bare", "switchboard"]);
+        rounds.push(vec![vec![1.0], vec![2.0]]);
+        rounds.push(vec![vec![10.0], vec![30.0]]);
         let table = rounds.to_string();
         assert!(table.contains("| switchboard / bare | 2.50× (2.00–3.00) |"), "{table}");
         assert!(table.contains("| bare | 5.50 µs (1.00–10.00) |"), "{table}");
+        assert!(table.ends_with("| bound | ≤ 2× |\n"), "{table}");
+    }
+
+    #[test]
+    fn without_bounds_nothing_is_compared() {
+        let columns = vec![Column::new("requests/s", "").whole(), Column::new("p50", "ms")];
+        let mut rounds = Rounds::new("database", columns, vec!["SQLite", "Postgres"]);
+        rounds.push(vec![vec![1000.4, 1.0], vec![2000.0, 2.0]]);
+        let rows = "| SQLite | 1000 (1000–1000) | 1.00 ms (1.00–1.00) |\n\
+                    | Postgres | 2000 (2000–2000) | 2.00 ms (2.00–2.00) |\n";
+        assert!(rounds.to_string().ends_with(rows), "{rounds}");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     env, fs,
+    io::{self, Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -20,6 +21,7 @@ use crate::{
 /// Users that the connections are spread over; `WS_MAX_CONNECTIONS_PER_USER` has to allow it.
 const USERS: usize = 20;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+const METRICS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Connections that `SETTINGS` allow, less those a mode opens beside the ones it measures.
 pub(crate) const MAX_CONNECTIONS: i64 = 19_500;
@@ -83,6 +85,15 @@ impl Program {
 
     /// Starts it and waits until it answers.
     pub(crate) fn start(&self, machine: &Machine) -> anyhow::Result<Server> {
+        self.start_with(machine, &[])
+    }
+
+    /// Starts it with settings of the mode.
+    pub(crate) fn start_with(
+        &self,
+        machine: &Machine,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Server> {
         let address = free_address()?;
         let log = self.folder.path().join("log");
         let output = fs::File::create(&log)?;
@@ -91,6 +102,7 @@ impl Program {
             command.args(["bare", &address.to_string()]);
         }
         clean_environment(&mut command, self.folder.path())
+            .envs(settings.iter().copied())
             .env("LISTEN_ADDR", address.to_string())
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
@@ -127,7 +139,7 @@ fn clean_environment<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Com
     command.env_clear().env("PATH", path).envs(SETTINGS).env("DATA_DIR", folder)
 }
 
-fn free_address() -> anyhow::Result<SocketAddr> {
+pub(crate) fn free_address() -> anyhow::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context("no port is free")?;
     Ok(listener.local_addr()?)
 }
@@ -164,6 +176,25 @@ impl Server {
         let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
         let rss = rss.and_then(|rss| rss.trim().strip_suffix(" kB")?.parse().ok());
         rss.context("/proc/PID/smaps_rollup is not as expected")
+    }
+
+    /// Reads a metric without labels, as Prometheus does.
+    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
+        let metrics = self.metrics().context("cannot read /metrics")?;
+        let mut lines = metrics.lines();
+        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
+        let first = || metrics.lines().next().unwrap_or_default();
+        value.with_context(|| format!("/metrics has no {name}: {}", first()))
+    }
+
+    fn metrics(&self) -> io::Result<String> {
+        let mut stream = TcpStream::connect(self.address)?;
+        stream.set_read_timeout(Some(METRICS_TIMEOUT))?;
+        let host = self.address;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     /// What it has printed.
