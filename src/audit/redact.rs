@@ -1,6 +1,9 @@
 //! From an event to a row: secrets go, sizes are bounded, and nothing stays that a database refuses.
 
-use serde_json::{Value, json, value::RawValue};
+use serde_json::{
+    Value, json,
+    value::{RawValue, to_raw_value},
+};
 
 use super::Entry;
 use crate::{metrics::Label, store::Action};
@@ -67,15 +70,19 @@ pub(super) fn omitted(bytes: usize) -> String {
 
 /// Request data as a row has it.
 fn data(raw: &str) -> Box<RawValue> {
-    let shown = match serde_json::from_str::<Value>(raw) {
-        Ok(value) => {
-            let shown = redacted(value).to_string();
-            if shown.len() > MAX_DATA { omitted(raw.len()) } else { shown }
-        }
+    let shown = match serde_json::from_str(raw) {
+        Ok(value) => written(&redacted(value)),
         // Such as a number that no type holds: what is not understood may hold anything.
-        Err(_) => json!({ "_unreadable_bytes": raw.len() }).to_string(),
+        Err(_) => written(&json!({ "_unreadable_bytes": raw.len() })),
     };
-    RawValue::from_string(shown).expect("a JSON value is written as JSON")
+    if shown.get().len() <= MAX_DATA {
+        return shown;
+    }
+    written(&json!({ "_omitted_bytes": raw.len() }))
+}
+
+fn written(value: &Value) -> Box<RawValue> {
+    to_raw_value(value).expect("a JSON value is written as JSON")
 }
 
 fn redacted(value: Value) -> Value {
@@ -120,12 +127,16 @@ fn words(name: &str) -> Vec<String> {
 }
 
 fn text(text: &str) -> String {
-    storable(text).chars().take(MAX_TEXT).collect()
+    if text.len() <= MAX_TEXT {
+        return storable(text);
+    }
+    storable(&text.chars().take(MAX_TEXT).collect::<String>())
 }
 
 /// Postgres holds no NUL.
 fn storable(text: &str) -> String {
-    text.replace('\0', "\u{fffd}")
+    // The rule by far, and the quicker way.
+    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text.to_owned() }
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ impl Rows {
         let started = Instant::now();
         let batch = format!("[{}]", rows.join(","));
         let error = match timeout(patience, self.store.insert_actions(&batch)).await {
-            Ok(Ok(_)) => {
+            Ok(Ok(())) => {
                 metrics.written.inc_by(rows.len() as u64);
                 metrics.batch_size.observe(rows.len() as f64);
                 metrics.duration.observe(started.elapsed().as_secs_f64());

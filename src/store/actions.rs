@@ -3,8 +3,6 @@
 //! Rows travel as JSON, one text for a whole batch: the same text that the spool keeps. A row that is
 //! there already is passed over, so that writing a batch twice does no harm.
 
-use std::borrow::Cow;
-
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -112,7 +110,7 @@ macro_rules! insert {
              resource, outcome, ip_address, user_agent, request_id, request_data, response_status, \
              error_message, duration_ms) ",
             $rows,
-            " ON CONFLICT (id) DO NOTHING RETURNING 1"
+            " ON CONFLICT (id) DO NOTHING"
         )
     };
 }
@@ -147,12 +145,13 @@ const NEWEST_FIRST: &str =
 const OLDEST_FIRST: &str = " ORDER BY user_actions.timestamp, user_actions.id LIMIT $5";
 
 impl Store {
-    /// Adds rows, given as a JSON array of [`Action`]s; returns how many were not there.
-    pub(crate) async fn insert_actions(&self, rows: &str) -> Result<usize, StoreError> {
+    /// Adds rows that are not there yet, given as a JSON array of [`Action`]s. No text in them may hold
+    /// a NUL or half a surrogate pair: Postgres would refuse the whole batch.
+    pub(crate) async fn insert_actions(&self, rows: &str) -> Result<(), StoreError> {
         let sql = self.either(INSERT_SQLITE, INSERT_POSTGRES);
-        let rows = storable(rows);
-        let added: Vec<i32> = statement!(self, Insert, query_scalar(sql, &*rows), fetch_all)?;
-        Ok(added.len())
+        let none: Vec<i32> = statement!(self, Insert, query_scalar(sql, rows), fetch_all)?;
+        debug_assert!(none.is_empty(), "the statement returns no rows");
+        Ok(())
     }
 
     /// A part of the actions that match, newest first.
@@ -316,40 +315,6 @@ fn action(row: Row) -> Result<Action, StoreError> {
         error_message: row.13,
         duration_ms: row.14,
     })
-}
-
-/// JSON in which U+FFFD stands for what a client can write and Postgres cannot keep: NUL, and one half
-/// of a surrogate pair. One such row would cost its whole batch.
-fn storable(json: &str) -> Cow<'_, str> {
-    if !json.contains("\\u") {
-        return Cow::Borrowed(json);
-    }
-    let mut kept = String::with_capacity(json.len());
-    let mut rest = json;
-    while let Some(at) = rest.find('\\') {
-        let (before, escape) = rest.split_at(at);
-        kept.push_str(before);
-        let length = match (unit(escape), escape.get(6..).and_then(unit)) {
-            (None, _) => 2,
-            (Some(0xD800..0xDC00), Some(0xDC00..0xE000)) => 12,
-            (Some(0 | 0xD800..0xE000), _) => {
-                kept.push('\u{FFFD}');
-                rest = &escape[6..];
-                continue;
-            }
-            (Some(_), _) => 6,
-        };
-        let (escape, after) = escape.split_at_checked(length).unwrap_or((escape, ""));
-        kept.push_str(escape);
-        rest = after;
-    }
-    kept.push_str(rest);
-    Cow::Owned(kept)
-}
-
-/// The number in `\uXXXX`, where a text begins so.
-fn unit(text: &str) -> Option<u16> {
-    u16::from_str_radix(text.strip_prefix("\\u")?.get(..4)?, 16).ok()
 }
 
 #[cfg(test)]
