@@ -109,6 +109,11 @@ pub(crate) struct Audit {
     spooled: Notify,
     /// The database does not take rows.
     away: AtomicBool,
+    /// The server stops: entries go straight to the spool.
+    closed: AtomicBool,
+    /// Counts the looks into the spool. What was read before the last one is not confirmed: a replayer
+    /// that was ended may still be at it when its successor reads the same rows.
+    turn: AtomicU64,
     /// None where there is no trail.
     spool: Option<Mutex<Spool>>,
     /// Rows lost and not complained about yet.
@@ -129,6 +134,8 @@ impl Audit {
             filled: Notify::new(),
             spooled: Notify::new(),
             away: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            turn: AtomicU64::new(0),
             spool,
             lost: AtomicU64::new(0),
         })
@@ -165,7 +172,7 @@ impl Audit {
     /// Puts an entry into the queue; gives it back where there is no room.
     fn push(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
         let mut queue = self.queue();
-        if queue.len() >= self.config.queue {
+        if queue.len() >= self.config.queue || self.closed.load(Ordering::Relaxed) {
             return Some(entry);
         }
         queue.push_back(entry);
@@ -194,6 +201,26 @@ impl Audit {
         } else {
             self.metrics.dropped.inc();
             self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Writes what waits to the spool, and from now on whatever comes: a request that was cut off may end
+    /// later than all else.
+    fn close(&self) {
+        {
+            // With the queue locked: what does not see it has been put in, and is taken out below.
+            let _queue = self.queue();
+            self.closed.store(true, Ordering::Relaxed);
+        }
+        let waiting = self.oldest(usize::MAX);
+        if waiting.is_empty() {
+            return;
+        }
+        if self.keep(&waiting) {
+            self.forget(&waiting);
+        } else {
+            self.metrics.dropped.inc_by(waiting.len() as u64);
+            self.lost.fetch_add(waiting.len() as u64, Ordering::Relaxed);
         }
     }
 
@@ -250,25 +277,34 @@ impl Audit {
         }
     }
 
-    /// The oldest rows of the spool, which come again until they are confirmed.
-    fn next_spooled(&self, count: usize) -> Vec<String> {
-        let Some(mut spool) = self.spool() else { return Vec::new() };
+    /// The oldest rows of the spool, which come again until they are confirmed, and the number of this
+    /// look at them.
+    fn next_spooled(&self, count: usize) -> (u64, Vec<String>) {
+        let Some(mut spool) = self.spool() else { return (0, Vec::new()) };
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
         let rows = spool.next(count);
         let damaged = spool.take_damaged();
         if damaged > 0 {
             self.metrics.errors.inc(AuditErrorKind::Damaged);
             tracing::error!(rows = damaged, "audit rows were damaged on disk and set aside");
         }
-        rows.unwrap_or_else(|error| {
+        let rows = rows.unwrap_or_else(|error| {
             self.metrics.errors.inc(AuditErrorKind::Spool);
             tracing::error!(%error, "the spool of the audit trail cannot be read");
             Vec::new()
-        })
+        });
+        (turn, rows)
     }
 
-    /// The first of those rows are settled.
-    fn confirm(&self, count: usize) {
-        if let Some(Err(error)) = self.spool().map(|mut spool| spool.confirm(count)) {
+    /// The first rows of a look are settled.
+    fn confirm(&self, turn: u64, count: usize) {
+        let Some(mut spool) = self.spool() else { return };
+        // Once, and only the last look.
+        if self.turn.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed).is_err()
+        {
+            return;
+        }
+        if let Err(error) = spool.confirm(count) {
             self.metrics.errors.inc(AuditErrorKind::Spool);
             tracing::error!(%error, "a file of the spool of the audit trail cannot be deleted");
         }

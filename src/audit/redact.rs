@@ -27,13 +27,16 @@ const SECRETS: &[&str] = &[
     "apikey",
     "privatekey",
     "socialsecurity",
-    "creditcard",
-    "debitcard",
-    "cardnumber",
-    "cardno",
+    "pincode",
+    "card",
 ];
-/// As a whole word of a member's name.
-const SECRET_WORDS: &[&str] = &["card", "cards", "cvv", "cvc", "ssn", "pwd", "pin", "jwt"];
+/// With a `card` in them, and no secrets.
+const PLAIN: &[&str] =
+    &["discard", "postcard", "wildcard", "scorecard", "cardinal", "cardio", "cardiac"];
+/// As a whole word of a member's name, or at one of its ends.
+const SECRET_WORDS: &[&str] = &["cvv", "cvc", "ssn", "pwd", "pin", "jwt"];
+/// Long enough to be no part of a word by chance.
+const SECRET_ENDS: &[&str] = &["cvv", "cvc", "ssn", "pwd"];
 
 /// The row of an entry.
 pub(super) fn row(entry: &Entry) -> Action {
@@ -95,15 +98,24 @@ fn redacted(value: Value) -> Value {
             Value::Object(members.into_iter().map(member).collect())
         }
         Value::Array(items) => items.into_iter().map(redacted).collect(),
+        // JSON within JSON.
+        Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
+            let shown = serde_json::from_str(&text).map(|value| redacted(value).to_string());
+            shown.unwrap_or_else(|_| storable(&text)).into()
+        }
         Value::String(text) => storable(&text).into(),
         value => value,
     }
 }
 
 fn is_secret(name: &str) -> bool {
-    let letters: String =
-        name.chars().filter(|c| c.is_alphanumeric()).flat_map(char::to_lowercase).collect();
+    let mut letters: String =
+        name.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect();
+    for plain in PLAIN {
+        letters = letters.replace(plain, "");
+    }
     SECRETS.iter().any(|secret| letters.contains(secret))
+        || SECRET_ENDS.iter().any(|end| letters.starts_with(end) || letters.ends_with(end))
         || words(name).iter().any(|word| SECRET_WORDS.contains(&word.as_str()))
 }
 
@@ -112,11 +124,11 @@ fn words(name: &str) -> Vec<String> {
     let mut words = vec![String::new()];
     let mut before = ' ';
     for c in name.chars() {
-        let begins = !c.is_alphanumeric() || (c.is_uppercase() && before.is_lowercase());
+        let begins = !c.is_alphabetic() || (c.is_uppercase() && before.is_lowercase());
         if begins {
             words.push(String::new());
         }
-        if c.is_alphanumeric()
+        if c.is_alphabetic()
             && let Some(word) = words.last_mut()
         {
             word.extend(c.to_lowercase());
@@ -177,6 +189,12 @@ mod tests {
             "socialSecurity",
             "pin",
             "api_key",
+            "card1",
+            "CARDINFO",
+            "ssn2",
+            "SSNumber",
+            "userSSN",
+            "PINCode",
         ] {
             for (raw, expected) in [
                 (json!({ name: "hush" }), json!({ name: "***" })),
@@ -197,6 +215,13 @@ mod tests {
             let raw = json!({ name: "plain" }).to_string();
             assert_eq!(shown(&raw), raw);
         }
+    }
+
+    #[test]
+    fn json_in_a_text_is_looked_through_too() {
+        let raw = json!({ "a": " {\"password\":\"hush\",\"b\":1}", "c": "[not json" }).to_string();
+        let expected = json!({ "a": "{\"b\":1,\"password\":\"***\"}", "c": "[not json" });
+        assert_eq!(serde_json::from_str::<Value>(&shown(&raw)).unwrap(), expected);
     }
 
     #[test]

@@ -27,8 +27,8 @@ use crate::{
 
 /// Between two tries of a database that is away, or of a disk that fails.
 const RETRY: Duration = Duration::from_millis(250);
-/// Time for each of the last batches, when the server stops.
-const LAST: Duration = Duration::from_secs(2);
+/// Time for the last rows to go into the database, when the server stops.
+const LAST: Duration = Duration::from_secs(5);
 /// Time for a statement of the spool, behind which nobody waits.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Silence after which it is looked whether a process has died and left a spool.
@@ -67,23 +67,18 @@ impl AuditWriter {
         Ok(actor.get_cell())
     }
 
-    /// Writes what still waits, after the actor has ended.
+    /// Writes what still waits, when the actor has been told to end: into the database as far as time
+    /// allows, the rest into the spool. What is recorded later goes there too.
     pub(crate) async fn finish(audit: &Arc<Audit>, store: &Arc<Store>) {
         let mut writer = Writer::new(Arc::clone(audit), Arc::clone(store));
         writer.patience = LAST;
         writer.fresh = Duration::MAX;
-        let mut before = usize::MAX;
-        loop {
-            let waiting = audit.waiting();
-            if waiting == 0 {
-                return;
-            }
-            if waiting == before {
-                return tracing::error!(rows = waiting, "audit rows are lost: no disk takes them");
-            }
-            before = waiting;
-            writer.write().await;
-        }
+        let all = async { while audit.waiting() > 0 && writer.write().await {} };
+        drop(timeout(LAST, all).await);
+        let last = Arc::clone(audit);
+        drop(spawn_blocking(move || last.close()).await);
+        writer.complained = None;
+        writer.complain();
     }
 }
 
@@ -228,17 +223,16 @@ impl Writer {
         }
         // All that wait, since one more of them costs next to nothing.
         let waiting = audit.oldest(usize::MAX);
+        let size = batch.len();
         let keep = move |audit: &Audit| {
-            let kept = audit.keep(&waiting);
-            if kept {
-                audit.forget(&waiting);
-            }
-            kept
+            // Near its limit the spool may take a few where it does not take all.
+            let parts = [&waiting[..], &waiting[..size.min(waiting.len())]];
+            let kept = parts.into_iter().find(|part| audit.keep(part));
+            kept.map(|part| audit.forget(part)).is_some()
         };
         let kept = self.rows.spool(keep).await.unwrap_or(false);
-        if kept {
-            audit.spooled.notify_one();
-        }
+        // Also where it failed: the replayer finds out that the database is back.
+        audit.spooled.notify_one();
         // Late is better than never.
         kept || (!fresh && self.insert(&batch).await)
     }
@@ -289,7 +283,8 @@ impl Replayer {
     /// Replays a batch; false where the database is still away.
     async fn replay(&self) -> bool {
         let size = self.0.audit.config.batch_size;
-        let rows = self.0.spool(move |audit| audit.next_spooled(size)).await.unwrap_or_default();
+        let next = self.0.spool(move |audit| audit.next_spooled(size)).await;
+        let Some((turn, rows)) = next else { return false };
         if rows.is_empty() {
             return false;
         }
@@ -298,7 +293,7 @@ impl Replayer {
             Err(Refused::Away) => 0,
             Err(Refused::Data(_)) => self.one_by_one(&rows).await,
         };
-        self.0.spool(move |audit| audit.confirm(settled)).await;
+        self.0.spool(move |audit| audit.confirm(turn, settled)).await;
         settled > 0
     }
 

@@ -5,10 +5,13 @@ use std::{
     time::Duration,
 };
 
-use super::{Reader, value::Bytes};
+use super::{Reader, value::DiskBytes};
 
 /// The shortest `AUDIT_BATCH_TIMEOUT`: a disk has to keep up with it.
 const SHORTEST: Duration = Duration::from_millis(100);
+
+/// A hundred years: no database has rows from before its calendar.
+const MOST_DAYS: u32 = 36_500;
 
 /// The audit trail.
 #[derive(Debug, Clone)]
@@ -41,13 +44,18 @@ impl Reader<'_> {
             batch_size: self.count("AUDIT_BATCH_SIZE"),
             batch_timeout: self.get("AUDIT_BATCH_TIMEOUT"),
             spool: data_dir.join("audit"),
-            spool_limit: self.get::<Bytes>("AUDIT_SPOOL_LIMIT").0 as u64,
+            spool_limit: self.get::<DiskBytes>("AUDIT_SPOOL_LIMIT").0,
             retention: (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400)),
         };
         if config.batch_timeout < SHORTEST {
             let timeout = config.batch_timeout;
             self.faults.push(format!(
                 "AUDIT_BATCH_TIMEOUT: {timeout:?} is not allowed; allowed: at least {SHORTEST:?}"
+            ));
+        }
+        if days > MOST_DAYS {
+            self.faults.push(format!(
+                "AUDIT_LOG_RETENTION_DAYS: {days} is not allowed; allowed: 0 to {MOST_DAYS}"
             ));
         }
         config

@@ -70,17 +70,35 @@ impl Value for Bytes {
     const ALLOWED: &'static str = "a size from 1 to 1GiB such as 65536, 64KiB or 1MiB";
 
     fn read(text: &str) -> Option<Self> {
-        let (number, unit) = split_unit(text);
-        let factor = match unit.to_ascii_lowercase().as_str() {
-            "" | "b" => 1,
-            "kib" | "k" => 1 << 10,
-            "mib" | "m" => 1 << 20,
-            "gib" | "g" => 1 << 30,
-            _ => return None,
-        };
-        let bytes = usize::from_str(number).ok()?.checked_mul(factor)?;
-        (1..=1 << 30).contains(&bytes).then_some(Self(bytes))
+        usize::try_from(bytes(text, 1 << 30)?).ok().map(Self)
     }
+}
+
+/// A size in bytes on a disk, from 1 to 1 TiB.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct DiskBytes(pub(super) u64);
+
+impl Value for DiskBytes {
+    const ALLOWED: &'static str = "a size from 1 to 1TiB such as 64MiB, 1GiB or 1TiB";
+
+    fn read(text: &str) -> Option<Self> {
+        bytes(text, 1 << 40).map(Self)
+    }
+}
+
+/// A size of at most so many bytes.
+fn bytes(text: &str, most: u64) -> Option<u64> {
+    let (number, unit) = split_unit(text);
+    let factor = match unit.to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "kib" | "k" => 1 << 10,
+        "mib" | "m" => 1 << 20,
+        "gib" | "g" => 1 << 30,
+        "tib" | "t" => 1 << 40,
+        _ => return None,
+    };
+    let bytes = u64::from_str(number).ok()?.checked_mul(factor)?;
+    (1..=most).contains(&bytes).then_some(bytes)
 }
 
 /// The number and what follows it.

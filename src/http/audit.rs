@@ -3,6 +3,7 @@
 
 use std::{
     borrow::Cow,
+    panic::resume_unwind,
     sync::{Arc, OnceLock},
     thread,
     time::Instant,
@@ -11,27 +12,46 @@ use std::{
 use axum::{
     body::Body,
     extract::State,
-    http::{Method, Request, StatusCode, header},
+    http::{Method, Request, StatusCode, Uri, header},
     middleware::Next,
-    response::Response,
+    response::{IntoResponse, Response},
 };
-use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{Api, guard::User, problem::Told, remote};
+use tracing::Instrument;
+
+use super::{Api, Problem, problem::Told, remote};
 use crate::{
     audit::{self, Audit, Event},
     auth::{Identity, Remote},
     metrics::AuditOutcome,
 };
 
-/// The body of a request, for its audit row. Noted by whoever reads it.
+/// What is found out about a request on its way, for its audit row.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Asked(Arc<OnceLock<Box<str>>>);
+pub(super) struct Noted(Arc<Notes>);
 
-impl Asked {
-    pub(super) fn note(&self, json: &str) {
-        self.0.get_or_init(|| audit::taken_along(json));
+#[derive(Debug, Default)]
+struct Notes {
+    user: OnceLock<Arc<Identity>>,
+    claimed: OnceLock<String>,
+    body: OnceLock<Box<str>>,
+}
+
+impl Noted {
+    /// Who asks.
+    pub(super) fn user(&self, user: &Arc<Identity>) {
+        self.0.user.get_or_init(|| Arc::clone(user));
+    }
+
+    /// Who somebody without a token says to be.
+    pub(super) fn claim(&self, username: &str) {
+        self.0.claimed.get_or_init(|| username.to_owned());
+    }
+
+    /// What is asked.
+    pub(super) fn body(&self, json: &str) {
+        self.0.body.get_or_init(|| audit::taken_along(json));
     }
 }
 
@@ -43,26 +63,35 @@ pub(super) async fn audit(
     if !api.context.audit.is_on() {
         return next.run(request).await;
     }
-    let asked = Asked::default();
-    if let Some(query) = request.uri().query() {
-        asked.note(&parameters(query));
-    }
     let mut recording = Recording {
         audit: Arc::clone(&api.context.audit),
         method: request.method().clone(),
-        path: request.uri().path().to_owned(),
+        uri: request.uri().clone(),
         remote: remote(request.extensions()),
         presented: request.headers().contains_key(header::AUTHORIZATION),
-        asked: asked.clone(),
+        noted: Noted::default(),
         begun: Some(Instant::now()),
     };
-    request.extensions_mut().insert(asked);
-    let response = next.run(request).await;
-    let extensions = response.extensions();
-    let user = extensions.get::<User>().map(|user| Arc::clone(&user.0));
-    let told = extensions.get::<Told>().map(|told| told.msg.clone());
-    recording.end(response.status(), user, told);
-    response
+    request.extensions_mut().insert(recording.noted.clone());
+    let is_read = recording.is_read();
+    let answer = async move {
+        let response = next.run(request).await;
+        let told = response.extensions().get::<Told>().map(|told| told.msg.clone());
+        recording.end(response.status(), told);
+        response
+    };
+    if is_read {
+        return answer.await;
+    }
+    // In a task of its own: a change goes on when its client leaves, and its row is to say how it ended.
+    match tokio::spawn(answer.in_current_span()).await {
+        Ok(response) => response,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => resume_unwind(panic),
+            // Only the end of the runtime cancels it, and nobody waits then.
+            Err(_) => Problem::unavailable("the server stops").into_response(),
+        },
+    }
 }
 
 fn parameters(query: &str) -> String {
@@ -72,52 +101,51 @@ fn parameters(query: &str) -> String {
     Value::from(members).to_string()
 }
 
-/// A request until it is recorded. One whose client left is dropped with it, and was tried nevertheless.
+/// A request until it is recorded.
 struct Recording {
     audit: Arc<Audit>,
     method: Method,
-    path: String,
+    uri: Uri,
     remote: Arc<Remote>,
     /// A token came along.
     presented: bool,
-    asked: Asked,
+    noted: Noted,
     /// Taken by the end.
     begun: Option<Instant>,
 }
 
 impl Recording {
-    fn end(
-        &mut self,
-        status: StatusCode,
-        user: Option<Arc<Identity>>,
-        error: Option<Cow<'static, str>>,
-    ) {
+    fn is_read(&self) -> bool {
+        matches!(self.method, Method::GET | Method::HEAD | Method::OPTIONS)
+    }
+
+    fn end(&mut self, status: StatusCode, error: Option<Cow<'static, str>>) {
         let Some(begun) = self.begun.take() else { return };
         let outcome = match status {
             StatusCode::FORBIDDEN => AuditOutcome::PermissionDenied,
             status if status.is_success() => AuditOutcome::Success,
             _ => AuditOutcome::Error,
         };
-        let read = matches!(self.method, Method::GET | Method::HEAD);
         let belongs = match status {
             StatusCode::TOO_MANY_REQUESTS => false,
             StatusCode::FORBIDDEN => true,
             StatusCode::UNAUTHORIZED if self.presented => true,
-            _ => !read || self.audit.has_reads(),
+            _ => !self.is_read() || self.audit.has_reads(),
         };
-        if !belongs || self.method == Method::OPTIONS {
+        if !belongs {
             return;
         }
-        let data = self.asked.0.get().cloned();
+        let notes = &self.noted.0;
+        let query = self.uri.query().map(|query| audit::taken_along(&parameters(query)));
         self.audit.record(Event {
-            claimed: data.as_deref().filter(|_| user.is_none()).and_then(username),
-            user,
+            user: notes.user.get().cloned(),
+            claimed: notes.claimed.get().cloned(),
             remote: Arc::clone(&self.remote),
             req_id: None,
             action: self.method.to_string(),
-            resource: self.path.clone(),
+            resource: self.uri.path().to_owned(),
             outcome,
-            data,
+            data: notes.body.get().cloned().or(query),
             status: status.as_u16().into(),
             error,
             took: Some(begun.elapsed()),
@@ -128,19 +156,10 @@ impl Recording {
 impl Drop for Recording {
     fn drop(&mut self) {
         if thread::panicking() {
-            return self.end(StatusCode::INTERNAL_SERVER_ERROR, None, Some("a bug".into()));
+            return self.end(StatusCode::INTERNAL_SERVER_ERROR, Some("a bug".into()));
         }
         // The status that proxies log for this.
         let gone = StatusCode::from_u16(499).expect("a status has three digits");
-        self.end(gone, None, Some("the client left before the answer".into()));
+        self.end(gone, Some("the client left before the answer".into()));
     }
-}
-
-/// Who somebody without a token says to be, as in a login.
-fn username(data: &str) -> Option<String> {
-    #[derive(Deserialize)]
-    struct Claim {
-        username: String,
-    }
-    serde_json::from_str(data).ok().map(|Claim { username }| username)
 }

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{Api, Problem, problem::seconds, remote};
+use super::{Api, Problem, audit::Noted, problem::seconds, remote};
 use crate::{
     auth::{self, AuthError, Identity},
     handlers::Caller,
@@ -27,7 +27,7 @@ pub(super) const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset"
 /// What the guard found out about the user, for the route.
 type Found = Result<Arc<Identity>, AuthError>;
 
-/// The user of a response, for its log line and its audit row.
+/// The user of a response, for its log line.
 #[derive(Clone)]
 pub(super) struct User(pub(super) Arc<Identity>);
 
@@ -52,6 +52,9 @@ pub(super) async fn guard(
         Err(_) => HttpKey::Address(address),
     };
     let user = found.as_ref().ok().map(|identity| User(Arc::clone(identity)));
+    if let (Some(noted), Some(user)) = (request.extensions().get::<Noted>(), &user) {
+        noted.user(&user.0);
+    }
     let budget = api.limits.http(&key);
     let wait = refusal.or_else(|| budget.and_then(|budget| budget.retry_after));
     let mut response = match wait {

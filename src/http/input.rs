@@ -12,7 +12,7 @@ use serde_json::{Map, Value};
 
 use tokio::time::timeout;
 
-use super::{Problem, audit::Asked};
+use super::{Problem, audit::Noted};
 use crate::{
     handlers::{HandlerError, input},
     protocol::ErrorBody,
@@ -30,11 +30,11 @@ pub(super) async fn body<T: DeserializeOwned>(
         let body = ErrorBody::new("unsupported_media_type", "The body must be application/json");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, body));
     }
-    let asked = request.extensions().get::<Asked>().cloned();
+    let noted = request.extensions().get::<Noted>().cloned();
     let bytes = bytes(request.into_body(), limit, BODY_TIMEOUT).await?;
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid("", "the body is not UTF-8"))?;
-    if let Some(asked) = asked {
-        asked.note(text);
+    if let Some(noted) = noted {
+        noted.body(text);
     }
     Ok(input::read(text)?)
 }

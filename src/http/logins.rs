@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use tracing::Instrument;
 
-use super::{Api, Problem, backchannel, input, remote};
+use super::{Api, Problem, audit::Noted, backchannel, input, remote};
 use crate::{
     auth::{LoginError, Logins, Tokens},
     handlers::HandlerError,
@@ -56,8 +56,12 @@ pub(super) async fn login(
 ) -> Result<Response, Problem> {
     let logins = logins(&api)?;
     let remote = remote(request.extensions());
+    let noted = request.extensions().get::<Noted>().cloned();
     let Credentials { username: Hidden(username), password: Hidden(password) } =
         input::body(request, api.config.max_body_bytes).await?;
+    if let Some(noted) = noted {
+        noted.claim(&username);
+    }
     // A database that cannot store them fails on these, and five failures open the circuit breaker.
     if username.contains(char::is_control) {
         let msg = "a name has no control characters".into();

@@ -118,18 +118,18 @@ impl CloseReason {
             | Self::WrongKind
             | Self::NotUtf8
             | Self::TooBig
-            | Self::ConnectionLimit
             | Self::TooManyStrikes
             | Self::Unauthorized
-            | Self::TokenExpired
             | Self::SessionExpired
             | Self::SessionRevoked
             | Self::SlowConsumer => true,
+            // Refused before there was a connection.
+            Self::ConnectionLimit | Self::TokenExpired | Self::AuthTimeout | Self::Unavailable => {
+                false
+            }
             Self::Normal
             | Self::GoingAway
             | Self::InternalError
-            | Self::Unavailable
-            | Self::AuthTimeout
             | Self::PongTimeout
             | Self::Abnormal => false,
         }

@@ -11,7 +11,12 @@ mod upgrade;
 use std::{io, pin::pin, sync::Arc, time::Duration};
 
 use ractor::Actor;
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    task::{JoinHandle, spawn_blocking},
+    time::timeout,
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
@@ -137,10 +142,14 @@ impl Server {
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
         let (validator, provider) = validator(&config.auth, &metrics)?;
         let validator = Arc::new(validator);
-        let audit = Audit::open(&config.audit, metrics.audit.clone()).map_err(ServeError::Audit)?;
+        let store = Arc::new(Store::open(&config.store, metrics.db.clone()).await?);
+        let (settings, series) = (config.audit.clone(), metrics.audit.clone());
+        // It reads what an earlier process left.
+        let audit = spawn_blocking(move || Audit::open(&settings, series)).await;
+        let audit = audit.map_err(io::Error::other).flatten().map_err(ServeError::Audit)?;
         let audit = Arc::new(audit);
         let context = Arc::new(Context {
-            store: Arc::new(Store::open(&config.store, metrics.db.clone()).await?),
+            store,
             audit: Arc::clone(&audit),
             hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
             broadcast_changes: config.handlers.broadcast_changes,

@@ -2,9 +2,15 @@
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::{Connection, Executor, PgConnection};
 use switchboard::handlers::roles;
 
-use crate::support::{Client, Closed, Database, TestServer, audit, on_both, rest::add_author};
+use crate::support::{
+    Client, Closed, Database, TestServer, audit,
+    handlers::{Gate, PANICS, misbehaving},
+    on_both,
+    rest::add_author,
+};
 
 on_both!(
     a_change_over_websocket_is_a_row_with_all_that_is_known,
@@ -251,6 +257,73 @@ async fn failed_authentications_are_rows_wherever_a_token_comes_in() {
     }
     assert_eq!(what(&rows[3]), json!(["WS:AUTH", "/web", "error", 4001]));
     assert_eq!(rows[4]["username"], "ann");
+}
+
+#[tokio::test]
+async fn a_change_whose_client_left_is_a_row_of_its_user_with_its_true_outcome() {
+    let url = crate::support::postgres::database().await;
+    let server = TestServer::start(&[QUICK, ("DATABASE_URL", &url)]).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE author IN EXCLUSIVE MODE").await.unwrap();
+    let create = server.rest(Method::POST, "/authors").json(&json!({ "name": "ghost" }));
+    let left = create.timeout(std::time::Duration::from_millis(300)).send().await;
+    assert!(left.is_err_and(|error| error.is_timeout()));
+    other.execute("COMMIT").await.unwrap();
+    let rows = server.audited(1).await;
+    assert_eq!(what(&rows[0]), json!(["POST", "/authors", "success", 201]));
+    assert_eq!(rows[0]["username"], "rest");
+}
+
+#[tokio::test]
+async fn a_query_hides_no_body_and_names_nobody() {
+    let server = TestServer::start(&[QUICK]).await;
+    let create = server.rest(Method::POST, "/authors?username=bob&x=1");
+    let create = create.json(&json!({ "name": "Ann" })).send().await.unwrap();
+    assert_eq!(create.status(), 201);
+    let read = server.request(Method::GET, "/audit-logs?username=victim").bearer_auth("bad.x.y");
+    assert_eq!(read.send().await.unwrap().status(), 401);
+    let anonymous = server.request(Method::DELETE, "/authors/1?username=root");
+    assert_eq!(anonymous.send().await.unwrap().status(), 401);
+
+    let rows = server.audited(3).await;
+    assert_eq!(rows[0]["request_data"], json!({ "name": "Ann" }));
+    assert_eq!(rows[0]["username"], "rest");
+    for row in &rows[1..] {
+        assert_eq!(row["username"], Value::Null, "{row}");
+    }
+    assert_eq!(what(&rows[2]), json!(["DELETE", "/authors/1", "error", 401]));
+}
+
+#[tokio::test]
+async fn a_handler_that_panics_has_its_row_and_so_has_an_administrator_apart() {
+    let gate = Gate::closed();
+    let settings = [QUICK, ("OPS_ADDR", "127.0.0.1:0")];
+    let server = TestServer::with_packages(&settings, misbehaving(&gate)).await;
+    let mut client = server.client("ann").await;
+    assert_eq!(client.call(PANICS, json!({})).await["status_code"], 1);
+    server.audited(1).await;
+    let ops = format!("http://{}/admin/users/nobody/connections", server.ops_addr.unwrap());
+    let end = reqwest::Client::new().delete(ops).bearer_auth(server.token("boss"));
+    assert_eq!(end.send().await.unwrap().status(), 204);
+    let rows = server.audited(2).await;
+    assert_eq!((&rows[0]["outcome"], &rows[0]["response_status"]), (&json!("error"), &json!(1)));
+    let path = "/admin/users/nobody/connections";
+    assert_eq!(what(&rows[1]), json!(["DELETE", path, "success", 204]));
+    assert_eq!(rows[1]["username"], "boss");
+}
+
+#[tokio::test]
+async fn the_address_of_a_row_is_the_clients_behind_a_trusted_proxy() {
+    let server = TestServer::start(&[QUICK, ("TRUSTED_PROXIES", "127.0.0.1")]).await;
+    let create = server.rest(Method::POST, "/authors").header("x-forwarded-for", "192.0.2.7");
+    create.json(&json!({ "name": "Ann" })).send().await.unwrap();
+    let headers = [("x-forwarded-for", "192.0.2.8")];
+    let mut client = Client::try_open(server.addr, "/web", &headers).await.unwrap();
+    client.authenticate(&server.token("ann")).await;
+    client.call(5, json!({ "id": 4711 })).await;
+    let rows = server.audited(2).await;
+    assert_eq!(rows[0]["ip_address"], "192.0.2.7");
+    assert_eq!(rows[1]["ip_address"], "192.0.2.8");
 }
 
 #[tokio::test]
