@@ -77,6 +77,30 @@ async fn a_login_and_a_refresh_bring_tokens_that_let_in() {
 }
 
 #[tokio::test]
+async fn logins_and_their_failures_stand_in_the_audit_trail_with_the_name_that_was_given() {
+    let issuer = Issuer::start().await;
+    let server = trusting(&issuer, &[]).await;
+    let (_, refresh) = login(&server, "ann", PASSWORD).await;
+    assert_eq!(try_login(&server, "mallory", "hush-hush").await.status(), 401);
+    let token = json!({ "refresh_token": refresh });
+    assert_eq!(post(&server, "/auth/logout", &token).await.status(), 204);
+    let rows = server.audited(3).await;
+    let seen: Vec<_> = rows
+        .iter()
+        .map(|row| json!([row["resource"], row["outcome"], row["username"], row["request_data"]]))
+        .collect();
+    let hidden = json!({ "refresh_token": "***" });
+    assert_eq!(
+        serde_json::Value::from(seen),
+        json!([
+            ["/auth/login", "success", "ann", { "username": "ann", "password": "***" }],
+            ["/auth/login", "error", "mallory", { "username": "mallory", "password": "***" }],
+            ["/auth/logout", "success", null, hidden],
+        ])
+    );
+}
+
+#[tokio::test]
 async fn whatever_is_wrong_with_a_login_the_answer_is_the_same() {
     let issuer = Issuer::start().await;
     let server = trusting(&issuer, &[]).await;
