@@ -17,6 +17,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::{Audit, AuditWriter},
     auth::{DevIssuer, Logins, Provider, Validator},
+    cluster::{Cluster, ClusterLink},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     handlers::{Context, Package},
@@ -107,6 +108,7 @@ pub async fn run(
     };
     server.drain().await;
     accepting.stop().await;
+    ClusterLink::finish(&server.context.cluster).await;
     if supervision.is_ok() {
         root.stop(None);
         drop(root_ended.await);
@@ -139,12 +141,15 @@ impl Server {
         let validator = Arc::new(validator);
         let audit = Audit::open(&config.audit, metrics.audit.clone()).map_err(ServeError::Audit)?;
         let audit = Arc::new(audit);
+        let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
+        let cluster =
+            Cluster::new(&config.cluster, Arc::clone(&hub), Arc::clone(&validator), &metrics);
         let context = Arc::new(Context {
             store: Arc::new(Store::open(&config.store, metrics.db.clone()).await?),
             audit: Arc::clone(&audit),
-            hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
+            hub,
+            cluster: Arc::new(cluster),
             broadcast_changes: config.handlers.broadcast_changes,
-            broadcast_errors: metrics.ws.broadcast_errors.clone(),
         });
         let router =
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));

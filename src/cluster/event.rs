@@ -1,0 +1,100 @@
+//! What nodes tell each other, in JSON on one channel: `{"node":"<who>","event":{"<kind>":…}}`.
+//!
+//! A node passes over a kind that it does not know, so that nodes of two versions can run side by side.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+use crate::auth::Logout;
+
+/// An event, and the node where it happened.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Envelope<E> {
+    pub(super) node: Uuid,
+    pub(super) event: E,
+}
+
+/// Something that every node is to carry out on its own connections.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Event {
+    /// A push to all, or to one user by name.
+    Push {
+        pkg_id: i32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        data: Box<RawValue>,
+    },
+    /// The end of a connection.
+    Close(Uuid),
+    /// The end of every connection of a user, by name.
+    CloseUser(String),
+    /// Logouts.
+    LogOut(Vec<Revocation>),
+}
+
+/// A logout and the end of its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Revocation {
+    pub(super) logout: Logout,
+    /// Seconds since 1970, by the clocks of the nodes.
+    pub(super) until: u64,
+}
+
+impl Revocation {
+    pub(super) fn lasting(logout: Logout, left: Duration) -> Self {
+        Self { logout, until: now() + left.as_secs() }
+    }
+
+    /// The time that is left of it.
+    pub(super) fn left(&self) -> Duration {
+        Duration::from_secs(self.until.saturating_sub(now()))
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::value::to_raw_value;
+
+    use super::*;
+
+    #[test]
+    fn events_are_written_as_the_document_says() {
+        let data = to_raw_value(&serde_json::json!({ "id": 1 })).unwrap();
+        let log_out = |logout| Event::LogOut(vec![Revocation { logout, until: 9 }]);
+        for (event, text) in [
+            (
+                Event::Push { pkg_id: 3, user: None, data: data.clone() },
+                r#"{"push":{"pkg_id":3,"data":{"id":1}}}"#,
+            ),
+            (
+                Event::Push { pkg_id: 3, user: Some("ann".into()), data },
+                r#"{"push":{"pkg_id":3,"user":"ann","data":{"id":1}}}"#,
+            ),
+            (Event::Close(Uuid::nil()), r#"{"close":"00000000-0000-0000-0000-000000000000"}"#),
+            (Event::CloseUser("ann".into()), r#"{"close_user":"ann"}"#),
+            (
+                log_out(Logout::Session("s1".into())),
+                r#"{"log_out":[{"logout":{"session":"s1"},"until":9}]}"#,
+            ),
+            (
+                log_out(Logout::Subject { subject: "ann".into(), at: 7 }),
+                r#"{"log_out":[{"logout":{"subject":{"subject":"ann","at":7}},"until":9}]}"#,
+            ),
+        ] {
+            let envelope = serde_json::to_string(&Envelope { node: Uuid::nil(), event }).unwrap();
+            let node = Uuid::nil();
+            assert_eq!(envelope, format!(r#"{{"node":"{node}","event":{text}}}"#));
+            let read: Envelope<Event> = serde_json::from_str(&envelope).unwrap();
+            assert_eq!(serde_json::to_string(&read).unwrap(), envelope);
+        }
+    }
+}
