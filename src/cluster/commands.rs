@@ -9,10 +9,12 @@ use std::{
 
 use fred::{
     clients::SubscriberClient,
-    error::Error,
-    interfaces::{KeysInterface, PubsubInterface, SortedSetsInterface},
+    error::{Error, ErrorKind},
+    interfaces::{ClientLike, KeysInterface, PubsubInterface, SortedSetsInterface},
     types::{Builder, RespVersion, config::Config},
 };
+use tokio::{task::JoinError, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Redis,
@@ -24,10 +26,23 @@ use crate::metrics::{CallOutcome, RedisOperation};
 const COMMAND: Duration = Duration::from_millis(100);
 /// Time to connect, and for each step of it.
 const CONNECT: Duration = Duration::from_secs(1);
+/// Time to find the server and all these steps.
+const OPENING: Duration = Duration::from_secs(2);
 /// Messages that wait to be handed over; more are lost.
-const INBOX: usize = 8192;
+const INBOX: usize = 4096;
 /// Logouts in one command.
 pub(super) const PAGE: usize = 1000;
+
+/// The driver's task, which is done when the connection is lost, and takes it along when it is dropped.
+pub(super) type Connection = AbortOnDropHandle<Result<(), Error>>;
+
+/// Why the driver's task ended.
+pub(super) fn gone(ended: Result<Result<(), Error>, JoinError>) -> Error {
+    match ended {
+        Ok(Err(error)) => error,
+        _ => Error::new(ErrorKind::Canceled, "the driver gave up"),
+    }
+}
 
 /// The commands of one connection.
 pub(super) struct Commands<'a> {
@@ -56,6 +71,22 @@ impl<'a> Commands<'a> {
             .build_subscriber_client()?;
         let key = |name| format!("{}:{name}", redis.prefix);
         Ok(Self { client, redis, channel: key("events"), revocations: key("revocations") })
+    }
+
+    /// Connects.
+    pub(super) async fn connect(&self) -> Result<Connection, Error> {
+        let connect = async {
+            let mut connection = AbortOnDropHandle::new(self.client.connect());
+            tokio::select! {
+                connected = timeout(OPENING, self.client.wait_for_connect()) => match connected {
+                    Ok(connected) => connected?,
+                    Err(_) => return Err(Error::new(ErrorKind::Timeout, "no answer")),
+                },
+                ended = &mut connection => return Err(gone(ended)),
+            }
+            Ok(connection)
+        };
+        self.timed(RedisOperation::Connect, connect).await
     }
 
     /// Takes part in the channel.

@@ -46,7 +46,8 @@ pub(super) struct Revocation {
 
 impl Revocation {
     pub(super) fn lasting(logout: Logout, left: Duration) -> Self {
-        Self { logout, until: now() + left.as_secs() }
+        // To the nearest second, so that it neither grows nor shrinks on its way from node to node.
+        Self { logout, until: now() + (left + Duration::from_millis(500)).as_secs() }
     }
 
     /// The time that is left of it.

@@ -11,8 +11,8 @@ use std::{
 };
 
 use fred::{
-    error::{Error, ErrorKind},
-    interfaces::{ClientLike, EventInterface},
+    error::Error,
+    interfaces::EventInterface,
     types::{Message, config::ReconnectPolicy},
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
@@ -20,18 +20,14 @@ use tokio::{
     sync::broadcast::{Receiver, error::RecvError},
     time::{sleep, timeout},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Cluster, Redis,
-    commands::{Commands, PAGE},
+    commands::{Commands, Connection, PAGE, gone},
     event::{Event, Revocation},
     queue::Item,
 };
 use crate::task::{self, Task};
-
-/// The driver's task, which is done when the connection is lost.
-type Connection = AbortOnDropHandle<Result<(), Error>>;
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -135,13 +131,12 @@ impl<'a> Session<'a> {
         let nodes = redis.nodes.load(Ordering::Relaxed);
         tracing::info!(node = %cluster.node, nodes, "connected to redis");
         let lost = tokio::select! {
-            ended = connection => match ended {
-                Ok(Err(error)) => error,
-                _ => Error::new(ErrorKind::Canceled, "the driver gave up"),
-            },
-            error = session.watch() => error,
+            // The sender first: it counts what was on its way when the connection was lost.
+            biased;
+            error = session.send() => error,
             error = session.receive(&mut inbox) => error,
-            never = session.send() => never,
+            error = session.watch() => error,
+            ended = connection => gone(ended),
         };
         (true, lost)
     }
@@ -153,7 +148,7 @@ impl<'a> Session<'a> {
     ) -> Result<(Self, Receiver<Message>, Connection), Error> {
         let commands = Commands::new(redis)?;
         let inbox = commands.client.message_rx();
-        let connection = AbortOnDropHandle::new(commands.client.init().await?);
+        let connection = commands.connect().await?;
         let session = Self { cluster, redis, commands };
         session.commands.subscribe().await?;
         session.sync().await?;

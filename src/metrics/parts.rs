@@ -195,9 +195,10 @@ impl ErrorMetrics {
 }
 
 label!(
-    /// What Redis was asked for: to send an event, to join the channel, to keep logouts, to tell of
-    /// those that are kept, and how many nodes there are.
+    /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
+    /// to tell of those that are kept, and how many nodes there are.
     RedisOperation {
+        Connect = "connect",
         Publish = "publish",
         Subscribe = "subscribe",
         Revoke = "revoke",

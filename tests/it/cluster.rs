@@ -88,8 +88,7 @@ async fn a_broadcast_reaches_clients_of_all_nodes_once_and_in_order() {
     let reached = broadcast(&nodes[0], 0, None).await;
     assert_eq!(reached, json!({ "nodes": 3, "connections": 1 }));
     let published = r#"redis_operations_total{operation="publish",status="success"}"#;
-    nodes[0].until_metric(published, 201.0).await;
-    assert_eq!(nodes[1].metric(published).await, 0.0);
+    assert_eq!(nodes[1].metric(published).await, 0.0, "nobody passes it on");
 }
 
 #[tokio::test]

@@ -84,8 +84,10 @@ async fn a_redis_that_was_killed_and_lost_all_is_told_of_logouts_again() {
     }
     let token = |sid: &str| issuer.token(json!({ "sub": "ann", "sid": sid }));
     let (before, during) = (token("s1"), token("s2"));
-    log_out(&nodes[0], &logout_token(&issuer, &json!({ "sid": "s1" }))).await;
+    let mut gone = socket(&nodes[1], &before).await;
     let mut other = socket(&nodes[1], &during).await;
+    let since = log_out(&nodes[0], &logout_token(&issuer, &json!({ "sid": "s1" }))).await;
+    is_closed(&mut gone, since).await;
     is_refused(&nodes[1], &before).await;
 
     block_in_place(|| redis.kill());

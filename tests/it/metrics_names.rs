@@ -137,6 +137,7 @@ const AT_ZERO: &[Family] = &[
         &[
             "operation=\"publish\",status=\"success\"",
             "operation=\"publish\",status=\"error\"",
+            "operation=\"connect\",status=\"error\"",
             "operation=\"subscribe\",status=\"success\"",
             "operation=\"revoke\",status=\"error\"",
             "operation=\"revocations\",status=\"error\"",
