@@ -1,20 +1,20 @@
-//! What nodes tell each other, in JSON on one channel: `{"node":"<who>","event":{"<kind>":…}}`.
+//! What nodes tell each other, in JSON on one channel: `{"node":"<who>","events":[{"<kind>":…},…]}`.
 //!
 //! A node passes over a kind that it does not know, so that nodes of two versions can run side by side.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
 use crate::auth::Logout;
 
-/// An event, and the node where it happened.
+/// Events in their order, each encoded by itself, and the node where they happened.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Envelope<E> {
     pub(super) node: Uuid,
-    pub(super) event: E,
+    pub(super) events: E,
 }
 
 /// Something that every node is to carry out on its own connections.
@@ -34,6 +34,12 @@ pub(super) enum Event {
     CloseUser(String),
     /// Logouts.
     LogOut(Vec<Revocation>),
+}
+
+impl Event {
+    pub(super) fn encode(&self) -> Box<RawValue> {
+        to_raw_value(self).expect("an event has nothing that JSON lacks")
+    }
 }
 
 /// A logout and the end of its time.
@@ -63,8 +69,6 @@ pub(super) fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::value::to_raw_value;
-
     use super::*;
 
     #[test]
@@ -91,11 +95,19 @@ mod tests {
                 r#"{"log_out":[{"logout":{"subject":{"subject":"ann","at":7}},"until":9}]}"#,
             ),
         ] {
-            let envelope = serde_json::to_string(&Envelope { node: Uuid::nil(), event }).unwrap();
-            let node = Uuid::nil();
-            assert_eq!(envelope, format!(r#"{{"node":"{node}","event":{text}}}"#));
-            let read: Envelope<Event> = serde_json::from_str(&envelope).unwrap();
-            assert_eq!(serde_json::to_string(&read).unwrap(), envelope);
+            assert_eq!(event.encode().get(), text);
+            let read: Event = serde_json::from_str(text).unwrap();
+            assert_eq!(read.encode().get(), text);
         }
+    }
+
+    #[test]
+    fn an_envelope_holds_events_of_kinds_that_nobody_knows() {
+        let events = [Event::CloseUser("ann".into()).encode(), to_raw_value("?").unwrap()];
+        let text = serde_json::to_string(&Envelope { node: Uuid::nil(), events }).unwrap();
+        let node = Uuid::nil();
+        assert_eq!(text, format!(r#"{{"node":"{node}","events":[{{"close_user":"ann"}},"?"]}}"#));
+        let read: Envelope<Vec<&RawValue>> = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.events.iter().map(|event| event.get().len()).sum::<usize>(), 23);
     }
 }

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashSet,
+    slice,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -25,7 +26,7 @@ use super::{
     Cluster, Redis,
     commands::{Commands, Connection, PAGE, gone},
     event::{Event, Revocation},
-    queue::Item,
+    queue::Batch,
 };
 use crate::task::{self, Task};
 
@@ -189,7 +190,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Sends what is queued, one after the other, for their order.
+    /// Sends what is queued, one batch after the other, for their order.
     async fn send(&self) -> Error {
         loop {
             if self.redis.unsynced.swap(false, Ordering::Relaxed)
@@ -197,14 +198,17 @@ impl<'a> Session<'a> {
             {
                 return error;
             }
-            let (item, dropped) = self.redis.queue.next().await;
+            let (batch, dropped) = self.redis.queue.next().await;
             self.cluster.note(self.redis, &dropped);
-            let sent = match &item {
-                Item::Event(text) => self.commands.publish(text).await,
-                Item::LogOut(revocation) => self.tell(std::slice::from_ref(revocation)).await,
+            let Some(batch) = batch else { continue };
+            let sent = match &batch {
+                Batch::Events(events) => {
+                    self.commands.publish(&self.cluster.envelope(events)).await
+                }
+                Batch::LogOut(revocation) => self.tell(slice::from_ref(revocation)).await,
             };
             if let Err(error) = sent {
-                self.failed(&item, &error);
+                self.failed(&batch, &error);
                 // The others stay in the queue until there is an answer.
                 while self.commands.count_nodes().await.is_err() {
                     sleep(RETRY).await;
@@ -213,12 +217,12 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn failed(&self, item: &Item, error: &Error) {
-        tracing::debug!(%error, "an event was not sent");
-        match item {
-            // It may have arrived: sent again, it could arrive twice.
-            Item::Event(_) => self.cluster.broadcast_errors.inc(),
-            Item::LogOut(_) => self.redis.unsynced.store(true, Ordering::Relaxed),
+    fn failed(&self, batch: &Batch, error: &Error) {
+        tracing::debug!(%error, "events were not sent");
+        match batch {
+            // They may have arrived: sent again, they could arrive twice.
+            Batch::Events(events) => self.cluster.broadcast_errors.inc_by(events.len() as u64),
+            Batch::LogOut(_) => self.redis.unsynced.store(true, Ordering::Relaxed),
         }
     }
 
@@ -243,7 +247,7 @@ impl<'a> Session<'a> {
     async fn tell(&self, revocations: &[Revocation]) -> Result<(), Error> {
         let lifetime = self.cluster.validator.revocation_lifetime();
         self.commands.keep(revocations, lifetime).await?;
-        let event = Event::LogOut(revocations.to_vec());
-        self.commands.publish(&self.cluster.encode(event)).await
+        let event = Event::LogOut(revocations.to_vec()).encode();
+        self.commands.publish(&self.cluster.envelope(&[event])).await
     }
 }

@@ -17,7 +17,7 @@ use std::sync::{
 
 use prometheus::IntCounter;
 use serde::Serialize;
-use serde_json::value::to_raw_value;
+use serde_json::value::{RawValue, to_raw_value};
 use uuid::Uuid;
 
 pub(crate) use link::ClusterLink;
@@ -155,12 +155,13 @@ impl Cluster {
     }
 
     fn publish(&self, event: Event) {
-        self.queue(|| Item::Event(self.encode(event)));
+        self.queue(|| Item::Event(event.encode()));
     }
 
-    fn encode(&self, event: Event) -> String {
-        let envelope = Envelope { node: self.node, event };
-        serde_json::to_string(&envelope).expect("an event has nothing that JSON lacks")
+    /// Events as they travel.
+    fn envelope(&self, events: &[Box<RawValue>]) -> String {
+        let envelope = Envelope { node: self.node, events };
+        serde_json::to_string(&envelope).expect("what is JSON can be written as JSON")
     }
 
     fn queue(&self, item: impl FnOnce() -> Item) {
@@ -179,14 +180,23 @@ impl Cluster {
 
     /// Carries out what another node tells of.
     fn receive(&self, message: &[u8]) {
-        match serde_json::from_slice::<Envelope<Event>>(message) {
+        match serde_json::from_slice::<Envelope<Vec<&RawValue>>>(message) {
             Ok(Envelope { node, .. }) if node == self.node => {}
-            Ok(Envelope { event, .. }) => self.carry_out(event),
-            Err(error) => {
-                self.broadcast_errors.inc();
-                tracing::warn!(%error, "another node's event is not understood");
+            Ok(Envelope { events, .. }) => {
+                for event in events {
+                    match serde_json::from_str(event.get()) {
+                        Ok(event) => self.carry_out(event),
+                        Err(error) => self.not_understood(&error),
+                    }
+                }
             }
+            Err(error) => self.not_understood(&error),
         }
+    }
+
+    fn not_understood(&self, error: &serde_json::Error) {
+        self.broadcast_errors.inc();
+        tracing::warn!(%error, "another node's event is not understood");
     }
 
     fn carry_out(&self, event: Event) {

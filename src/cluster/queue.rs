@@ -7,6 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
 use super::event::Revocation;
@@ -17,19 +18,30 @@ const BOUND: usize = 16 * 1024 * 1024;
 /// came later.
 const STALE: Duration = Duration::from_secs(30);
 
+/// Bytes of events that are sent at once, unless one alone is larger.
+const BATCH: usize = 64 * 1024;
+
 /// Something to send.
 pub(super) enum Item {
     /// An event, encoded.
-    Event(String),
+    Event(Box<RawValue>),
     /// A logout, which is kept in Redis as well.
     LogOut(Revocation),
 }
 
 impl Item {
     fn size(&self) -> usize {
-        let text = if let Self::Event(text) = self { text.len() } else { 0 };
+        let text = if let Self::Event(event) = self { event.get().len() } else { 0 };
         text + mem::size_of::<(Instant, Self)>()
     }
+}
+
+/// What is sent at once.
+pub(super) enum Batch {
+    /// Events that follow each other.
+    Events(Vec<Box<RawValue>>),
+    /// A logout.
+    LogOut(Revocation),
 }
 
 /// Oldest first.
@@ -80,12 +92,15 @@ impl Queue {
         dropped
     }
 
-    /// Waits for the next that is not too old. The sender's alone to call; what it took before is done.
-    pub(super) async fn next(&self) -> (Item, Dropped) {
+    /// Waits for the next that are not too old: as many as fit, so that a sender that is slower than
+    /// those who put in catches up. None: all that waited was too old. The sender's alone to call; what
+    /// it took before is done.
+    pub(super) async fn next(&self) -> (Option<Batch>, Dropped) {
         let mut dropped = Dropped::default();
         loop {
-            if let Some(item) = self.state().fresh(&mut dropped) {
-                return (item, dropped);
+            let batch = self.state().batch(&mut dropped);
+            if batch.is_some() || dropped.events > 0 {
+                return (batch, dropped);
             }
             self.filled.notified().await;
         }
@@ -110,19 +125,32 @@ impl State {
         Some(taken)
     }
 
-    fn fresh(&mut self, dropped: &mut Dropped) -> Option<Item> {
-        self.sending = false;
-        while let Some((since, item)) = self.take() {
-            // A logout never grows old: Redis has to know it.
-            if matches!(item, Item::Event(_)) && since.elapsed() > STALE {
-                dropped.add(&item);
-                continue;
+    fn batch(&mut self, dropped: &mut Dropped) -> Option<Batch> {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while let Some((since, item)) = self.waiting.front() {
+            let fits =
+                events.is_empty() || matches!(item, Item::Event(_)) && bytes + item.size() <= BATCH;
+            if !fits {
+                break;
             }
-            self.sending = true;
-            return Some(item);
+            let stale = since.elapsed() > STALE;
+            let Some((_, item)) = self.take() else { break };
+            bytes += item.size();
+            match item {
+                Item::Event(_) if stale => dropped.add(&item),
+                Item::Event(event) => events.push(event),
+                // It never grows old: Redis has to know it.
+                Item::LogOut(revocation) => {
+                    self.sending = true;
+                    return Some(Batch::LogOut(revocation));
+                }
+            }
         }
-        self.waiting.shrink_to_fit();
-        None
+        self.sending = !events.is_empty();
+        if self.waiting.is_empty() {
+            self.waiting.shrink_to(64);
+        }
+        self.sending.then_some(Batch::Events(events))
     }
 }
 
@@ -131,13 +159,15 @@ mod tests {
     use super::*;
 
     fn event(bytes: usize) -> Item {
-        Item::Event("x".repeat(bytes))
+        Item::Event(RawValue::from_string("1".repeat(bytes)).unwrap())
     }
 
-    async fn next(queue: &Queue) -> usize {
+    async fn next(queue: &Queue) -> Vec<usize> {
         match queue.next().await {
-            (Item::Event(text), dropped) if dropped == Dropped::default() => text.len(),
-            _ => panic!("a fresh event was expected"),
+            (Some(Batch::Events(events)), dropped) if dropped == Dropped::default() => {
+                events.iter().map(|event| event.get().len()).collect()
+            }
+            _ => panic!("fresh events were expected"),
         }
     }
 
@@ -148,10 +178,16 @@ mod tests {
         for bytes in 1..=3 {
             assert_eq!(queue.push(event(bytes)), Dropped::default());
         }
-        for bytes in 1..=3 {
-            assert_eq!(next(&queue).await, bytes);
-            assert!(!queue.is_idle());
+        assert_eq!(next(&queue).await, [1, 2, 3]);
+        assert!(!queue.is_idle(), "they are on their way");
+        for bytes in [BATCH / 2, BATCH / 3, BATCH / 2, 2 * BATCH, 7] {
+            queue.push(event(bytes));
         }
+        assert_eq!(next(&queue).await, [BATCH / 2, BATCH / 3]);
+        assert_eq!(next(&queue).await, [BATCH / 2]);
+        assert_eq!(next(&queue).await, [2 * BATCH]);
+        assert_eq!(next(&queue).await, [7]);
+        assert!(!queue.is_idle());
         assert!(tokio::time::timeout(Duration::ZERO, queue.next()).await.is_err());
         assert!(queue.is_idle());
     }
@@ -164,7 +200,7 @@ mod tests {
             assert_eq!(queue.push(event(bytes)).events, 0);
         }
         assert_eq!(queue.push(event(half + 2)), Dropped { events: 1, logouts: 0 });
-        assert_eq!((next(&queue).await, next(&queue).await), (half + 1, half + 2));
+        assert_eq!((next(&queue).await, next(&queue).await), (vec![half + 1], vec![half + 2]));
         assert_eq!(queue.push(event(BOUND)).events, 1, "what never fits does not wait");
     }
 
@@ -173,11 +209,14 @@ mod tests {
         let queue = Queue::default();
         let Some(past) = Instant::now().checked_sub(2 * STALE) else { return };
         let logout = crate::auth::Logout::Session("s1".into());
+        queue.push(event(1));
         queue.push(Item::LogOut(Revocation { logout, until: 0 }));
         queue.push(event(1));
         queue.state().waiting.iter_mut().for_each(|(since, _)| *since = past);
+        let one = Dropped { events: 1, logouts: 0 };
+        assert!(matches!(queue.next().await, (Some(Batch::LogOut(_)), dropped) if dropped == one));
+        assert!(matches!(queue.next().await, (None, dropped) if dropped == one));
         queue.push(event(2));
-        assert!(matches!(queue.next().await, (Item::LogOut(_), Dropped { events: 0, .. })));
-        assert!(matches!(queue.next().await, (Item::Event(_), Dropped { events: 1, .. })));
+        assert_eq!(next(&queue).await, [2]);
     }
 }
