@@ -175,7 +175,7 @@ impl<'a> Session<'a> {
         loop {
             match inbox.recv().await {
                 Ok(message) => {
-                    self.cluster.receive(message.value.as_bytes().unwrap_or_default());
+                    self.cluster.receive(message.value.as_bytes().unwrap_or_default()).await;
                 }
                 Err(RecvError::Lagged(lost)) => {
                     self.cluster.broadcast_errors.inc_by(lost);

@@ -18,6 +18,7 @@ use std::sync::{
 use prometheus::IntCounter;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
+use tokio::task::yield_now;
 use uuid::Uuid;
 
 pub(crate) use link::ClusterLink;
@@ -178,8 +179,9 @@ impl Cluster {
         }
     }
 
-    /// Carries out what another node tells of.
-    fn receive(&self, message: &[u8]) {
+    /// Carries out what another node tells of. Sessions get their turn after each event: what waited
+    /// for long comes at once, and would fill the lane of a client that is quick enough.
+    async fn receive(&self, message: &[u8]) {
         match serde_json::from_slice::<Envelope<Vec<&RawValue>>>(message) {
             Ok(Envelope { node, .. }) if node == self.node => {}
             Ok(Envelope { events, .. }) => {
@@ -188,6 +190,7 @@ impl Cluster {
                         Ok(event) => self.carry_out(event),
                         Err(error) => self.not_understood(&error),
                     }
+                    yield_now().await;
                 }
             }
             Err(error) => self.not_understood(&error),

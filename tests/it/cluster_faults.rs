@@ -200,3 +200,67 @@ async fn a_pause_of_five_seconds_drops_no_connection_and_is_over_soon() {
         assert_eq!(heard(client).await, 3);
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn whatever_happens_to_redis_nothing_arrives_twice_or_out_of_order() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.addr()).await;
+    let settings = Settings::new((proxy.url(), "order".into()));
+    let (near, far) = (settings.node().await, settings.node().await);
+    let (mut here, mut there) = (near.client("ann").await, far.client("ann").await);
+    let faults = async {
+        for network in [Network::Cut, Network::Silent] {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            proxy.set(network);
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            proxy.set(Network::Open);
+        }
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        block_in_place(|| redis.kill());
+        block_in_place(|| redis.start_again());
+        block_in_place(|| redis.command("CLIENT PAUSE 400 ALL"));
+        connected(&near, 1.0).await;
+        connected(&far, 1.0).await;
+    };
+    let mut last = 0;
+    tokio::pin!(faults);
+    while futures_util::poll!(&mut faults).is_pending() {
+        last += 1;
+        broadcast(&near, last, None).await;
+        assert_eq!(heard(&mut here).await, u64::from(last), "its own clients miss nothing");
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    last += 1;
+    broadcast(&near, last, None).await;
+    let (mut before, mut arrived) = (0, 0);
+    while before < u64::from(last) {
+        let n = heard(&mut there).await;
+        assert!(n > before, "{n} after {before}");
+        (before, arrived) = (n, arrived + 1);
+    }
+    assert!(arrived > last / 4, "only {arrived} of {last}");
+}
+
+#[tokio::test]
+async fn what_waited_while_a_node_was_cut_off_arrives_whole_and_closes_nobody() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.addr()).await;
+    let node = async |url| {
+        let settings = Settings::new((url, "waits".into()));
+        settings.node().await
+    };
+    let (near, far) = (node(proxy.url()).await, node(redis.url()).await);
+    let mut client = far.client("ann").await;
+    proxy.set(Network::Cut);
+    connected(&near, 0.0).await;
+    // More than the lane of a client holds.
+    for n in 1..=600 {
+        broadcast(&near, n, None).await;
+    }
+    proxy.set(Network::Open);
+    for n in 1..=600 {
+        assert_eq!(heard(&mut client).await, n);
+    }
+    client.silent_for(Duration::from_millis(100)).await;
+    assert_eq!(near.metric("ws_broadcast_errors_total").await, 0.0);
+}
