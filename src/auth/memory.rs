@@ -37,8 +37,13 @@ impl<V> Memory<V> {
     /// something else had to be forgotten before its time.
     pub(super) fn insert(&mut self, name: Arc<str>, value: V, said: Instant) -> bool {
         self.forget(said, usize::MAX);
+        if let Some((last, known)) = self.known.get_mut(&name)
+            && *last >= said
+        {
+            *known = value;
+            return true;
+        }
         let forgotten = self.forget(said, self.bound - 1);
-        let said = self.known.get(&name).map_or(said, |(last, _)| said.max(*last));
         self.order.push_back((said, Arc::clone(&name)));
         self.known.insert(name, (said, value));
         !forgotten
@@ -99,6 +104,7 @@ mod tests {
         let mut all: Vec<_> = memory.all(now).map(|(name, _, left)| (&**name, left)).collect();
         all.sort_unstable();
         assert_eq!(all, [("late", MINUTE / 2), ("new", MINUTE)]);
+        assert_eq!(memory.order.len(), 2);
         assert_eq!(memory.all(begun + MINUTE).count(), 1);
         assert_eq!(memory.get("late", begun + MINUTE), None);
         assert_eq!(memory.get("new", begun + MINUTE), Some(&1));
@@ -111,8 +117,8 @@ mod tests {
         assert!(memory.insert("b".into(), (), now));
         assert!(!memory.insert("c".into(), (), now));
         assert!(memory.get("a", now).is_none() && memory.get("b", now).is_some());
-        for _ in 0..100 {
-            memory.insert("c".into(), (), now);
+        for later in 1..=100 {
+            memory.insert("c".into(), (), now + Duration::from_nanos(later));
         }
         assert_eq!((memory.known.len(), memory.order.len()), (1, 2));
         assert!(memory.get("c", now).is_some());

@@ -91,6 +91,21 @@ impl Revocations {
         sessions.chain(subjects).collect()
     }
 
+    /// Whether all that the logout ends is refused already.
+    pub(super) fn know(&self, logout: &Logout) -> bool {
+        let now = Instant::now();
+        match logout {
+            Logout::Session(sid) => {
+                let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+                sessions.get(sid, now).is_some()
+            }
+            Logout::Subject { subject, at } => {
+                let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
+                subjects.get(subject, now).is_some_and(|known| at <= known)
+            }
+        }
+    }
+
     /// Refuses what the logout ends, for so long at most.
     pub(super) fn add(&self, logout: &Logout, left: Duration) {
         let now = Instant::now();
@@ -205,11 +220,14 @@ mod tests {
             here.add(logout, MINUTE);
         }
         for (logout, left) in here.all() {
+            assert!(!there.know(&logout));
             there.add(&serde_json::from_value(serde_json::json!(logout)).unwrap(), left);
         }
         assert!(there.cover(&identity("bob", Some("s1"), 9)));
         assert!(there.cover(&identity("ann", None, 7)) && !there.cover(&identity("ann", None, 8)));
         assert!(there.all().iter().all(|(_, left)| *left <= MINUTE));
+        assert!(logouts.iter().all(|logout| there.know(logout)));
+        assert!(!there.know(&Logout::Subject { subject: "ann".into(), at: 8 }));
         there.add(&Logout::Session("s2".into()), Duration::ZERO);
         assert!(!there.cover(&identity("bob", Some("s2"), 9)));
     }

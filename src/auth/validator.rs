@@ -136,9 +136,14 @@ impl Validator {
         self.revocations.add(logout, self.revocations.lifetime());
     }
 
-    /// The same for a logout that another node heard of, whose time is partly over.
-    pub(crate) fn revoke_for(&self, logout: &Logout, left: Duration) {
-        self.revocations.add(logout, left);
+    /// The same for a logout that another node heard of, whose time is partly over. False: this node
+    /// knew of it.
+    pub(crate) fn learn(&self, logout: &Logout, left: Duration) -> bool {
+        let new = !self.revocations.know(logout);
+        if new {
+            self.revocations.add(logout, left);
+        }
+        new
     }
 
     /// The logouts in force, each with its time.

@@ -220,12 +220,10 @@ impl Cluster {
 
     /// Takes over logouts, and looks once through the connections for all of them.
     fn learn(&self, revocations: &[Revocation]) {
-        for revocation in revocations {
-            self.validator.revoke_for(&revocation.logout, revocation.left());
-        }
-        if !revocations.is_empty() {
+        let learn = |known: &&Revocation| self.validator.learn(&known.logout, known.left());
+        let logouts = revocations.iter().filter(learn).count();
+        if logouts > 0 {
             let connections = self.hub.close_of(|user| self.validator.is_revoked(user), REVOKED);
-            let logouts = revocations.len();
             tracing::info!(logouts, connections, "logouts of other nodes close their connections");
         }
     }
