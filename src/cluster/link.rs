@@ -38,6 +38,8 @@ const SILENCE: Duration = Duration::from_secs(2);
 const BACKOFF: (u32, u32) = (50, 1000);
 /// Between two looks whether a Redis that was too slow answers again.
 const RETRY: Duration = Duration::from_millis(100);
+/// Time to connect before the first client is let in.
+const FIRST: Duration = Duration::from_secs(2);
 /// Time for what is queued when the server stops.
 const LAST: Duration = Duration::from_secs(1);
 
@@ -52,6 +54,18 @@ impl ClusterLink {
     ) -> Result<ActorCell, SpawnErr> {
         let (actor, _) = Actor::spawn_linked(None, Self(cluster), (), supervisor).await?;
         Ok(actor.get_cell())
+    }
+
+    /// Waits for the first attempt to connect: a node that is replaced is not to let in, at its start,
+    /// whom the others know to be logged out. A Redis that is down holds up nobody for long.
+    pub(crate) async fn begin(cluster: &Cluster) {
+        let Some(redis) = &cluster.redis else { return };
+        let first = async {
+            while !redis.tried.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        drop(timeout(FIRST, first).await);
     }
 
     /// Waits until the others were sent what is queued, before the actor ends.
@@ -85,6 +99,7 @@ async fn keep_connected(cluster: Arc<Cluster>) {
     let mut known = false;
     loop {
         let (was_connected, lost) = Box::pin(Session::live(&cluster, redis)).await;
+        redis.tried.store(true, Ordering::Relaxed);
         if was_connected {
             delays = backoff();
         }
@@ -102,6 +117,7 @@ struct Connected<'a>(&'a Redis);
 impl<'a> Connected<'a> {
     fn new(redis: &'a Redis) -> Self {
         redis.connected.store(true, Ordering::Relaxed);
+        redis.tried.store(true, Ordering::Relaxed);
         redis.metrics.connected.set(1);
         Self(redis)
     }

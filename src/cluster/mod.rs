@@ -61,6 +61,8 @@ struct Redis {
     prefix: String,
     queue: Queue,
     metrics: RedisMetrics,
+    /// The first attempt to connect is over.
+    tried: AtomicBool,
     /// All is well: subscribed, and every logout of the others is known.
     connected: AtomicBool,
     /// How many nodes there are, as Redis last said.
@@ -82,6 +84,7 @@ impl Cluster {
             prefix: config.prefix.clone(),
             queue: Queue::default(),
             metrics: metrics.redis.clone(),
+            tried: AtomicBool::new(false),
             connected: AtomicBool::new(false),
             nodes: AtomicUsize::new(1),
             unsynced: AtomicBool::new(false),

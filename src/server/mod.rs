@@ -99,6 +99,7 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
     };
     let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
+    ClusterLink::begin(&server.context.cluster).await;
     let accepting = server.accept(listeners);
     tracing::info!("ready");
 
