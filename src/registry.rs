@@ -10,7 +10,10 @@ use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr,
     SupervisionEvent,
 };
-use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, oneshot},
+};
 
 use crate::{
     audit::Event,
@@ -90,6 +93,8 @@ struct Entry {
 
 #[derive(Default)]
 struct Table {
+    /// Started with the first connection.
+    supervisor: Option<ActorCell>,
     connections: HashMap<ActorId, Entry>,
     of_user: HashMap<Arc<str>, u32>,
     draining: bool,
@@ -150,9 +155,34 @@ impl Actor for Registry {
             SupervisionEvent::ActorTerminated(cell, ..) => self.ended(cell.get_id(), table),
             SupervisionEvent::ActorFailed(cell, error) => {
                 tracing::error!(%error, "a connection actor failed");
-                self.ended(cell.get_id(), table);
+                self.ended(cell.get_id(), table)
             }
-            _ => {}
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Holds the connections for the registry and hands on how they end. ractor's table of an actor's
+/// children never gets smaller: the one of a crowd goes with the supervisor that it was under.
+struct Supervisor;
+
+impl Actor for Supervisor {
+    type Msg = ();
+    type State = ();
+    type Arguments = ();
+
+    async fn pre_start(&self, _: ActorRef<()>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
+    }
+
+    async fn handle_supervisor_evt(
+        &self,
+        myself: ActorRef<()>,
+        event: SupervisionEvent,
+        (): &mut (),
+    ) -> Result<(), ActorProcessingErr> {
+        if !matches!(event, SupervisionEvent::ActorStarted(_)) {
+            myself.notify_supervisor(event);
         }
         Ok(())
     }
@@ -192,8 +222,15 @@ impl Registry {
         if self.shared.validator.is_revoked(&admission.identity) {
             outbox.command(Command::Close(CloseReason::SessionRevoked));
         }
+        let supervisor = match &table.supervisor {
+            Some(supervisor) => supervisor.clone(),
+            None => {
+                let (actor, _) = Actor::spawn_linked(None, Supervisor, (), myself).await?;
+                table.supervisor.insert(actor.get_cell()).clone()
+            }
+        };
         let connection = Connection { shared: Arc::clone(&self.shared) };
-        let (actor, _) = Actor::spawn_linked(None, connection, admission, myself).await?;
+        let (actor, _) = Actor::spawn_linked(None, connection, admission, supervisor).await?;
         *table.of_user.entry(Arc::clone(&subject)).or_insert(0) += 1;
         let id = actor.get_id();
         table.connections.insert(id, Entry { actor, outbox, subject, _place: place });
@@ -204,8 +241,11 @@ impl Registry {
     }
 
     /// The only place where a connection is taken off, whatever ended it.
-    fn ended(&self, id: ActorId, table: &mut Table) {
-        let Some(entry) = table.connections.remove(&id) else { return };
+    fn ended(&self, id: ActorId, table: &mut Table) -> Result<(), ActorProcessingErr> {
+        let Some(entry) = table.connections.remove(&id) else {
+            let lost = table.supervisor.as_ref().is_some_and(|actor| actor.get_id() == id);
+            return if lost { Err("the connections lost their supervisor".into()) } else { Ok(()) };
+        };
         self.hub.remove(&entry.outbox);
         if let Some(open) = table.of_user.get_mut(&entry.subject) {
             *open -= 1;
@@ -234,6 +274,7 @@ impl Registry {
             code = reason.code(),
             "connection closed"
         );
+        Ok(())
     }
 
     /// Gives memory back once most connections of the last peak are gone.
@@ -242,11 +283,21 @@ impl Registry {
         if table.peak - open < MANY || open > table.peak / 2 {
             return;
         }
-        table.peak = open;
+        // The last of a crowd are few: their end counts too.
+        table.peak = if open == 0 { 0 } else { open.max(MANY) };
+        if let Some(supervisor) = table.supervisor.take_if(|_| open == 0) {
+            supervisor.stop(None);
+        }
         table.connections.shrink_to(2 * open);
         table.of_user.shrink_to_fit();
         self.hub.shrink();
-        tokio::task::spawn_blocking(machine::give_memory_back);
+        // Each worker has its own cache; busy ones do not get to theirs.
+        for _ in 0..Handle::current().metrics().num_workers() {
+            tokio::spawn(async {
+                let cached = machine::cached_memory();
+                tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
+            });
+        }
     }
 
     fn measure(&self, table: &Table) {

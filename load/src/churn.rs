@@ -20,8 +20,6 @@ const HOLD: Duration = Duration::from_secs(1);
 /// How often the gauge is read while connections end.
 const POLL: Duration = Duration::from_millis(10);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(60);
-/// Connections before the memory at the start is read.
-const WARM_UP: usize = 200;
 /// Time for memory to be given back after the last connection: the server looks every five seconds.
 const SETTLE: Duration = Duration::from_secs(7);
 
@@ -43,8 +41,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     machine::allow_connections(connections)?;
     let machine = Machine::new();
     let server = program.start(&machine)?;
-    // Code that only a connection calls is read from disk at its first use: no memory of connections.
-    round(&server, connections.min(WARM_UP)).context("the warm-up")?;
     println!("| round | opened in | all gone in | RSS while open | RSS afterwards |");
     println!("|---|---|---|---|---|");
     println!("| start | – | – | – | {:.0} KiB |", server.rss_kib()?);
@@ -57,7 +53,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         );
     }
     println!();
-    println!("- {connections} connections, closed with a reset; {WARM_UP} before the start");
+    println!("- {connections} connections, closed with a reset");
     print!("{machine}");
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What a token says, once its signature is known to be good: whether it is meant for this server, and
 //! who its bearer is.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -50,13 +50,19 @@ impl Audience {
 pub(super) struct ClaimReader {
     client_id: String,
     names: ClaimNames,
+    /// Those of the token before: most users have the same, and share them.
+    roles: Mutex<Arc<[Box<str>]>>,
 }
 
 const MALFORMED: AuthError = AuthError::Invalid("the token's claims are malformed");
 
 impl ClaimReader {
     pub(super) fn new(config: &AuthConfig) -> Self {
-        Self { client_id: config.client_id.clone(), names: config.claims.clone() }
+        Self {
+            client_id: config.client_id.clone(),
+            names: config.claims.clone(),
+            roles: Mutex::default(),
+        }
     }
 
     /// The bearer of a token whose header has this `typ`.
@@ -87,15 +93,25 @@ impl ClaimReader {
             None | Some(Value::Null) => "",
             Some(name) => name.as_str().ok_or(MALFORMED)?,
         };
+        let same = username.is_empty() || username == claims.sub;
+        let subject = Arc::from(claims.sub);
         Ok(Identity {
-            username: if username.is_empty() { &*claims.sub } else { username }.into(),
-            roles: self.roles(&claims.more)?.into(),
-            subject: claims.sub.into(),
+            username: if same { Arc::clone(&subject) } else { username.into() },
+            roles: self.shared(self.roles(&claims.more)?),
+            subject,
             issuer: claims.iss,
             session: claims.sid,
             issued_at: claims.iat,
             expires_at: claims.exp,
         })
+    }
+
+    fn shared(&self, roles: Vec<Box<str>>) -> Arc<[Box<str>]> {
+        let mut last = self.roles.lock().unwrap_or_else(PoisonError::into_inner);
+        if **last != *roles {
+            *last = roles.into();
+        }
+        Arc::clone(&last)
     }
 
     fn roles(&self, claims: &Map<String, Value>) -> Result<Vec<Box<str>>, AuthError> {
@@ -139,7 +155,7 @@ mod tests {
 
     fn reader(client_id: &str, roles: &str, realm_roles: bool) -> ClaimReader {
         let names = ClaimNames { username: "upn".into(), roles: roles.into(), realm_roles };
-        ClaimReader { client_id: client_id.into(), names }
+        ClaimReader { client_id: client_id.into(), names, roles: Mutex::default() }
     }
 
     fn identity(reader: &ClaimReader, more: Value) -> Result<Identity, AuthError> {
@@ -148,6 +164,15 @@ mod tests {
         });
         claims.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         reader.identity(None, serde_json::from_value(claims).unwrap())
+    }
+
+    #[test]
+    fn users_of_the_same_roles_share_them() {
+        let reader = reader("a", "roles", false);
+        let roles = |roles: &[&str]| identity(&reader, json!({ "roles": roles })).unwrap().roles;
+        let (first, second, third) = (roles(&["r", "s"]), roles(&["r", "s"]), roles(&["r"]));
+        assert!(Arc::ptr_eq(&first, &second));
+        assert_eq!((first.join(" "), third.join(" ")), ("r s".to_owned(), "r".to_owned()));
     }
 
     #[test]

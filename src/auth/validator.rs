@@ -60,7 +60,7 @@ pub(crate) struct Validator {
     claims: ClaimReader,
     logouts: LogoutReader,
     revocations: Revocations,
-    issuer: String,
+    issuer: Arc<str>,
     leeway: u64,
     metrics: AuthMetrics,
 }
@@ -96,7 +96,7 @@ impl Validator {
             claims: ClaimReader::new(config),
             logouts: LogoutReader::new(config),
             revocations: Revocations::new(config.revocation_lifetime),
-            issuer,
+            issuer: issuer.into(),
             leeway: config.leeway.as_secs(),
             metrics,
         }
@@ -190,7 +190,9 @@ impl Validator {
     async fn check(&self, token: &str) -> Result<Entry, AuthError> {
         let (header, key) = self.key_of(token).await?;
         let claims: Claims = self.signed(token, &header, &key, &["exp", "iss", "sub"])?;
-        let identity = self.claims.identity(header.typ.as_deref(), claims)?;
+        let mut identity = self.claims.identity(header.typ.as_deref(), claims)?;
+        // The same text, once for all tokens that are remembered.
+        identity.issuer = Arc::clone(&self.issuer);
         self.revocations.expect(&identity);
         Ok(Entry { identity, key })
     }

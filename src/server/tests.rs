@@ -163,6 +163,24 @@ async fn a_link_that_ends_is_started_again_and_nobody_notices() {
 }
 
 #[tokio::test]
+async fn connections_that_lose_their_supervisor_end_and_the_registry_is_started_again() {
+    let running = start().await;
+    let mut client = running.client().await;
+    let children = running.root.get_cell().get_children();
+    let registry = children.iter().max_by_key(|actor| actor.get_id()).unwrap();
+    for supervisor in registry.get_children() {
+        supervisor.kill();
+    }
+    match client.next().await {
+        Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1011),
+        other => panic!("a close frame was expected: {other:?}"),
+    }
+    running.until_restarted("registry", 1).await;
+    assert_eq!(running.server.context.hub.len(), 0);
+    assert_eq!(echo(&mut running.client().await).await["status_code"], 0);
+}
+
+#[tokio::test]
 async fn restarts_that_do_not_help_end_the_root() {
     let running = start().await;
     for _ in 0..20 {

@@ -50,6 +50,7 @@ async fn a_crowd_that_left_gives_its_memory_back() {
     for _ in 0..200 {
         left = resident(process.pid()).saturating_sub(before);
         if left < grown / 2 {
+            crowd(process.addr, data.path()).await;
             return;
         }
         sleep(Duration::from_millis(100)).await;
