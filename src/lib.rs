@@ -15,11 +15,14 @@
 //!
 //! [`export`] writes out the audit trail.
 //!
-//! Beside the way: [`limits`], [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
+//! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others.
+//!
+//! Beside the way: [`limits`], `task`, [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
 mod audit;
 pub mod auth;
+mod cluster;
 pub mod config;
 mod connection;
 pub mod doctor;
@@ -35,4 +38,5 @@ mod registry;
 mod router;
 pub mod server;
 pub mod store;
+mod task;
 pub mod telemetry;

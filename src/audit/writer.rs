@@ -6,8 +6,6 @@
 //! over a row whose id it knows.
 
 use std::{
-    future::Future,
-    pin::Pin,
     sync::{Arc, atomic::Ordering},
     time::{Duration, Instant},
 };
@@ -17,12 +15,12 @@ use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout, timeout_at},
 };
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{Audit, Entry, redact, retention};
 use crate::{
     metrics::AuditErrorKind,
     store::{Store, StoreError},
+    task::{self, Task},
 };
 
 /// Between two tries of a database that is away, or of a disk that fails.
@@ -43,18 +41,7 @@ pub(crate) struct AuditWriter {
 }
 
 /// Ends with the actor.
-pub(crate) struct Tasks(
-    #[expect(dead_code, reason = "held to be dropped")] Vec<AbortOnDropHandle<()>>,
-);
-
-/// Stops the actor when its task ends, which only a panic does.
-struct StopOnDrop(ActorRef<()>);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        self.0.stop(None);
-    }
-}
+pub(crate) struct Tasks(#[expect(dead_code, reason = "held to be dropped")] Vec<Task>);
 
 impl AuditWriter {
     /// Starts one under `supervisor`.
@@ -89,19 +76,12 @@ impl Actor for AuditWriter {
 
     async fn pre_start(&self, myself: ActorRef<()>, (): ()) -> Result<Tasks, ActorProcessingErr> {
         let parts = || (Arc::clone(&self.audit), Arc::clone(&self.store));
-        let task = |work: Pin<Box<dyn Future<Output = ()> + Send>>| {
-            let stop = StopOnDrop(myself.clone());
-            AbortOnDropHandle::new(tokio::spawn(async move {
-                work.await;
-                drop(stop);
-            }))
-        };
         let (audit, store) = parts();
-        let mut tasks = vec![task(Box::pin(Writer::new(audit, store).run()))];
+        let mut tasks = vec![task::owned(&myself, Writer::new(audit, store).run())];
         let (audit, store) = parts();
-        tasks.push(task(Box::pin(Replayer(Rows { audit, store }).run())));
+        tasks.push(task::owned(&myself, Replayer(Rows { audit, store }).run()));
         if let Some(keep) = self.audit.config.retention {
-            tasks.push(task(Box::pin(retention::run(Arc::clone(&self.store), keep))));
+            tasks.push(task::owned(&myself, retention::run(Arc::clone(&self.store), keep)));
         }
         Ok(Tasks(tasks))
     }

@@ -26,12 +26,26 @@ impl<V> Memory<V> {
         (now.duration_since(*said) < self.lifetime).then_some(value)
     }
 
-    /// Remembers something of a name. False: something else had to be forgotten before its time.
-    pub(super) fn insert(&mut self, name: Arc<str>, value: V, now: Instant) -> bool {
-        self.forget(now, usize::MAX);
-        let forgotten = self.forget(now, self.bound - 1);
-        self.order.push_back((now, Arc::clone(&name)));
-        self.known.insert(name, (now, value));
+    /// What is remembered, and for how long it still will be.
+    pub(super) fn all(&self, now: Instant) -> impl Iterator<Item = (&Arc<str>, &V, Duration)> {
+        let left = move |said: Instant| self.lifetime.saturating_sub(now.duration_since(said));
+        let all = self.known.iter().map(move |(name, (said, value))| (name, value, left(*said)));
+        all.filter(|(_, _, left)| !left.is_zero())
+    }
+
+    /// Remembers something that was said of a name; what was said of it later keeps its time. False:
+    /// something else had to be forgotten before its time.
+    pub(super) fn insert(&mut self, name: Arc<str>, value: V, said: Instant) -> bool {
+        self.forget(said, usize::MAX);
+        if let Some((last, known)) = self.known.get_mut(&name)
+            && *last >= said
+        {
+            *known = value;
+            return true;
+        }
+        let forgotten = self.forget(said, self.bound - 1);
+        self.order.push_back((said, Arc::clone(&name)));
+        self.known.insert(name, (said, value));
         !forgotten
     }
 
@@ -81,14 +95,30 @@ mod tests {
     }
 
     #[test]
+    fn what_is_heard_of_late_is_forgotten_in_time_and_takes_nothing_from_what_came_later() {
+        let (mut memory, begun) = (Memory::new(MINUTE, 10), Instant::now());
+        let now = begun + MINUTE / 2;
+        memory.insert("new".into(), 1, now);
+        memory.insert("new".into(), 1, begun);
+        memory.insert("late".into(), 2, begun);
+        let mut all: Vec<_> = memory.all(now).map(|(name, _, left)| (&**name, left)).collect();
+        all.sort_unstable();
+        assert_eq!(all, [("late", MINUTE / 2), ("new", MINUTE)]);
+        assert_eq!(memory.order.len(), 2);
+        assert_eq!(memory.all(begun + MINUTE).count(), 1);
+        assert_eq!(memory.get("late", begun + MINUTE), None);
+        assert_eq!(memory.get("new", begun + MINUTE), Some(&1));
+    }
+
+    #[test]
     fn at_the_bound_the_oldest_goes_and_that_is_told() {
         let (mut memory, now) = (Memory::new(MINUTE, 2), Instant::now());
         assert!(memory.insert("a".into(), (), now));
         assert!(memory.insert("b".into(), (), now));
         assert!(!memory.insert("c".into(), (), now));
         assert!(memory.get("a", now).is_none() && memory.get("b", now).is_some());
-        for _ in 0..100 {
-            memory.insert("c".into(), (), now);
+        for later in 1..=100 {
+            memory.insert("c".into(), (), now + Duration::from_nanos(later));
         }
         assert_eq!((memory.known.len(), memory.order.len()), (1, 2));
         assert!(memory.get("c", now).is_some());

@@ -9,6 +9,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use serde::{Deserialize, Serialize};
+
 use super::{Identity, memory::Memory};
 
 /// Logouts remembered at most, of each kind: some 15 MB.
@@ -16,8 +18,9 @@ const BOUND: usize = 100_000;
 /// Bytes of a `sid`, `sub` or `jti` that is remembered.
 pub(super) const MAX_NAME: usize = 255;
 
-/// What a logout ends.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// What a logout ends. Nodes tell each other in JSON.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(crate) enum Logout {
     /// One login session, by `sid`.
     Session(Arc<str>),
@@ -49,7 +52,7 @@ impl Logout {
     }
 }
 
-/// The logouts of this node, for as long as tokens may live.
+/// The logouts that this node knows of, for as long as tokens may live.
 pub(super) struct Revocations {
     lifetime: Duration,
     /// It was said that tokens live longer.
@@ -70,9 +73,44 @@ impl Revocations {
         }
     }
 
-    /// Refuses what the logout ends from now on.
-    pub(super) fn add(&self, logout: &Logout) {
+    /// How long a logout is remembered.
+    pub(super) fn lifetime(&self) -> Duration {
+        self.lifetime
+    }
+
+    /// Every logout that is remembered, and for how long it still will be.
+    pub(super) fn all(&self) -> Vec<(Logout, Duration)> {
         let now = Instant::now();
+        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+        let sessions =
+            sessions.all(now).map(|(sid, (), left)| (Logout::Session(Arc::clone(sid)), left));
+        let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
+        let subjects = subjects.all(now).map(|(subject, at, left)| {
+            (Logout::Subject { subject: Arc::clone(subject), at: *at }, left)
+        });
+        sessions.chain(subjects).collect()
+    }
+
+    /// Whether all that the logout ends is refused already.
+    pub(super) fn know(&self, logout: &Logout) -> bool {
+        let now = Instant::now();
+        match logout {
+            Logout::Session(sid) => {
+                let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
+                sessions.get(sid, now).is_some()
+            }
+            Logout::Subject { subject, at } => {
+                let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
+                subjects.get(subject, now).is_some_and(|known| at <= known)
+            }
+        }
+    }
+
+    /// Refuses what the logout ends, for so long at most.
+    pub(super) fn add(&self, logout: &Logout, left: Duration) {
+        let now = Instant::now();
+        // Where the clock does not reach back that far, it is remembered for too long.
+        let now = now.checked_sub(self.lifetime.saturating_sub(left)).unwrap_or(now);
         let kept = match logout {
             Logout::Session(sid) => {
                 let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
@@ -121,6 +159,8 @@ impl Revocations {
 mod tests {
     use super::*;
 
+    const MINUTE: Duration = Duration::from_secs(60);
+
     fn identity(subject: &str, session: Option<&str>, issued_at: u64) -> Identity {
         Identity {
             subject: subject.into(),
@@ -146,9 +186,9 @@ mod tests {
             (identity("bob", None, 99), false, false),
         ] {
             for (logout, ends) in [(&session, by_session), (&subject, by_subject)] {
-                let revocations = Revocations::new(Duration::from_secs(60));
+                let revocations = Revocations::new(MINUTE);
                 assert!(!revocations.cover(&of));
-                revocations.add(logout);
+                revocations.add(logout, MINUTE);
                 assert_eq!((logout.ends(&of), revocations.cover(&of)), (ends, ends), "{of:?}");
             }
         }
@@ -156,9 +196,9 @@ mod tests {
 
     #[test]
     fn an_older_logout_does_not_take_back_a_newer_one() {
-        let revocations = Revocations::new(Duration::from_secs(60));
+        let revocations = Revocations::new(MINUTE);
         for at in [100, 50] {
-            revocations.add(&Logout::Subject { subject: "ann".into(), at });
+            revocations.add(&Logout::Subject { subject: "ann".into(), at }, MINUTE);
         }
         assert!(revocations.cover(&identity("ann", None, 100)));
         assert!(!revocations.cover(&identity("ann", None, 101)));
@@ -167,7 +207,28 @@ mod tests {
     #[test]
     fn a_logout_is_forgotten_after_its_lifetime() {
         let revocations = Revocations::new(Duration::ZERO);
-        revocations.add(&Logout::Session("s1".into()));
+        revocations.add(&Logout::Session("s1".into()), MINUTE);
         assert!(!revocations.cover(&identity("ann", Some("s1"), 0)));
+    }
+
+    #[test]
+    fn logouts_that_are_told_to_another_node_are_refused_there_and_no_longer_than_here() {
+        let (here, there) = (Revocations::new(MINUTE), Revocations::new(2 * MINUTE));
+        let logouts =
+            [Logout::Session("s1".into()), Logout::Subject { subject: "ann".into(), at: 7 }];
+        for logout in &logouts {
+            here.add(logout, MINUTE);
+        }
+        for (logout, left) in here.all() {
+            assert!(!there.know(&logout));
+            there.add(&serde_json::from_value(serde_json::json!(logout)).unwrap(), left);
+        }
+        assert!(there.cover(&identity("bob", Some("s1"), 9)));
+        assert!(there.cover(&identity("ann", None, 7)) && !there.cover(&identity("ann", None, 8)));
+        assert!(there.all().iter().all(|(_, left)| *left <= MINUTE));
+        assert!(logouts.iter().all(|logout| there.know(logout)));
+        assert!(!there.know(&Logout::Subject { subject: "ann".into(), at: 8 }));
+        there.add(&Logout::Session("s2".into()), Duration::ZERO);
+        assert!(!there.cover(&identity("bob", Some("s2"), 9)));
     }
 }

@@ -3,7 +3,7 @@
 
 use std::{
     sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jsonwebtoken::{Algorithm, Header, Validation, errors::ErrorKind};
@@ -133,7 +133,27 @@ impl Validator {
 
     /// Refuses the tokens of what a logout ends from now on.
     pub(crate) fn revoke(&self, logout: &Logout) {
-        self.revocations.add(logout);
+        self.revocations.add(logout, self.revocations.lifetime());
+    }
+
+    /// The same for a logout that another node heard of, whose time is partly over. False: this node
+    /// knew of it.
+    pub(crate) fn learn(&self, logout: &Logout, left: Duration) -> bool {
+        let new = !self.revocations.know(logout);
+        if new {
+            self.revocations.add(logout, left);
+        }
+        new
+    }
+
+    /// The logouts in force, each with its time.
+    pub(crate) fn revoked(&self) -> Vec<(Logout, Duration)> {
+        self.revocations.all()
+    }
+
+    /// The time for which a logout is in force.
+    pub(crate) fn revocation_lifetime(&self) -> Duration {
+        self.revocations.lifetime()
     }
 
     /// Whether the bearer of a token that was valid has been logged out since.

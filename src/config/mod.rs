@@ -5,6 +5,7 @@
 
 mod audit;
 mod auth;
+mod cluster;
 mod settings;
 mod store;
 mod value;
@@ -13,6 +14,7 @@ use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::D
 
 pub use audit::AuditConfig;
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
+pub use cluster::{ClusterConfig, RedisUrl};
 pub use settings::{SETTINGS, Setting};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
 pub use value::{AllowList, Environment, LogFormat, Network, Secret};
@@ -37,6 +39,8 @@ pub struct Config {
     pub store: StoreConfig,
     /// The audit trail.
     pub audit: AuditConfig,
+    /// The other nodes.
+    pub cluster: ClusterConfig,
     /// Log lines.
     pub log: LogConfig,
 }
@@ -223,6 +227,7 @@ impl Reader<'_> {
             auth: self.auth(&data_dir),
             store: self.store(&data_dir),
             audit: self.audit(&data_dir),
+            cluster: self.cluster(),
             log: LogConfig { filter: self.get("LOG_LEVEL"), format: self.get("LOG_FORMAT") },
         }
     }

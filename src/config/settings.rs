@@ -165,6 +165,18 @@ pub const SETTINGS: &[Setting] = &[
         "Days after which audit rows are deleted; 0: never",
     ),
     setting(
+        "REDIS_URL",
+        "",
+        "URL",
+        "The Redis that makes this node one of many: redis://USER:PASSWORD@HOST/0; empty: alone",
+    ),
+    setting(
+        "REDIS_KEY_PREFIX",
+        "switchboard",
+        "NAME",
+        "What keys and channels in Redis begin with: the same on the nodes of one cluster",
+    ),
+    setting(
         "LOG_LEVEL",
         "info",
         "FILTER",

@@ -10,7 +10,7 @@ use reqwest::Client;
 
 use super::Report;
 use crate::{
-    config::{AllowList, Config, Environment, ServerConfig},
+    config::{AllowList, Config, DatabasePlace, Environment, ServerConfig},
     machine,
 };
 
@@ -35,6 +35,13 @@ pub(super) fn settings(config: &Config, report: &mut Report) {
             "configuration",
             "tokens of the development issuer are trusted, and other machines can connect",
             "set KEYCLOAK_BASE_URL and KEYCLOAK_REALM, or OIDC_ISSUER; or listen on 127.0.0.1",
+        );
+    }
+    if config.cluster.redis.is_some() && matches!(config.store.place, DatabasePlace::Sqlite(_)) {
+        report.warning(
+            "cluster",
+            "REDIS_URL makes this node one of many, and its database is a file of its own",
+            "set DATABASE_URL to a Postgres that all nodes share",
         );
     }
     if config.ws.query_token {

@@ -20,8 +20,9 @@ use uuid::Uuid;
 use crate::{
     audit::Audit,
     auth::{Identity, Remote},
+    cluster::{Audience, Cluster},
     hub::Hub,
-    protocol::{ErrorBody, Meta, Push, Reply, ReplyHead, Status},
+    protocol::{ErrorBody, Meta, Reply, ReplyHead, Status},
     store::{Store, StoreError},
 };
 
@@ -93,8 +94,8 @@ pub struct Context {
     pub(crate) store: Arc<Store>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) hub: Arc<Hub>,
+    pub(crate) cluster: Arc<Cluster>,
     pub(crate) broadcast_changes: bool,
-    pub(crate) broadcast_errors: prometheus::IntCounter,
 }
 
 impl Context {
@@ -103,12 +104,9 @@ impl Context {
         if !self.broadcast_changes {
             return;
         }
-        match Push::new(pkg_id, data) {
-            Ok(push) => drop(self.hub.push_to_all(&push, caller.connection)),
-            Err(error) => {
-                self.broadcast_errors.inc();
-                tracing::error!(pkg_id, %error, "a change cannot be pushed");
-            }
+        let audience = Audience::All { except: caller.connection };
+        if let Err(error) = self.cluster.push(pkg_id, data, &audience) {
+            tracing::error!(pkg_id, %error, "a change cannot be pushed");
         }
     }
 }

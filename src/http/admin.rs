@@ -15,8 +15,8 @@ use uuid::Uuid;
 
 use super::{Api, Problem, guard::caller, input};
 use crate::{
+    cluster::Audience,
     handlers::{HandlerError, roles},
-    protocol::{CloseReason, Push},
 };
 
 /// A push to everyone, or to one user by name.
@@ -34,15 +34,15 @@ pub(super) async fn broadcast(
 ) -> Result<Response, Problem> {
     caller(&request, roles::ADMIN)?;
     let Broadcast { pkg_id, data, user } = input::body(request, api.config.max_body_bytes).await?;
-    let push = Push::new(pkg_id, &data).map_err(|error| {
-        api.metrics.ws.broadcast_errors.inc();
-        HandlerError::Internal(error.into())
-    })?;
-    let connections = match user {
-        Some(user) => api.context.hub.push_to_user(&user, &push),
-        None => api.context.hub.push_to_all(&push, None),
+    let cluster = &api.context.cluster;
+    let audience = match &user {
+        Some(user) => Audience::User(user),
+        None => Audience::All { except: None },
     };
-    let reached = json!({ "nodes": 1, "connections": connections });
+    let connections = cluster
+        .push(pkg_id, &data, &audience)
+        .map_err(|error| HandlerError::Internal(error.into()))?;
+    let reached = json!({ "nodes": cluster.nodes(), "connections": connections });
     Ok((StatusCode::ACCEPTED, Json(reached)).into_response())
 }
 
@@ -62,7 +62,7 @@ pub(super) async fn disconnect(
         path: "id".into(),
         msg: "a connection's id is a UUID".into(),
     })?;
-    if !api.context.hub.close(id, CloseReason::SessionRevoked) {
+    if !api.context.cluster.close(id) {
         return Err(HandlerError::NotFound(format!("No connection has the id {id}")).into());
     }
     Ok(StatusCode::NO_CONTENT)
@@ -74,6 +74,6 @@ pub(super) async fn disconnect_user(
     request: Request<Body>,
 ) -> Result<StatusCode, Problem> {
     caller(&request, roles::ADMIN)?;
-    api.context.hub.close_user(parameter(&path), CloseReason::SessionRevoked);
+    api.context.cluster.close_user(parameter(&path));
     Ok(StatusCode::NO_CONTENT)
 }

@@ -14,14 +14,14 @@ use axum::{
 use super::{Api, Problem, input, remote};
 use crate::{
     auth::{AuthError, Logout},
-    protocol::{CloseReason, ErrorBody},
+    protocol::ErrorBody,
 };
 
 pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
     let address = remote(request.extensions()).address;
     let mut answer = match read(&api, request).await {
         Ok(logout) => {
-            end(&api, &logout);
+            api.context.cluster.log_out(&logout);
             StatusCode::OK.into_response()
         }
         Err(problem) => {
@@ -60,12 +60,4 @@ fn refused(cause: &'static str) -> Problem {
     tracing::warn!(cause, "a logout token was refused");
     let body = ErrorBody::new("invalid_request", "This is no valid logout request");
     Problem::new(StatusCode::BAD_REQUEST, body)
-}
-
-/// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
-pub(super) fn end(api: &Api, logout: &Logout) {
-    api.validator.revoke(logout);
-    let hub = &api.context.hub;
-    let connections = hub.close_of(|user| logout.ends(user), CloseReason::SessionRevoked);
-    tracing::info!(connections, "a logout closes its connections");
 }

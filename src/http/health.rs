@@ -25,7 +25,7 @@ pub(super) async fn health(State(api): State<Arc<Api>>) -> Response {
     let body = json!({
         "status": word(database),
         "database": word(database),
-        "redis": "disabled",
+        "redis": api.context.cluster.is_connected().map_or("disabled", word),
         "websocket": {
             "status": word(!api.draining.is_cancelled()),
             "active_connections": api.context.hub.len(),

@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
 use tracing::Instrument;
 
-use super::{Api, Problem, audit::Noted, backchannel, input, remote};
+use super::{Api, Problem, audit::Noted, input, remote};
 use crate::{
     auth::{LoginError, Logins, Tokens},
     handlers::HandlerError,
@@ -111,7 +111,7 @@ pub(super) async fn logout(
     let ending = async move {
         let ended = logins(&api)?.logout(&token, &correlation).await;
         if let Some(logout) = ended.map_err(|error| refused(error, ENDED))? {
-            backchannel::end(&api, &logout);
+            api.context.cluster.log_out(&logout);
         }
         Ok(StatusCode::NO_CONTENT)
     };

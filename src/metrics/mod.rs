@@ -23,7 +23,7 @@ pub(crate) use identity::{
 };
 pub(crate) use parts::{
     Actor, AuditErrorKind, AuditMetrics, AuditOutcome, DbErrorKind, DbMetrics, DbOperation,
-    ErrorMetrics, LimitType,
+    ErrorMetrics, LimitType, RedisMetrics, RedisOperation,
 };
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};
 
@@ -41,6 +41,7 @@ pub struct Metrics {
     pub(crate) ws: WsMetrics,
     pub(crate) db: DbMetrics,
     pub(crate) audit: AuditMetrics,
+    pub(crate) redis: RedisMetrics,
     pub(crate) auth: AuthMetrics,
     pub(crate) breakers: BreakerMetrics,
     pub(crate) errors: ErrorMetrics,
@@ -58,6 +59,7 @@ impl Metrics {
             ws: WsMetrics::new(&family, packages),
             db: DbMetrics::new(&family),
             audit: AuditMetrics::new(&family),
+            redis: RedisMetrics::new(&family),
             auth: AuthMetrics::new(&family),
             breakers: BreakerMetrics::new(&family),
             errors: ErrorMetrics::new(&family, packages),
@@ -73,7 +75,6 @@ impl Metrics {
             ),
             registry: family.0.clone(),
         };
-        parts::register_dormant(&family);
         family
             .gauge_vec(
                 "app_info",

@@ -1,8 +1,8 @@
 //! The database, errors, and the families of parts that a server can run without.
 
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
-use super::{Counters, Family, Histograms, Label, WS_BUCKETS};
+use super::{CallOutcome, Counters, Family, Histograms, Label, WS_BUCKETS};
 
 /// An enum whose values are the values of a label.
 macro_rules! label {
@@ -33,6 +33,7 @@ label!(
         Handler = "handler",
         Registry = "registry",
         Audit = "audit",
+        Cluster = "cluster",
     }
 );
 label!(
@@ -193,20 +194,54 @@ impl ErrorMetrics {
     }
 }
 
-/// Registers the families of Redis, which stay at 0 without it.
-pub(super) fn register_dormant(family: &Family) {
-    let counters = |name, help, labels: &[&str], values: &[&[&str]]| {
-        let made = family.counter_vec(name, help, labels);
-        for value in values {
-            made.with_label_values(value);
+label!(
+    /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
+    /// to tell of those that are kept, and how many nodes there are.
+    RedisOperation {
+        Connect = "connect",
+        Publish = "publish",
+        Subscribe = "subscribe",
+        Revoke = "revoke",
+        Revocations = "revocations",
+        Nodes = "nodes",
+    }
+);
+
+/// The series of Redis, which stay at 0 without one.
+#[derive(Clone)]
+pub(crate) struct RedisMetrics {
+    operations: IntCounterVec,
+    duration: Histograms<RedisOperation>,
+    pub(crate) connected: IntGauge,
+}
+
+impl RedisMetrics {
+    pub(super) fn new(family: &Family) -> Self {
+        let operations = family.counter_vec(
+            "redis_operations_total",
+            "Redis operations.",
+            &["operation", "status"],
+        );
+        for operation in RedisOperation::ALL {
+            for outcome in CallOutcome::ALL {
+                operations.with_label_values(&[operation.label(), outcome.label()]);
+            }
         }
-    };
-    counters("redis_operations_total", "Redis operations.", &["operation", "status"], &[]);
-    let _: HistogramVec = family.histogram_vec(
-        "redis_operation_duration_seconds",
-        "Seconds of a Redis operation.",
-        WS_BUCKETS,
-        &["operation"],
-    );
-    family.gauge("redis_connected", "1 while connected to Redis.");
+        Self {
+            operations,
+            duration: family.histograms(
+                "redis_operation_duration_seconds",
+                "Seconds of a Redis operation.",
+                WS_BUCKETS,
+                "operation",
+            ),
+            connected: family.gauge("redis_connected", "1 while connected to Redis."),
+        }
+    }
+
+    /// Counts an operation that took so many seconds.
+    pub(crate) fn done(&self, operation: RedisOperation, outcome: CallOutcome, seconds: f64) {
+        self.operations.with_label_values(&[operation.label(), outcome.label()]).inc();
+        self.duration.of(operation).observe(seconds);
+    }
 }

@@ -22,6 +22,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::{Audit, AuditWriter},
     auth::{DevIssuer, Logins, Provider, Validator},
+    cluster::{Cluster, ClusterLink},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     handlers::{Context, Package},
@@ -103,6 +104,7 @@ pub async fn run(
         () = &mut shutdown => return Ok(()),
     };
     let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
+    ClusterLink::begin(&server.context.cluster).await;
     let accepting = server.accept(listeners);
     tracing::info!("ready");
 
@@ -112,6 +114,7 @@ pub async fn run(
     };
     server.drain().await;
     accepting.stop().await;
+    ClusterLink::finish(&server.context.cluster).await;
     if supervision.is_ok() {
         root.stop(None);
         drop(root_ended.await);
@@ -148,12 +151,15 @@ impl Server {
         let audit = spawn_blocking(move || Audit::open(&settings, series)).await;
         let audit = audit.map_err(io::Error::other).flatten().map_err(ServeError::Audit)?;
         let audit = Arc::new(audit);
+        let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
+        let cluster =
+            Cluster::new(&config.cluster, Arc::clone(&hub), Arc::clone(&validator), &metrics);
         let context = Arc::new(Context {
             store,
             audit: Arc::clone(&audit),
-            hub: Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone())),
+            hub,
+            cluster: Arc::new(cluster),
             broadcast_changes: config.handlers.broadcast_changes,
-            broadcast_errors: metrics.ws.broadcast_errors.clone(),
         });
         let router =
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));

@@ -1,5 +1,5 @@
-//! The root of the supervision tree: starts the registry, the handler actors and the writer of the audit
-//! trail, and starts them again.
+//! The root of the supervision tree: starts the registry, the handler actors, the writer of the audit
+//! trail and the link to the other nodes, and starts them again.
 //!
 //! Actors that keep ending are a fault that restarts do not mend: past the budget the root ends too,
 //! and with it the server.
@@ -14,6 +14,7 @@ use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, 
 
 use crate::{
     audit::AuditWriter,
+    cluster::ClusterLink,
     connection::Shared,
     handlers::{Context, Package},
     metrics,
@@ -38,6 +39,7 @@ pub(super) struct Root {
 enum Child {
     Registry,
     Audit,
+    Cluster,
     Handler(Package),
 }
 
@@ -60,7 +62,8 @@ impl Actor for Root {
         let mut children = Children::default();
         let handlers = self.packages.iter().cloned().map(Child::Handler);
         let audit = self.context.audit.is_on().then_some(Child::Audit);
-        for child in audit.into_iter().chain(handlers).chain([Child::Registry]) {
+        let cluster = self.context.cluster.is_on().then_some(Child::Cluster);
+        for child in audit.into_iter().chain(cluster).chain(handlers).chain([Child::Registry]) {
             self.start(child, &myself, &mut children).await?;
         }
         Ok(children)
@@ -83,6 +86,7 @@ impl Actor for Root {
         let (label, name) = match &child {
             Child::Registry => (metrics::Actor::Registry, "registry"),
             Child::Audit => (metrics::Actor::Audit, "audit writer"),
+            Child::Cluster => (metrics::Actor::Cluster, "cluster link"),
             Child::Handler(package) => (metrics::Actor::Handler, package.name),
         };
         self.shared.metrics.actor_restarts.inc(label);
@@ -110,6 +114,9 @@ impl Root {
             Child::Audit => {
                 let Context { audit, store, .. } = &*self.context;
                 AuditWriter::start(Arc::clone(audit), Arc::clone(store), supervisor).await?
+            }
+            Child::Cluster => {
+                ClusterLink::start(Arc::clone(&self.context.cluster), supervisor).await?
             }
         };
         children.running.insert(started.get_id(), child);

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::*;
 use crate::{
     auth::{Identity, Logout, Remote},
+    cluster::Audience,
     connection::{Admission, socket},
     handlers::{AnyHandler, Caller, Outcome},
     hub::Outbox,
@@ -34,18 +35,23 @@ struct Running {
     _data: TempDir,
 }
 
-fn config(data: &TempDir) -> Config {
-    let settings = HashMap::from([
+fn config(data: &TempDir, more: &[(&'static str, &str)]) -> Config {
+    let mut settings = HashMap::from([
         ("LISTEN_ADDR", "127.0.0.1:0"),
         ("DATA_DIR", data.path().to_str().unwrap()),
         ("DRAIN_GRACE", "100ms"),
     ]);
+    settings.extend(more.iter().copied());
     Config::read(|name| settings.get(name).map(|text| (*text).to_owned())).unwrap()
 }
 
 async fn start() -> Running {
+    start_with(&[]).await
+}
+
+async fn start_with(more: &[(&'static str, &str)]) -> Running {
     let data = TempDir::new().unwrap();
-    let config = config(&data);
+    let config = config(&data, more);
     let listeners = Listeners::bind(&config.server).await.unwrap();
     let address = listeners.clients.local_addr().unwrap();
     let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
@@ -138,6 +144,22 @@ async fn a_handler_that_ends_leaves_connections_open() {
     assert_eq!(running.restarts("registry"), 0);
     assert_eq!(running.root.get_cell().get_children().len(), before);
     assert_eq!(echo(&mut client).await["status_code"], 0);
+}
+
+#[tokio::test]
+async fn a_link_that_ends_is_started_again_and_nobody_notices() {
+    // Nobody listens there.
+    let running = start_with(&[("REDIS_URL", "redis://127.0.0.1:1")]).await;
+    let mut client = running.client().await;
+    let mut children = running.root.get_cell().get_children();
+    children.sort_unstable_by_key(ractor::ActorCell::get_id);
+    // It comes after the writer of the audit trail.
+    children[1].kill();
+    running.until_restarted("cluster", 1).await;
+    running.server.context.cluster.push(150, &1, &Audience::All { except: None }).unwrap();
+    assert_eq!(json_of(client.next().await.unwrap().unwrap())["pkg_id"], 150);
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+    assert_eq!(running.server.context.cluster.is_connected(), Some(false));
 }
 
 #[tokio::test]
@@ -236,7 +258,7 @@ impl AnyHandler for Deadly {
 #[tokio::test]
 async fn a_server_whose_actors_keep_dying_answers_every_request_and_gives_up() {
     let data = TempDir::new().unwrap();
-    let config = config(&data);
+    let config = config(&data, &[]);
     let listeners = Listeners::bind(&config.server).await.unwrap();
     let address = listeners.clients.local_addr().unwrap();
     let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();

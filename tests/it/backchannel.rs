@@ -44,7 +44,7 @@ fn header(typ: Option<&str>) -> Header {
     Header { typ: typ.map(ToOwned::to_owned), ..Header::new(Algorithm::RS256) }
 }
 
-fn logout_token(issuer: &Issuer, changes: &Value) -> String {
+pub(crate) fn logout_token(issuer: &Issuer, changes: &Value) -> String {
     let key = issuer.key();
     let header = Header { typ: Some("logout+jwt".into()), ..Header::new(key.algorithm) };
     key.sign_as(&header, &logout_claims(issuer, changes))
@@ -61,7 +61,7 @@ async fn post(server: &TestServer, token: &str) -> Response {
     send(server, "application/x-www-form-urlencoded", body).await
 }
 
-async fn log_out(server: &TestServer, token: &str) -> Instant {
+pub(crate) async fn log_out(server: &TestServer, token: &str) -> Instant {
     let since = Instant::now();
     let answer = post(server, token).await;
     assert_eq!(answer.status(), 200);
@@ -69,17 +69,17 @@ async fn log_out(server: &TestServer, token: &str) -> Instant {
     since
 }
 
-async fn socket(server: &TestServer, token: &str) -> Client {
+pub(crate) async fn socket(server: &TestServer, token: &str) -> Client {
     let mut client = Client::open(server.addr, "/web").await;
     client.authenticate(token).await;
     client
 }
 
-async fn is_open(client: &mut Client) {
+pub(crate) async fn is_open(client: &mut Client) {
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
 }
 
-async fn is_closed(client: &mut Client, since: Instant) {
+pub(crate) async fn is_closed(client: &mut Client, since: Instant) {
     assert_eq!(client.until_closed().await.1, Closed::Code(4004));
     assert!(since.elapsed() < PATIENCE, "{:?}", since.elapsed());
 }
@@ -89,7 +89,7 @@ async fn get(server: &TestServer, token: &str) -> Response {
 }
 
 /// The token opens nothing any more, over WebSocket and REST.
-async fn is_refused(server: &TestServer, token: &str) {
+pub(crate) async fn is_refused(server: &TestServer, token: &str) {
     refused(get(server, token).await, 401, "unauthorized").await;
     let mut client = Client::open(server.addr, "/web").await;
     client.send(&json!({ "type": "auth", "token": format!("Bearer {token}") })).await;
@@ -455,7 +455,7 @@ async fn a_token_that_waited_for_its_key_is_refused_if_its_session_ended_meanwhi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn sockets_that_open_while_their_session_ends_are_closed_too() {
+pub(crate) async fn sockets_that_open_while_their_session_ends_are_closed_too() {
     let issuer = Issuer::start().await;
     let server = trusting(&issuer, &[]).await;
     for round in 0..20 {

@@ -11,13 +11,13 @@ const ORDER: &[&[&str]] = &[
     &["connection"],
     &["router"],
     &["handlers"],
-    &["audit"],
+    &["audit", "cluster"],
     &["store", "limits", "hub"],
     &["auth"],
     &["metrics"],
     &["protocol"],
     &["telemetry"],
-    &["config", "machine"],
+    &["config", "machine", "task"],
 ];
 
 #[test]

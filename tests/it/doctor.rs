@@ -144,11 +144,13 @@ fn settings_that_are_rarely_meant_are_warnings() {
         ("WS_QUERY_TOKEN", "true"),
         ("WS_MAX_CONNECTIONS", "1000000000"),
         ("LISTEN_ADDR", "0.0.0.0:0"),
+        ("REDIS_URL", "redis://redis.example"),
     ];
     let ran = doctor(&staging, &[]);
     assert_eq!(ran.code, Some(0), "{}", ran.stdout);
     assert!(entry(&ran, "warning origins").contains("ALLOWED_WS_ORIGINS"));
     assert!(entry(&ran, "warning files").contains("WS_MAX_CONNECTIONS"));
+    assert!(entry(&ran, "warning cluster").contains("Postgres"));
     assert!(ran.stdout.contains("WS_QUERY_TOKEN=false") && ran.stdout.contains("OIDC_ISSUER"));
 }
 

@@ -13,6 +13,8 @@ mod bad_tokens;
 mod basics;
 mod brute_force;
 mod closing;
+mod cluster;
+mod cluster_faults;
 mod commands;
 mod crowd;
 mod defaults;

@@ -1,7 +1,6 @@
 //! The names that dashboards and alerts use are there from the start, with 0 in closed label sets.
 //!
-//! Not in the table, since they have no series before their part is in use: `redis_operations_total`,
-//! `redis_operation_duration_seconds` and `audit_log_errors_total`, whose label sets are not closed.
+//! Not in the table, since its label set is not closed: `audit_log_errors_total`.
 
 use std::{
     collections::HashSet,
@@ -132,6 +131,24 @@ const AT_ZERO: &[Family] = &[
         ],
     ),
     ("db_slow_queries_total", "counter", OPERATIONS),
+    (
+        "redis_operations_total",
+        "counter",
+        &[
+            "operation=\"publish\",status=\"success\"",
+            "operation=\"publish\",status=\"error\"",
+            "operation=\"connect\",status=\"error\"",
+            "operation=\"subscribe\",status=\"success\"",
+            "operation=\"revoke\",status=\"error\"",
+            "operation=\"revocations\",status=\"error\"",
+            "operation=\"nodes\",status=\"success\"",
+        ],
+    ),
+    (
+        "redis_operation_duration_seconds",
+        "histogram",
+        &["operation=\"publish\"", "operation=\"nodes\""],
+    ),
     ("redis_connected", "gauge", NONE),
     (
         "rate_limit_hits_total",
@@ -194,7 +211,13 @@ const AT_ZERO: &[Family] = &[
     (
         "actor_restarts_total",
         "counter",
-        &["actor=\"handler\"", "actor=\"registry\"", "actor=\"connection\"", "actor=\"audit\""],
+        &[
+            "actor=\"handler\"",
+            "actor=\"registry\"",
+            "actor=\"connection\"",
+            "actor=\"audit\"",
+            "actor=\"cluster\"",
+        ],
     ),
     (
         "app_errors_total",

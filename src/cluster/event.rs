@@ -1,0 +1,113 @@
+//! What nodes tell each other, in JSON on one channel: `{"node":"<who>","events":[{"<kind>":…},…]}`.
+//!
+//! A node passes over a kind that it does not know, so that nodes of two versions can run side by side.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::{RawValue, to_raw_value};
+use uuid::Uuid;
+
+use crate::auth::Logout;
+
+/// Events in their order, each encoded by itself, and the node where they happened.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Envelope<E> {
+    pub(super) node: Uuid,
+    pub(super) events: E,
+}
+
+/// Something that every node is to carry out on its own connections.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Event {
+    /// A push to all, or to one user by name.
+    Push {
+        pkg_id: i32,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        data: Box<RawValue>,
+    },
+    /// The end of a connection.
+    Close(Uuid),
+    /// The end of every connection of a user, by name.
+    CloseUser(String),
+    /// Logouts.
+    LogOut(Vec<Revocation>),
+}
+
+impl Event {
+    pub(super) fn encode(&self) -> Box<RawValue> {
+        to_raw_value(self).expect("an event has nothing that JSON lacks")
+    }
+}
+
+/// A logout and the end of its time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Revocation {
+    pub(super) logout: Logout,
+    /// Seconds since 1970, by the clocks of the nodes.
+    pub(super) until: u64,
+}
+
+impl Revocation {
+    pub(super) fn lasting(logout: Logout, left: Duration) -> Self {
+        // To the nearest second, so that it neither grows nor shrinks on its way from node to node.
+        Self { logout, until: now() + (left + Duration::from_millis(500)).as_secs() }
+    }
+
+    /// The time that is left of it.
+    pub(super) fn left(&self) -> Duration {
+        Duration::from_secs(self.until.saturating_sub(now()))
+    }
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_are_written_as_the_document_says() {
+        let data = to_raw_value(&serde_json::json!({ "id": 1 })).unwrap();
+        let log_out = |logout| Event::LogOut(vec![Revocation { logout, until: 9 }]);
+        for (event, text) in [
+            (
+                Event::Push { pkg_id: 3, user: None, data: data.clone() },
+                r#"{"push":{"pkg_id":3,"data":{"id":1}}}"#,
+            ),
+            (
+                Event::Push { pkg_id: 3, user: Some("ann".into()), data },
+                r#"{"push":{"pkg_id":3,"user":"ann","data":{"id":1}}}"#,
+            ),
+            (Event::Close(Uuid::nil()), r#"{"close":"00000000-0000-0000-0000-000000000000"}"#),
+            (Event::CloseUser("ann".into()), r#"{"close_user":"ann"}"#),
+            (
+                log_out(Logout::Session("s1".into())),
+                r#"{"log_out":[{"logout":{"session":"s1"},"until":9}]}"#,
+            ),
+            (
+                log_out(Logout::Subject { subject: "ann".into(), at: 7 }),
+                r#"{"log_out":[{"logout":{"subject":{"subject":"ann","at":7}},"until":9}]}"#,
+            ),
+        ] {
+            assert_eq!(event.encode().get(), text);
+            let read: Event = serde_json::from_str(text).unwrap();
+            assert_eq!(read.encode().get(), text);
+        }
+    }
+
+    #[test]
+    fn an_envelope_holds_events_of_kinds_that_nobody_knows() {
+        let events = [Event::CloseUser("ann".into()).encode(), to_raw_value("?").unwrap()];
+        let text = serde_json::to_string(&Envelope { node: Uuid::nil(), events }).unwrap();
+        let node = Uuid::nil();
+        assert_eq!(text, format!(r#"{{"node":"{node}","events":[{{"close_user":"ann"}},"?"]}}"#));
+        let read: Envelope<Vec<&RawValue>> = serde_json::from_str(&text).unwrap();
+        assert_eq!(read.events.iter().map(|event| event.get().len()).sum::<usize>(), 23);
+    }
+}

@@ -1,0 +1,269 @@
+//! The actor that holds this node's connection to Redis: it sends what is queued, hands over what other
+//! nodes send, and connects again when the connection is lost.
+//!
+//! One connection carries both ways (RESP3). The driver is kept from trying again by itself: a command
+//! that was sent twice would be a push that arrives twice.
+
+use std::{
+    collections::HashSet,
+    slice,
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
+
+use fred::{
+    error::Error,
+    interfaces::EventInterface,
+    types::{Message, config::ReconnectPolicy},
+};
+use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
+use tokio::{
+    sync::broadcast::{Receiver, error::RecvError},
+    time::{sleep, timeout},
+};
+
+use super::{
+    Cluster, Redis,
+    commands::{Commands, Connection, PAGE, gone},
+    event::{Event, Revocation},
+    queue::Batch,
+};
+use crate::task::{self, Task};
+
+/// Between two signs of life.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// Silence after which the connection is given up.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Milliseconds between two attempts to connect: at first and at last, with some chance on top.
+const BACKOFF: (u32, u32) = (50, 1000);
+/// Between two looks whether a Redis that was too slow answers again.
+const RETRY: Duration = Duration::from_millis(100);
+/// Time to connect before the first client is let in.
+const FIRST: Duration = Duration::from_secs(2);
+/// Time for what is queued when the server stops.
+const LAST: Duration = Duration::from_secs(1);
+
+/// Ties this node to the others.
+pub(crate) struct ClusterLink(Arc<Cluster>);
+
+impl ClusterLink {
+    /// Starts one under `supervisor`.
+    pub(crate) async fn start(
+        cluster: Arc<Cluster>,
+        supervisor: ActorCell,
+    ) -> Result<ActorCell, SpawnErr> {
+        let (actor, _) = Actor::spawn_linked(None, Self(cluster), (), supervisor).await?;
+        Ok(actor.get_cell())
+    }
+
+    /// Waits for the first attempt to connect: a node that is replaced is not to let in, at its start,
+    /// whom the others know to be logged out. A Redis that is down holds up nobody for long.
+    pub(crate) async fn begin(cluster: &Cluster) {
+        let Some(redis) = &cluster.redis else { return };
+        let first = async {
+            while !redis.tried.load(Ordering::Relaxed) {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        drop(timeout(FIRST, first).await);
+    }
+
+    /// Waits until the others were sent what is queued, before the actor ends.
+    pub(crate) async fn finish(cluster: &Cluster) {
+        let Some(redis) = &cluster.redis else { return };
+        let sent = async {
+            while redis.connected.load(Ordering::Relaxed) && !redis.queue.is_idle() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if timeout(LAST, sent).await.is_err() || !redis.queue.is_idle() {
+            tracing::warn!("other nodes miss the last events of this one");
+        }
+    }
+}
+
+impl Actor for ClusterLink {
+    type Msg = ();
+    type State = Task;
+    type Arguments = ();
+
+    async fn pre_start(&self, myself: ActorRef<()>, (): ()) -> Result<Task, ActorProcessingErr> {
+        Ok(task::owned(&myself, keep_connected(Arc::clone(&self.0))))
+    }
+}
+
+async fn keep_connected(cluster: Arc<Cluster>) {
+    let Some(redis) = &cluster.redis else { return };
+    let backoff = || ReconnectPolicy::new_exponential(0, BACKOFF.0, BACKOFF.1, 2);
+    let mut delays = backoff();
+    let mut known = false;
+    loop {
+        let (was_connected, lost) = Box::pin(Session::live(&cluster, redis)).await;
+        redis.tried.store(true, Ordering::Relaxed);
+        if was_connected {
+            delays = backoff();
+        }
+        if was_connected || !known {
+            known = true;
+            tracing::warn!(error = %lost, "no connection to redis: this node serves its own clients");
+        }
+        sleep(Duration::from_millis(delays.next_delay().unwrap_or(BACKOFF.1.into()))).await;
+    }
+}
+
+/// Shows that there is a connection, as long as it is held.
+struct Connected<'a>(&'a Redis);
+
+impl<'a> Connected<'a> {
+    fn new(redis: &'a Redis) -> Self {
+        redis.connected.store(true, Ordering::Relaxed);
+        redis.tried.store(true, Ordering::Relaxed);
+        redis.metrics.connected.set(1);
+        Self(redis)
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        self.0.connected.store(false, Ordering::Relaxed);
+        self.0.metrics.connected.set(0);
+    }
+}
+
+/// A connection, from its beginning to its end.
+struct Session<'a> {
+    cluster: &'a Cluster,
+    redis: &'a Redis,
+    commands: Commands<'a>,
+}
+
+impl<'a> Session<'a> {
+    /// Connects and lasts as long as the connection. False: there was none.
+    async fn live(cluster: &'a Cluster, redis: &'a Redis) -> (bool, Error) {
+        let (session, mut inbox, connection) = match Self::open(cluster, redis).await {
+            Ok(open) => open,
+            Err(error) => return (false, error),
+        };
+        let _connected = Connected::new(redis);
+        let nodes = redis.nodes.load(Ordering::Relaxed);
+        tracing::info!(node = %cluster.node, nodes, "connected to redis");
+        let lost = tokio::select! {
+            // The sender first: it counts what was on its way when the connection was lost.
+            biased;
+            error = session.send() => error,
+            error = session.receive(&mut inbox) => error,
+            error = session.watch() => error,
+            ended = connection => gone(ended),
+        };
+        (true, lost)
+    }
+
+    /// Connects, subscribes, and only then asks for logouts: one that comes in between is heard of.
+    async fn open(
+        cluster: &'a Cluster,
+        redis: &'a Redis,
+    ) -> Result<(Self, Receiver<Message>, Connection), Error> {
+        let commands = Commands::new(redis)?;
+        let inbox = commands.client.message_rx();
+        let connection = commands.connect().await?;
+        let session = Self { cluster, redis, commands };
+        session.commands.subscribe().await?;
+        session.sync().await?;
+        session.commands.count_nodes().await?;
+        Ok((session, inbox, connection))
+    }
+
+    /// Asks for a sign of life now and then; returns when there was none for long.
+    async fn watch(&self) -> Error {
+        let mut last = Instant::now();
+        loop {
+            sleep(HEARTBEAT).await;
+            match self.commands.count_nodes().await {
+                Ok(()) => last = Instant::now(),
+                Err(error) if last.elapsed() >= SILENCE => return error,
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Hands over what other nodes send, in the order of each.
+    async fn receive(&self, inbox: &mut Receiver<Message>) -> Error {
+        loop {
+            match inbox.recv().await {
+                Ok(message) => {
+                    self.cluster.receive(message.value.as_bytes().unwrap_or_default()).await;
+                }
+                Err(RecvError::Lagged(lost)) => {
+                    self.cluster.broadcast_errors.inc_by(lost);
+                    tracing::warn!(lost, "events of other nodes came too fast");
+                    // There may have been logouts among them.
+                    if let Err(error) = self.sync().await {
+                        return error;
+                    }
+                }
+                Err(RecvError::Closed) => return Error::new_canceled(),
+            }
+        }
+    }
+
+    /// Sends what is queued, one batch after the other, for their order.
+    async fn send(&self) -> Error {
+        loop {
+            if self.redis.unsynced.swap(false, Ordering::Relaxed)
+                && let Err(error) = self.sync().await
+            {
+                return error;
+            }
+            let (batch, dropped) = self.redis.queue.next().await;
+            self.cluster.note(self.redis, &dropped);
+            let Some(batch) = batch else { continue };
+            let sent = match &batch {
+                Batch::Events(events) => {
+                    self.commands.publish(&self.cluster.envelope(events)).await
+                }
+                Batch::LogOut(revocation) => self.tell(slice::from_ref(revocation)).await,
+            };
+            if let Err(error) = sent {
+                self.failed(&batch, &error);
+                // The others stay in the queue until there is an answer.
+                while self.commands.count_nodes().await.is_err() {
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn failed(&self, batch: &Batch, error: &Error) {
+        tracing::debug!(%error, "events were not sent");
+        match batch {
+            // They may have arrived: sent again, they could arrive twice.
+            Batch::Events(events) => self.cluster.broadcast_errors.inc_by(events.len() as u64),
+            Batch::LogOut(_) => self.redis.unsynced.store(true, Ordering::Relaxed),
+        }
+    }
+
+    /// Makes this node and Redis know the same logouts: each tells the other what it lacks. A Redis
+    /// that was started anew lacks all of them.
+    async fn sync(&self) -> Result<(), Error> {
+        let kept = self.commands.revocations().await?;
+        self.cluster.learn(&kept);
+        let kept: HashSet<_> = kept.into_iter().map(|revocation| revocation.logout).collect();
+        let known = self.cluster.validator.revoked().into_iter();
+        let missing: Vec<_> = known
+            .filter(|(logout, _)| !kept.contains(logout))
+            .map(|(logout, left)| Revocation::lasting(logout, left))
+            .collect();
+        for page in missing.chunks(PAGE) {
+            self.tell(page).await?;
+        }
+        Ok(())
+    }
+
+    /// Keeps logouts in Redis, then tells the nodes that are there.
+    async fn tell(&self, revocations: &[Revocation]) -> Result<(), Error> {
+        let lifetime = self.cluster.validator.revocation_lifetime();
+        self.commands.keep(revocations, lifetime).await?;
+        let event = Event::LogOut(revocations.to_vec()).encode();
+        self.commands.publish(&self.cluster.envelope(&[event])).await
+    }
+}

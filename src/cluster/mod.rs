@@ -1,0 +1,233 @@
+//! Many nodes as one server: what is pushed to clients, or ends their sessions, on whichever node they
+//! are.
+//!
+//! Handlers and REST call a [`Cluster`], which acts at once on this node's connections. Where there is a
+//! Redis, it also puts an event into a bounded `queue`; the `link`, an actor, sends it to the others
+//! and hands over theirs. A node that is cut off from Redis serves its own clients as before.
+
+mod commands;
+mod event;
+mod link;
+mod queue;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicUsize, Ordering},
+};
+
+use prometheus::IntCounter;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::task::yield_now;
+use uuid::Uuid;
+
+pub(crate) use link::ClusterLink;
+
+use crate::{
+    auth::{Logout, Validator},
+    config::{ClusterConfig, RedisUrl},
+    hub::Hub,
+    metrics::{Metrics, RedisMetrics},
+    protocol::{CloseReason, Push},
+};
+use event::{Envelope, Event, Revocation};
+use queue::{Dropped, Item, Queue};
+
+/// Why a connection is ended from outside.
+const REVOKED: CloseReason = CloseReason::SessionRevoked;
+
+/// Who gets a push.
+pub(crate) enum Audience<'a> {
+    /// Every connection, but one perhaps.
+    All { except: Option<Uuid> },
+    /// Every connection of a user, by name.
+    User(&'a str),
+}
+
+/// The nodes, as this one sees them.
+pub(crate) struct Cluster {
+    /// This node, until it ends.
+    node: Uuid,
+    hub: Arc<Hub>,
+    validator: Arc<Validator>,
+    broadcast_errors: IntCounter,
+    /// None: this node is alone.
+    redis: Option<Redis>,
+}
+
+/// What the link works with, whichever actor it is.
+struct Redis {
+    url: RedisUrl,
+    prefix: String,
+    queue: Queue,
+    metrics: RedisMetrics,
+    /// The first attempt to connect is over.
+    tried: AtomicBool,
+    /// All is well: subscribed, and every logout of the others is known.
+    connected: AtomicBool,
+    /// How many nodes there are, as Redis last said.
+    nodes: AtomicUsize,
+    /// Some logouts of this node may not be in Redis.
+    unsynced: AtomicBool,
+}
+
+impl Cluster {
+    /// A node of a cluster, or the only one there is.
+    pub(crate) fn new(
+        config: &ClusterConfig,
+        hub: Arc<Hub>,
+        validator: Arc<Validator>,
+        metrics: &Metrics,
+    ) -> Self {
+        let redis = config.redis.clone().map(|url| Redis {
+            url,
+            prefix: config.prefix.clone(),
+            queue: Queue::default(),
+            metrics: metrics.redis.clone(),
+            tried: AtomicBool::new(false),
+            connected: AtomicBool::new(false),
+            nodes: AtomicUsize::new(1),
+            unsynced: AtomicBool::new(false),
+        });
+        let broadcast_errors = metrics.ws.broadcast_errors.clone();
+        Self { node: Uuid::new_v4(), hub, validator, broadcast_errors, redis }
+    }
+
+    /// Whether there may be others.
+    pub(crate) fn is_on(&self) -> bool {
+        self.redis.is_some()
+    }
+
+    /// Whether the others can be reached; none where there are none.
+    pub(crate) fn is_connected(&self) -> Option<bool> {
+        self.redis.as_ref().map(|redis| redis.connected.load(Ordering::Relaxed))
+    }
+
+    /// Nodes that can be reached, this one included.
+    pub(crate) fn nodes(&self) -> usize {
+        let others = self.redis.as_ref().filter(|redis| redis.connected.load(Ordering::Relaxed));
+        others.map_or(1, |redis| redis.nodes.load(Ordering::Relaxed).max(1))
+    }
+
+    /// Pushes on every node; returns to how many connections of this one. The error is the
+    /// serialiser's.
+    pub(crate) fn push<T: Serialize>(
+        &self,
+        pkg_id: i32,
+        data: &T,
+        audience: &Audience<'_>,
+    ) -> serde_json::Result<usize> {
+        let push = Push::new(pkg_id, data).inspect_err(|_| self.broadcast_errors.inc())?;
+        let reached = match audience {
+            Audience::All { except } => self.hub.push_to_all(&push, *except),
+            Audience::User(name) => self.hub.push_to_user(name, &push),
+        };
+        if self.is_on() {
+            let user = match audience {
+                // The connection that is left out is on this node.
+                Audience::All { .. } => None,
+                Audience::User(name) => Some((*name).to_owned()),
+            };
+            self.publish(Event::Push { pkg_id, user, data: to_raw_value(data)? });
+        }
+        Ok(reached)
+    }
+
+    /// Ends a connection; false if there cannot be one of this id. Whether another node has it is not
+    /// known: it is told to end it.
+    pub(crate) fn close(&self, id: Uuid) -> bool {
+        if self.hub.close(id, REVOKED) {
+            return true;
+        }
+        self.publish(Event::Close(id));
+        self.is_on()
+    }
+
+    /// Ends every connection of a user, by name.
+    pub(crate) fn close_user(&self, username: &str) {
+        self.hub.close_user(username, REVOKED);
+        self.publish(Event::CloseUser(username.to_owned()));
+    }
+
+    /// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
+    pub(crate) fn log_out(&self, logout: &Logout) {
+        self.validator.revoke(logout);
+        let connections = self.hub.close_of(|user| logout.ends(user), REVOKED);
+        tracing::info!(connections, "a logout closes its connections");
+        let lifetime = self.validator.revocation_lifetime();
+        self.queue(|| Item::LogOut(Revocation::lasting(logout.clone(), lifetime)));
+    }
+
+    fn publish(&self, event: Event) {
+        self.queue(|| Item::Event(event.encode()));
+    }
+
+    /// Events as they travel.
+    fn envelope(&self, events: &[Box<RawValue>]) -> String {
+        let envelope = Envelope { node: self.node, events };
+        serde_json::to_string(&envelope).expect("what is JSON can be written as JSON")
+    }
+
+    fn queue(&self, item: impl FnOnce() -> Item) {
+        if let Some(redis) = &self.redis {
+            self.note(redis, &redis.queue.push(item()));
+        }
+    }
+
+    /// Counts what was dropped. A logout is not lost: this node still knows it, and tells Redis later.
+    fn note(&self, redis: &Redis, dropped: &Dropped) {
+        self.broadcast_errors.inc_by(dropped.events);
+        if dropped.logouts > 0 {
+            redis.unsynced.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Carries out what another node tells of. Sessions get their turn after each event: what waited
+    /// for long comes at once, and would fill the lane of a client that is quick enough.
+    async fn receive(&self, message: &[u8]) {
+        match serde_json::from_slice::<Envelope<Vec<&RawValue>>>(message) {
+            Ok(Envelope { node, .. }) if node == self.node => {}
+            Ok(Envelope { events, .. }) => {
+                for event in events {
+                    match serde_json::from_str(event.get()) {
+                        Ok(event) => self.carry_out(event),
+                        Err(error) => self.not_understood(&error),
+                    }
+                    yield_now().await;
+                }
+            }
+            Err(error) => self.not_understood(&error),
+        }
+    }
+
+    fn not_understood(&self, error: &serde_json::Error) {
+        self.broadcast_errors.inc();
+        tracing::warn!(%error, "another node's event is not understood");
+    }
+
+    fn carry_out(&self, event: Event) {
+        match event {
+            Event::Push { pkg_id, user, data } => {
+                // Text that was JSON before is JSON now.
+                let Ok(push) = Push::new(pkg_id, &data) else { return };
+                match user {
+                    None => self.hub.push_to_all(&push, None),
+                    Some(name) => self.hub.push_to_user(&name, &push),
+                };
+            }
+            Event::Close(id) => drop(self.hub.close(id, REVOKED)),
+            Event::CloseUser(name) => self.hub.close_user(&name, REVOKED),
+            Event::LogOut(revocations) => self.learn(&revocations),
+        }
+    }
+
+    /// Takes over logouts, and looks once through the connections for all of them.
+    fn learn(&self, revocations: &[Revocation]) {
+        let learn = |known: &&Revocation| self.validator.learn(&known.logout, known.left());
+        let logouts = revocations.iter().filter(learn).count();
+        if logouts > 0 {
+            let connections = self.hub.close_of(|user| self.validator.is_revoked(user), REVOKED);
+            tracing::info!(logouts, connections, "logouts of other nodes close their connections");
+        }
+    }
+}
