@@ -37,9 +37,13 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     machine::allow_connections(connections)?;
     let machine = Machine::new();
     let server = program.start(&machine)?;
+    // Scraped, as it is in between, and not yet connected to.
+    let active = server.metric(GAUGE)?;
+    ensure!(active == 0.0, "{GAUGE} is {active} before anybody came");
+    let start_kib = server.rss_kib()?;
     println!("| round | opened in | all gone in | RSS while open | RSS afterwards |");
     println!("|---|---|---|---|---|");
-    println!("| start | – | – | – | {:.0} KiB |", server.rss_kib()?);
+    println!("| start | – | – | – | {start_kib:.0} KiB |");
     for number in 1..=options.rounds {
         let failed = || format!("round {number} ({})", server.log());
         let round = round(&server, connections).with_context(failed)?;

@@ -134,7 +134,6 @@ async fn hanging(settings: &[(&str, &str)], promised: Duration) {
     assert_eq!(server.metric("audit_queue_size").await, 0.0);
     assert_eq!(server.metric("audit_spool_rows").await, answered.len() as f64);
     assert_eq!(server.metric("audit_log_errors_total{error_type=\"spool\"}").await, 0.0);
-    assert!(server.metric("audit_log_errors_total{error_type=\"database\"}").await > 0.0);
     other.execute("ROLLBACK").await.unwrap();
     settle(&server, &answered).await;
 }
