@@ -62,7 +62,7 @@ pub(super) fn row(entry: &Entry) -> Action {
         request_data: event.data.as_deref().map(data),
         response_status: Some(event.status),
         error_message: event.error.as_deref().map(text),
-        duration_ms: event.took.map(|took| took.as_secs_f64() * 1000.0),
+        duration_ms: event.took.map(|took| took.as_micros() as f64 / 1000.0),
     }
 }
 
