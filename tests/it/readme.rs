@@ -1,10 +1,12 @@
-//! What the README and the protocol document say of the settings is true.
+//! What the documents say of the settings is true.
 
 use std::collections::BTreeMap;
 
 use switchboard::config::SETTINGS;
 
 const README: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md"));
+const SETTINGS_DOCUMENT: &str =
+    include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/settings.md"));
 const PROTOCOL: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md"));
 
 /// Names and defaults in the rows ``| `NAME` | `default` | meaning |`` of a section. A row may have more
@@ -33,9 +35,9 @@ fn documented(text: &'static str, section: &str) -> BTreeMap<&'static str, &'sta
 }
 
 #[test]
-fn the_readme_lists_every_setting_with_its_default() {
+fn the_document_of_the_settings_lists_each_with_its_default() {
     let defaults: BTreeMap<_, _> = SETTINGS.iter().map(|s| (s.name, s.default)).collect();
-    assert_eq!(documented(README, "Settings"), defaults);
+    assert_eq!(documented(SETTINGS_DOCUMENT, "All settings"), defaults);
 }
 
 #[test]
