@@ -17,11 +17,12 @@
 //!
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others.
 //!
-//! Beside the way: [`limits`], `task`, [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
+//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
 mod audit;
 pub mod auth;
+mod breaker;
 mod cluster;
 pub mod config;
 mod connection;
@@ -34,6 +35,7 @@ mod limits;
 pub mod machine;
 pub mod metrics;
 pub mod protocol;
+mod redis;
 mod registry;
 mod router;
 pub mod server;

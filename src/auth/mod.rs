@@ -2,7 +2,6 @@
 //! `cache` → `keys`, which come from the `dev` issuer or from a [`Provider`] → signature → `claims` →
 //! `revocations`. [`Logins`] asks the provider for tokens.
 
-mod breaker;
 mod cache;
 mod claims;
 mod dev;

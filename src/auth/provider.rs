@@ -10,14 +10,16 @@ use arc_swap::ArcSwapOption;
 use reqwest::{Client, RequestBuilder, StatusCode, header, redirect};
 use serde::Deserialize;
 
-use super::breaker::Breaker;
 use crate::{
+    breaker::Breaker,
     config::ProviderConfig,
     metrics::{BreakerSeries, Histograms, ProviderOperation},
 };
 
 /// Bytes of an answer at most.
 const MAX_ANSWER: usize = 1024 * 1024;
+/// How long the circuit breaker stays open, at first and at most.
+const BREAKER: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(30));
 
 /// An OpenID provider, such as a realm of Keycloak.
 pub(crate) struct Provider {
@@ -97,7 +99,7 @@ impl Provider {
         Ok(Self {
             config: config.clone(),
             http,
-            breaker: Breaker::new(breaker),
+            breaker: Breaker::new("keycloak", BREAKER, breaker),
             endpoints: ArcSwapOption::empty(),
             duration,
         })

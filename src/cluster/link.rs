@@ -1,8 +1,6 @@
 //! The actor that holds this node's connection to Redis: it sends what is queued, hands over what other
-//! nodes send, and connects again when the connection is lost.
-//!
-//! One connection carries both ways (RESP3). The driver is kept from trying again by itself: a command
-//! that was sent twice would be a push that arrives twice.
+//! nodes send, and connects again when the connection is lost. While there is one, everybody on this node
+//! sends commands over it (`redis`).
 
 use std::{
     collections::HashSet,
@@ -23,12 +21,15 @@ use tokio::{
 };
 
 use super::{
-    Cluster, Redis,
-    commands::{Commands, Connection, PAGE, gone},
+    Cluster, Others,
+    commands::{Commands, PAGE},
     event::{Event, Revocation},
     queue::Batch,
 };
-use crate::task::{self, Task};
+use crate::{
+    redis::{Connection, gone},
+    task::{self, Task},
+};
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -59,9 +60,9 @@ impl ClusterLink {
     /// Waits for the first attempt to connect: a node that is replaced is not to let in, at its start,
     /// whom the others know to be logged out. A Redis that is down holds up nobody for long.
     pub(crate) async fn begin(cluster: &Cluster) {
-        let Some(redis) = &cluster.redis else { return };
+        let Some(others) = &cluster.others else { return };
         let first = async {
-            while !redis.tried.load(Ordering::Relaxed) {
+            while !others.tried.load(Ordering::Relaxed) {
                 sleep(Duration::from_millis(5)).await;
             }
         };
@@ -70,13 +71,13 @@ impl ClusterLink {
 
     /// Waits until the others were sent what is queued, before the actor ends.
     pub(crate) async fn finish(cluster: &Cluster) {
-        let Some(redis) = &cluster.redis else { return };
+        let Some(others) = &cluster.others else { return };
         let sent = async {
-            while redis.connected.load(Ordering::Relaxed) && !redis.queue.is_idle() {
+            while others.redis.is_connected() && !others.queue.is_idle() {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        if timeout(LAST, sent).await.is_err() || !redis.queue.is_idle() {
+        if timeout(LAST, sent).await.is_err() || !others.queue.is_idle() {
             tracing::warn!("other nodes miss the last events of this one");
         }
     }
@@ -93,13 +94,13 @@ impl Actor for ClusterLink {
 }
 
 async fn keep_connected(cluster: Arc<Cluster>) {
-    let Some(redis) = &cluster.redis else { return };
+    let Some(others) = &cluster.others else { return };
     let backoff = || ReconnectPolicy::new_exponential(0, BACKOFF.0, BACKOFF.1, 2);
     let mut delays = backoff();
     let mut known = false;
     loop {
-        let (was_connected, lost) = Box::pin(Session::live(&cluster, redis)).await;
-        redis.tried.store(true, Ordering::Relaxed);
+        let (was_connected, lost) = Box::pin(Session::live(&cluster, others)).await;
+        others.tried.store(true, Ordering::Relaxed);
         if was_connected {
             delays = backoff();
         }
@@ -111,41 +112,23 @@ async fn keep_connected(cluster: Arc<Cluster>) {
     }
 }
 
-/// Shows that there is a connection, as long as it is held.
-struct Connected<'a>(&'a Redis);
-
-impl<'a> Connected<'a> {
-    fn new(redis: &'a Redis) -> Self {
-        redis.connected.store(true, Ordering::Relaxed);
-        redis.tried.store(true, Ordering::Relaxed);
-        redis.metrics.connected.set(1);
-        Self(redis)
-    }
-}
-
-impl Drop for Connected<'_> {
-    fn drop(&mut self) {
-        self.0.connected.store(false, Ordering::Relaxed);
-        self.0.metrics.connected.set(0);
-    }
-}
-
 /// A connection, from its beginning to its end.
 struct Session<'a> {
     cluster: &'a Cluster,
-    redis: &'a Redis,
+    others: &'a Others,
     commands: Commands<'a>,
 }
 
 impl<'a> Session<'a> {
     /// Connects and lasts as long as the connection. False: there was none.
-    async fn live(cluster: &'a Cluster, redis: &'a Redis) -> (bool, Error) {
-        let (session, mut inbox, connection) = match Self::open(cluster, redis).await {
+    async fn live(cluster: &'a Cluster, others: &'a Others) -> (bool, Error) {
+        let (session, mut inbox, connection) = match Self::open(cluster, others).await {
             Ok(open) => open,
             Err(error) => return (false, error),
         };
-        let _connected = Connected::new(redis);
-        let nodes = redis.nodes.load(Ordering::Relaxed);
+        let _shared = others.redis.share(session.commands.client.clone());
+        others.tried.store(true, Ordering::Relaxed);
+        let nodes = others.nodes.load(Ordering::Relaxed);
         tracing::info!(node = %cluster.node, nodes, "connected to redis");
         let lost = tokio::select! {
             // The sender first: it counts what was on its way when the connection was lost.
@@ -161,12 +144,11 @@ impl<'a> Session<'a> {
     /// Connects, subscribes, and only then asks for logouts: one that comes in between is heard of.
     async fn open(
         cluster: &'a Cluster,
-        redis: &'a Redis,
+        others: &'a Others,
     ) -> Result<(Self, Receiver<Message>, Connection), Error> {
-        let commands = Commands::new(redis)?;
-        let inbox = commands.client.message_rx();
-        let connection = commands.connect().await?;
-        let session = Self { cluster, redis, commands };
+        let (client, connection) = others.redis.connect().await?;
+        let inbox = client.message_rx();
+        let session = Self { cluster, others, commands: Commands::new(others, client) };
         session.commands.subscribe().await?;
         session.sync().await?;
         session.commands.count_nodes().await?;
@@ -209,13 +191,13 @@ impl<'a> Session<'a> {
     /// Sends what is queued, one batch after the other, for their order.
     async fn send(&self) -> Error {
         loop {
-            if self.redis.unsynced.swap(false, Ordering::Relaxed)
+            if self.others.unsynced.swap(false, Ordering::Relaxed)
                 && let Err(error) = self.sync().await
             {
                 return error;
             }
-            let (batch, dropped) = self.redis.queue.next().await;
-            self.cluster.note(self.redis, &dropped);
+            let (batch, dropped) = self.others.queue.next().await;
+            self.cluster.note(self.others, &dropped);
             let Some(batch) = batch else { continue };
             let sent = match &batch {
                 Batch::Events(events) => {
@@ -238,7 +220,7 @@ impl<'a> Session<'a> {
         match batch {
             // They may have arrived: sent again, they could arrive twice.
             Batch::Events(events) => self.cluster.broadcast_errors.inc_by(events.len() as u64),
-            Batch::LogOut(_) => self.redis.unsynced.store(true, Ordering::Relaxed),
+            Batch::LogOut(_) => self.others.unsynced.store(true, Ordering::Relaxed),
         }
     }
 

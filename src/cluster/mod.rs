@@ -25,10 +25,9 @@ pub(crate) use link::ClusterLink;
 
 use crate::{
     auth::{Logout, Validator},
-    config::{ClusterConfig, RedisUrl},
     hub::Hub,
-    metrics::{Metrics, RedisMetrics},
     protocol::{CloseReason, Push},
+    redis::Redis,
 };
 use event::{Envelope, Event, Revocation};
 use queue::{Dropped, Item, Queue};
@@ -52,19 +51,16 @@ pub(crate) struct Cluster {
     validator: Arc<Validator>,
     broadcast_errors: IntCounter,
     /// None: this node is alone.
-    redis: Option<Redis>,
+    others: Option<Others>,
 }
 
 /// What the link works with, whichever actor it is.
-struct Redis {
-    url: RedisUrl,
-    prefix: String,
+struct Others {
+    /// Connected: subscribed, and every logout of the others is known.
+    redis: Arc<Redis>,
     queue: Queue,
-    metrics: RedisMetrics,
     /// The first attempt to connect is over.
     tried: AtomicBool,
-    /// All is well: subscribed, and every logout of the others is known.
-    connected: AtomicBool,
     /// How many nodes there are, as Redis last said.
     nodes: AtomicUsize,
     /// Some logouts of this node may not be in Redis.
@@ -74,39 +70,35 @@ struct Redis {
 impl Cluster {
     /// A node of a cluster, or the only one there is.
     pub(crate) fn new(
-        config: &ClusterConfig,
+        redis: Option<Arc<Redis>>,
         hub: Arc<Hub>,
         validator: Arc<Validator>,
-        metrics: &Metrics,
+        broadcast_errors: IntCounter,
     ) -> Self {
-        let redis = config.redis.clone().map(|url| Redis {
-            url,
-            prefix: config.prefix.clone(),
+        let others = redis.map(|redis| Others {
+            redis,
             queue: Queue::default(),
-            metrics: metrics.redis.clone(),
             tried: AtomicBool::new(false),
-            connected: AtomicBool::new(false),
             nodes: AtomicUsize::new(1),
             unsynced: AtomicBool::new(false),
         });
-        let broadcast_errors = metrics.ws.broadcast_errors.clone();
-        Self { node: Uuid::new_v4(), hub, validator, broadcast_errors, redis }
+        Self { node: Uuid::new_v4(), hub, validator, broadcast_errors, others }
     }
 
     /// Whether there may be others.
     pub(crate) fn is_on(&self) -> bool {
-        self.redis.is_some()
+        self.others.is_some()
     }
 
     /// Whether the others can be reached; none where there are none.
     pub(crate) fn is_connected(&self) -> Option<bool> {
-        self.redis.as_ref().map(|redis| redis.connected.load(Ordering::Relaxed))
+        self.others.as_ref().map(|others| others.redis.is_connected())
     }
 
     /// Nodes that can be reached, this one included.
     pub(crate) fn nodes(&self) -> usize {
-        let others = self.redis.as_ref().filter(|redis| redis.connected.load(Ordering::Relaxed));
-        others.map_or(1, |redis| redis.nodes.load(Ordering::Relaxed).max(1))
+        let others = self.others.as_ref().filter(|others| others.redis.is_connected());
+        others.map_or(1, |others| others.nodes.load(Ordering::Relaxed).max(1))
     }
 
     /// Pushes on every node; returns to how many connections of this one. The error is the
@@ -169,16 +161,16 @@ impl Cluster {
     }
 
     fn queue(&self, item: impl FnOnce() -> Item) {
-        if let Some(redis) = &self.redis {
-            self.note(redis, &redis.queue.push(item()));
+        if let Some(others) = &self.others {
+            self.note(others, &others.queue.push(item()));
         }
     }
 
     /// Counts what was dropped. A logout is not lost: this node still knows it, and tells Redis later.
-    fn note(&self, redis: &Redis, dropped: &Dropped) {
+    fn note(&self, others: &Others, dropped: &Dropped) {
         self.broadcast_errors.inc_by(dropped.events);
         if dropped.logouts > 0 {
-            redis.unsynced.store(true, Ordering::Relaxed);
+            others.unsynced.store(true, Ordering::Relaxed);
         }
     }
 

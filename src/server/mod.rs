@@ -30,6 +30,7 @@ use crate::{
     hub::Hub,
     limits::Limits,
     metrics::{Dependency, Metrics},
+    redis::Redis,
     registry::{RegistryAddress, RegistryMessage},
     router::Router,
     store::{OpenError, Store},
@@ -152,8 +153,10 @@ impl Server {
         let audit = audit.map_err(io::Error::other).flatten().map_err(ServeError::Audit)?;
         let audit = Arc::new(audit);
         let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
+        let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
+        let broadcast_errors = metrics.ws.broadcast_errors.clone();
         let cluster =
-            Cluster::new(&config.cluster, Arc::clone(&hub), Arc::clone(&validator), &metrics);
+            Cluster::new(redis, Arc::clone(&hub), Arc::clone(&validator), broadcast_errors);
         let context = Arc::new(Context {
             store,
             audit: Arc::clone(&audit),

@@ -1,5 +1,6 @@
-//! The circuit breaker in front of the identity provider: after some failures in a row nobody waits for
-//! it any more, until a call is let through to see whether it is back.
+//! The circuit breaker in front of a service: after some failures in a row nobody waits for it any more,
+//! until a call is let through to see whether it is back. `auth` has one for the identity provider,
+//! `redis` one for Redis.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -16,33 +17,39 @@ use crate::metrics::BreakerSeries;
 
 /// Failures in a row that open it.
 const FAILURES: u32 = 5;
-/// How long it stays open at first; doubled each time the call after that fails, up to [`LONGEST`].
-const SHORTEST: Duration = Duration::from_secs(5);
-const LONGEST: Duration = Duration::from_secs(30);
 /// As the gauge shows it.
 const HALF_OPEN: i64 = 1;
 
 type Machine = StateMachine<ConsecutiveFailures<Exponential>, Shown>;
 
-pub(super) struct Breaker {
+pub(crate) struct Breaker {
     /// The library tells of a change after it let go of its own lock: without this one, two changes
     /// could be told in the wrong order, and the gauge would show the older.
     machine: Mutex<Machine>,
-    /// When the call went out that is to show whether the provider is back.
+    /// When the call went out that is to show whether the service is back.
     probe: Mutex<Option<Instant>>,
+    /// How long it stays open at first.
+    shortest: Duration,
     series: BreakerSeries,
 }
 
 impl Breaker {
-    pub(super) fn new(series: BreakerSeries) -> Self {
+    /// Once open, it stays so for the shorter time at first; it is doubled each time the call after that
+    /// fails, up to the longer. The library takes whole seconds.
+    pub(crate) fn new(
+        service: &'static str,
+        (shortest, longest): (Duration, Duration),
+        series: BreakerSeries,
+    ) -> Self {
         let policy =
-            failure_policy::consecutive_failures(FAILURES, backoff::exponential(SHORTEST, LONGEST));
-        let machine = Config::new().failure_policy(policy).instrument(Shown(series.clone()));
-        Self { machine: Mutex::new(machine.build()), probe: Mutex::default(), series }
+            failure_policy::consecutive_failures(FAILURES, backoff::exponential(shortest, longest));
+        let shown = Shown { service, series: series.clone() };
+        let machine = Config::new().failure_policy(policy).instrument(shown).build();
+        Self { machine: Mutex::new(machine), probe: Mutex::default(), shortest, series }
     }
 
     /// Whether a call may go out. What became of it is to be told by one of the others.
-    pub(super) fn permits(&self) -> bool {
+    pub(crate) fn permits(&self) -> bool {
         self.with(|machine| machine.is_call_permitted())
             && (!self.is_half_open() || self.is_first())
     }
@@ -51,11 +58,11 @@ impl Breaker {
         self.series.state.get() == HALF_OPEN
     }
 
-    /// One call at a time shows whether the provider is back: the others do not wait for it too. One
+    /// One call at a time shows whether the service is back: the others do not wait for it too. One
     /// that was given up has said nothing, and another goes after a while.
     fn is_first(&self) -> bool {
         let mut probe = self.probe.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = probe.is_none_or(|sent| sent.elapsed() >= SHORTEST);
+        let free = probe.is_none_or(|sent| sent.elapsed() >= self.shortest);
         if free {
             *probe = Some(Instant::now());
         }
@@ -66,12 +73,12 @@ impl Breaker {
         *self.probe.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
-    pub(super) fn succeeded(&self) {
+    pub(crate) fn succeeded(&self) {
         self.probed();
         self.with(|machine| machine.on_success());
     }
 
-    pub(super) fn failed(&self) {
+    pub(crate) fn failed(&self) {
         self.probed();
         self.series.failures.inc();
         self.with(|machine| machine.on_error());
@@ -83,15 +90,18 @@ impl Breaker {
 }
 
 /// Shows the state in the metrics.
-struct Shown(BreakerSeries);
+struct Shown {
+    service: &'static str,
+    series: BreakerSeries,
+}
 
 impl Shown {
     fn enter(&self, state: i64, name: &str) {
         // A new machine says that it is closed.
-        if self.0.state.get() != state {
-            self.0.state.set(state);
-            self.0.changes.inc();
-            tracing::warn!(state = name, "circuit breaker of the identity provider");
+        if self.series.state.get() != state {
+            self.series.state.set(state);
+            self.series.changes.inc();
+            tracing::warn!(service = self.service, state = name, "circuit breaker");
         }
     }
 }

@@ -1,0 +1,189 @@
+//! The Redis that nodes share: one connection, which the link of `cluster` opens and keeps, and which
+//! everybody else sends commands over.
+//!
+//! Nobody waits longer than [`COMMAND`] for an answer, and nobody at all while there is no connection or
+//! the circuit breaker is open: callers then do without.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::ArcSwapOption;
+use fred::{
+    clients::SubscriberClient,
+    error::{Error, ErrorKind},
+    interfaces::{ClientLike, LuaInterface},
+    types::{Builder, FromValue, RespVersion, config::Config, scripts::Script},
+};
+use tokio::{task::JoinError, time::timeout};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    breaker::Breaker,
+    config::ClusterConfig,
+    metrics::{CallOutcome, Dependency, Metrics, RedisMetrics, RedisOperation},
+};
+
+/// Time for a command.
+const COMMAND: Duration = Duration::from_millis(100);
+/// Time to connect, and for each step of it.
+const CONNECT: Duration = Duration::from_secs(1);
+/// Time to find the server and all these steps.
+const OPENING: Duration = Duration::from_secs(2);
+/// Messages that wait to be handed over; more are lost.
+const INBOX: usize = 4096;
+/// How long the circuit breaker stays open, at first and at most.
+const BREAKER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
+
+/// The driver's task, which is done when the connection is lost, and takes it along when it is dropped.
+pub(crate) type Connection = AbortOnDropHandle<Result<(), Error>>;
+
+/// Redis as this node sees it.
+pub(crate) struct Redis {
+    config: Config,
+    prefix: String,
+    metrics: RedisMetrics,
+    breaker: Breaker,
+    /// The client while there is a connection.
+    client: ArcSwapOption<SubscriberClient>,
+}
+
+impl Redis {
+    /// Not connected yet; none without `REDIS_URL`.
+    pub(crate) fn new(config: &ClusterConfig, metrics: &Metrics) -> Option<Self> {
+        let url = config.redis.as_ref()?;
+        let mut driver =
+            Config::from_url(url.expose()).expect("the configuration takes no other URLs");
+        // Commands and messages share the connection.
+        driver.version = RespVersion::RESP3;
+        Some(Self {
+            config: driver,
+            prefix: config.prefix.clone(),
+            metrics: metrics.redis.clone(),
+            breaker: Breaker::new("redis", BREAKER, metrics.breakers.of(Dependency::Redis)),
+            client: ArcSwapOption::empty(),
+        })
+    }
+
+    /// A key or channel of this cluster.
+    pub(crate) fn key(&self, name: &str) -> String {
+        format!("{}:{name}", self.prefix)
+    }
+
+    /// Whether there is a connection.
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.load().is_some()
+    }
+
+    /// Opens a connection; nobody else uses it before it is [shared](Self::share).
+    pub(crate) async fn connect(&self) -> Result<(SubscriberClient, Connection), Error> {
+        let client = self.client()?;
+        let connect = async {
+            let mut connection = AbortOnDropHandle::new(client.connect());
+            tokio::select! {
+                connected = timeout(OPENING, client.wait_for_connect()) => match connected {
+                    Ok(connected) => connected?,
+                    Err(_) => return Err(Error::new(ErrorKind::Timeout, "no answer")),
+                },
+                ended = &mut connection => return Err(gone(ended)),
+            }
+            Ok(connection)
+        };
+        let connection = self.timed(RedisOperation::Connect, connect).await?;
+        Ok((client, connection))
+    }
+
+    /// The driver is kept from trying again by itself: a command that was sent twice would be a push
+    /// that arrives twice.
+    fn client(&self) -> Result<SubscriberClient, Error> {
+        Builder::from_config(self.config.clone())
+            .with_connection_config(|connection| {
+                connection.connection_timeout = CONNECT;
+                connection.internal_command_timeout = CONNECT;
+                connection.max_command_attempts = 1;
+            })
+            .with_performance_config(|performance| {
+                performance.default_command_timeout = COMMAND;
+                performance.broadcast_channel_capacity = INBOX;
+            })
+            .build_subscriber_client()
+    }
+
+    /// Lets everybody use a connection for as long as the guard is held.
+    pub(crate) fn share(&self, client: SubscriberClient) -> Shared<'_> {
+        self.client.store(Some(Arc::new(client)));
+        self.metrics.connected.set(1);
+        Shared(self)
+    }
+
+    /// A command on a connection that may not be shared yet: measured, and told to the breaker.
+    pub(crate) async fn timed<T>(
+        &self,
+        operation: RedisOperation,
+        command: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        // It goes out in any case. Asking is what lets an open breaker close again.
+        self.breaker.permits();
+        let started = Instant::now();
+        let result = command.await;
+        let outcome = match result {
+            Ok(_) => {
+                self.breaker.succeeded();
+                CallOutcome::Success
+            }
+            Err(_) => {
+                self.breaker.failed();
+                CallOutcome::Error
+            }
+        };
+        self.metrics.done(operation, outcome, started.elapsed().as_secs_f64());
+        result
+    }
+
+    /// Runs a script, which is one atomic step, on the connection that is shared. Its first key decides
+    /// where it runs in a Redis Cluster; all of its keys have to be there.
+    #[expect(dead_code, reason = "limits and leases use it")]
+    pub(crate) async fn run<T: FromValue>(
+        &self,
+        operation: RedisOperation,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<String>,
+    ) -> Result<T, Error> {
+        let client = self.client.load_full();
+        let client = client.ok_or_else(|| Error::new(ErrorKind::IO, "no connection"))?;
+        if !self.breaker.permits() {
+            return Err(Error::new(ErrorKind::IO, "its circuit breaker is open"));
+        }
+        self.timed(operation, async {
+            match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {
+                // A Redis that was started anew, or has never seen it.
+                Err(error) if error.details().starts_with("NOSCRIPT") => {
+                    let text = script.lua().expect("it was made from its text");
+                    client.eval(text.clone(), keys, arguments).await
+                }
+                result => result,
+            }
+        })
+        .await
+    }
+}
+
+/// A connection that everybody may use.
+pub(crate) struct Shared<'a>(&'a Redis);
+
+impl Drop for Shared<'_> {
+    fn drop(&mut self) {
+        self.0.client.store(None);
+        self.0.metrics.connected.set(0);
+    }
+}
+
+/// Why the driver's task ended.
+pub(crate) fn gone(ended: Result<Result<(), Error>, JoinError>) -> Error {
+    match ended {
+        Ok(Err(error)) => error,
+        _ => Error::new(ErrorKind::Canceled, "the driver gave up"),
+    }
+}
