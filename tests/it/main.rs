@@ -24,6 +24,7 @@ mod doctor_postgres;
 mod doctor_tokens;
 mod export;
 mod health;
+mod healthcheck;
 mod keycloak;
 mod lifecycle;
 mod limits;
