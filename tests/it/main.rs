@@ -48,6 +48,8 @@ mod rest_errors;
 mod rest_headers;
 mod secrets;
 mod slow_consumers;
+mod stack;
 mod support;
 mod tokens;
+mod traefik;
 mod upgrade;
