@@ -16,6 +16,10 @@ test:
 keycloak:
     tests/keycloak.sh
 
+# The compose files of docker/, loaded as Compose loads them
+stack:
+    tests/stack.sh
+
 # Licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
     cargo deny check licenses bans sources

@@ -42,6 +42,13 @@ pub(crate) fn all() -> Command {
         )
         .subcommand(token().args(&settings))
         .subcommand(doctor().args(&settings))
+        .subcommand(
+            Command::new("healthcheck")
+                .about(
+                    "Asks the server of this configuration whether it is ready: exit code 0 or 1",
+                )
+                .args(&settings),
+        )
         .subcommand(Command::new("packages").about("Lists the packages that clients can call"))
         .subcommand(
             Command::new("config")

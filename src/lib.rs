@@ -13,7 +13,7 @@
 //!
 //! What happened stands in the audit trail ([`audit`]), which no message waits for. [`doctor`] says beforehand what would keep all that from working, with the same parts.
 //!
-//! [`export`] writes out the audit trail.
+//! [`export`] writes out the audit trail. [`healthcheck`] asks a server that runs whether it is ready.
 //!
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others.
 //!
@@ -29,6 +29,7 @@ mod connection;
 pub mod doctor;
 pub mod export;
 pub mod handlers;
+pub mod healthcheck;
 mod http;
 mod hub;
 mod limits;

@@ -1,6 +1,10 @@
-//! What is asked of the operating system: memory back to it, and room for files.
+//! What is asked of the operating system: memory back to it, room for files, its own address.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::Path,
+};
 
 use rustix::{
     fs::{Access, access},
@@ -22,6 +26,17 @@ pub fn raise_file_limit() -> Option<u64> {
     // Where this is refused, the old limit stays and is what the caller learns.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     getrlimit(Resource::Nofile).current
+}
+
+/// How this machine reaches what listens on an address, which may stand for all that it has.
+pub(crate) fn local(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address.ip() {
+            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
 }
 
 /// Whether a file could be made in its folder, and the folder where there is none. Makes neither.

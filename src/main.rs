@@ -1,5 +1,5 @@
-//! The command line: `serve`, `migrate`, `audit export`, `token`, `packages`, `config`, `doctor`. Everything
-//! else is the library's.
+//! The command line: `serve`, `migrate`, `audit export`, `token`, `packages`, `config`, `doctor`,
+//! `healthcheck`. Everything else is the library's.
 
 mod commands;
 
@@ -19,7 +19,7 @@ use switchboard::{
     doctor::{self, Question},
     export::{Format, Range, export},
     handlers::{self, roles},
-    machine,
+    healthcheck, machine,
     server::{self, Listeners},
     store::{self, Schema, Since, Until},
     telemetry,
@@ -55,6 +55,7 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
         Some(("token", own)) => token(&sources(&[matches, own]), own),
         Some(("packages", _)) => print_packages(),
         Some(("config", own)) => print_config(&sources(&[matches, own])),
+        Some(("healthcheck", own)) => check_health(&sources(&[matches, own])),
         Some(("doctor", own)) => return examine(&sources(&[matches, own]), own),
         Some((name, _)) => anyhow::bail!("{name} is not a command"),
     };
@@ -68,10 +69,10 @@ fn sources(levels: &[&ArgMatches]) -> Sources {
         .iter()
         .filter_map(|setting| Some((setting.name.to_owned(), get(setting.name)?.clone())))
         .collect();
-    let file = get("CONFIG_FILE").map(|path| (path.as_str(), fs::read_to_string(path)));
     let environment = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    Sources::new(flags, environment, file)
+    let file = get("CONFIG_FILE").map(String::as_str);
+    Sources::new(flags, environment, file, |path| fs::read_to_string(path))
 }
 
 fn serve(sources: &Sources) -> anyhow::Result<()> {
@@ -222,6 +223,14 @@ fn print_config(sources: &Sources) -> anyhow::Result<()> {
         println!("{} = {text:?} # {source}", setting.key());
     }
     sources.config()?;
+    Ok(())
+}
+
+fn check_health(sources: &Sources) -> anyhow::Result<()> {
+    let config = sources.config()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let url = runtime.block_on(healthcheck::ready(&config))?;
+    println!("ready: {url}");
     Ok(())
 }
 

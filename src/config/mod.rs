@@ -333,16 +333,29 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// Takes flags by setting name, the environment, and a TOML file's name with its text.
+    /// Takes flags by setting name, the environment, and the path of a TOML file. `read` reads that file,
+    /// and those that hold secrets: `DATABASE_URL_FILE` names one with the text of `DATABASE_URL`.
     pub fn new(
         flags: HashMap<String, String>,
         environment: impl Iterator<Item = (String, String)>,
-        file: Option<(&str, io::Result<String>)>,
+        file: Option<&str>,
+        read: impl Fn(&str) -> io::Result<String>,
     ) -> Self {
-        let known = |name: &String| SETTINGS.iter().any(|setting| setting.name == *name);
-        let environment = environment.filter(|(name, _)| known(name)).collect();
-        let mut sources = Self { flags, environment, ..Self::default() };
-        match file {
+        let mut variables: HashMap<_, _> = environment.collect();
+        let mut sources = Self { flags, ..Self::default() };
+        for setting in SETTINGS {
+            let text = variables.remove(setting.name);
+            let held = setting.file_variable().and_then(|name| {
+                let path = variables.remove(&name).filter(|path| !path.is_empty())?;
+                Some((name, path))
+            });
+            let text = match held {
+                Some((name, path)) => sources.read_secret(&name, &path, text, &read),
+                None => text,
+            };
+            sources.environment.extend(text.map(|text| (setting.name.to_owned(), text)));
+        }
+        match file.map(|name| (name, read(name))) {
             Some((name, Ok(text))) => sources.read_file(name, &text),
             Some((name, Err(error))) => {
                 sources.faults.push(format!("CONFIG_FILE: {name}: {error}"));
@@ -350,6 +363,28 @@ impl Sources {
             None => {}
         }
         sources
+    }
+
+    /// The text in the file that a variable names. An empty one is a secret that was never written: taken
+    /// for no value, it would have the server run on a default.
+    fn read_secret(
+        &mut self,
+        variable: &str,
+        path: &str,
+        direct: Option<String>,
+        read: &impl Fn(&str) -> io::Result<String>,
+    ) -> Option<String> {
+        let fault = match read(path) {
+            _ if direct.is_some_and(|text| !text.is_empty()) => {
+                let setting = variable.trim_end_matches("_FILE");
+                format!("{variable}: it is not allowed beside {setting}; allowed: one of the two")
+            }
+            Ok(text) if text.trim().is_empty() => format!("{variable}: {path} is empty"),
+            Ok(text) => return Some(text.trim().to_owned()),
+            Err(error) => format!("{variable}: {path}: {error}"),
+        };
+        self.faults.push(fault);
+        None
     }
 
     /// The configuration, or the faults of the file and of all settings at once.

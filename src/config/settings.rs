@@ -24,6 +24,11 @@ impl Setting {
         self.name.to_lowercase()
     }
 
+    /// The environment variable that names a file with the value, for values that may hold a secret.
+    pub fn file_variable(&self) -> Option<String> {
+        matches!(self.value, "SECRET" | "URL").then(|| format!("{}_FILE", self.name))
+    }
+
     /// A value as it may be shown: no secret, and a URL without the passwords in its login and query.
     pub fn shown(&self, value: &str) -> String {
         if self.value == "SECRET" && !value.is_empty() {

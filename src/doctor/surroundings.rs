@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener},
+    net::{SocketAddr, TcpListener},
     time::Duration,
 };
 
@@ -93,13 +93,8 @@ pub(super) async fn addresses(config: &ServerConfig, report: &mut Report) {
 }
 
 /// Whether a Switchboard answers at an address.
-async fn is_switchboard(mut address: SocketAddr) -> bool {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address.ip() {
-            IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        });
-    }
+async fn is_switchboard(address: SocketAddr) -> bool {
+    let address = machine::local(address);
     let client = Client::builder().timeout(WAIT).no_proxy().tls_certs_only([]).build();
     let Ok(client) = client else { return false };
     let answer = client.get(format!("http://{address}/health/live")).send().await;

@@ -9,8 +9,10 @@ pub(crate) mod keycloak;
 pub(crate) mod load;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod programs;
 pub(crate) mod redis;
 pub(crate) mod rest;
+pub(crate) mod traefik;
 pub(crate) mod users;
 pub(crate) mod wire;
 

@@ -1,0 +1,276 @@
+//! The stack in `docker/` as its files say it: rules and routes of alerts by Prometheus' and Alertmanager's
+//! own tools, and that what one file names is there in another.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::support::programs::program;
+
+const MISSING: &str = "the tests need promtool and amtool: install Prometheus and Alertmanager (Debian and \
+     Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
+
+/// Those that operators know, and those of this server.
+const ALERTS: [&str; 19] = [
+    "ActorRestarting",
+    "AuditLogDropping",
+    "AuditSpooling",
+    "CircuitBreakerOpen",
+    "DatabaseConnectionPoolExhausted",
+    "DatabaseDown",
+    "HighCPUUsage",
+    "HighErrorRate",
+    "HighFailedLoginRate",
+    "HighHandlerLatency",
+    "HighMemoryUsage",
+    "HighWebSocketConnections",
+    "HighWebSocketRejections",
+    "RateLimitAbuse",
+    "RedisDown",
+    "ServiceDown",
+    "SlowConsumers",
+    "SlowResponseTime",
+    "UnauthorizedAccessAttempts",
+];
+
+fn docker() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("docker")
+}
+
+fn yaml(path: &str) -> Value {
+    let text = fs::read_to_string(docker().join(path)).unwrap();
+    // `!override` and `!reset` of compose say how files are merged, not what they hold.
+    let text = text.replace("!override ", "").replace("!reset ", "");
+    serde_saphyr::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn items(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn names(folder: &Path, ending: &str) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let mut names: Vec<_> =
+        entries.filter_map(|name| Some(name.to_str()?.strip_suffix(ending)?.to_owned())).collect();
+    names.sort();
+    names
+}
+
+/// The rules that are alerts.
+fn alerts() -> Vec<Value> {
+    let groups = yaml("prometheus/rules/alerts.yml");
+    let rules = items(&groups["groups"]).iter().flat_map(|group| items(&group["rules"]).to_vec());
+    rules.collect()
+}
+
+/// Runs a tool in a folder of `docker/`, and returns what it says.
+fn run(tool: &str, package: &str, folder: &str, args: &[&str]) -> String {
+    let mut command = Command::new(program(&[tool], package, MISSING));
+    let ran = command.args(args).current_dir(docker().join(folder)).stdin(Stdio::null());
+    let ran = ran.output().unwrap();
+    let said = |bytes| String::from_utf8_lossy(bytes).into_owned();
+    let (out, err) = (said(&ran.stdout), said(&ran.stderr));
+    assert!(ran.status.success(), "{tool} {args:?}: {out}{err}");
+    out
+}
+
+fn promtool(args: &[&str]) -> String {
+    run("promtool", "prometheus", "prometheus", args)
+}
+
+fn amtool(args: &[&str]) -> String {
+    run("amtool", "prometheus-alertmanager", "alertmanager", args)
+}
+
+#[test]
+fn prometheus_takes_its_configuration_and_rules() {
+    let said = promtool(&["check", "config", "prometheus.yml"]);
+    assert!(said.contains("2 rule files found"), "{said}");
+}
+
+#[test]
+fn alerts_and_recorded_series_say_in_each_case_what_a_person_would_expect() {
+    let cases = names(&docker().join("prometheus/tests"), ".yml");
+    let files: Vec<_> = cases.iter().map(|name| format!("tests/{name}.yml")).collect();
+    let mut args = vec!["test", "rules"];
+    args.extend(files.iter().map(String::as_str));
+    let said = promtool(&args);
+    assert_eq!(said.matches("SUCCESS").count(), files.len(), "{said}");
+}
+
+#[test]
+fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
+    let mut wanted = BTreeSet::new();
+    for alert in alerts() {
+        let name = alert["alert"].as_str().unwrap().to_owned();
+        let severity = alert["labels"]["severity"].as_str().unwrap().to_owned();
+        assert!(wanted.insert((name, severity)), "{alert} is there twice");
+    }
+    let (mut fire, mut silent) = (BTreeSet::new(), BTreeSet::new());
+    for file in names(&docker().join("prometheus/tests"), ".yml") {
+        for case in items(&yaml(&format!("prometheus/tests/{file}.yml"))["tests"]) {
+            for seen in items(&case["alert_rule_test"]) {
+                let name = seen["alertname"].as_str().unwrap();
+                let fired: BTreeSet<_> = items(&seen["exp_alerts"])
+                    .iter()
+                    .map(|alert| alert["exp_labels"]["severity"].as_str().unwrap())
+                    .collect();
+                for (alert, severity) in wanted.iter().filter(|(alert, _)| alert == name) {
+                    let fires = fired.contains(severity.as_str());
+                    let cases = if fires { &mut fire } else { &mut silent };
+                    cases.insert((alert.clone(), severity.clone()));
+                }
+            }
+        }
+    }
+    assert_eq!(fire, wanted, "those that never fire are missing on the left");
+    assert_eq!(silent, wanted, "those that are never silent are missing on the left");
+}
+
+#[test]
+fn every_alert_says_what_it_is_about_and_has_a_runbook_and_every_runbook_an_alert() {
+    let mut seen = BTreeSet::new();
+    for alert in alerts() {
+        let name = alert["alert"].as_str().unwrap();
+        seen.insert(name.to_owned());
+        let severity = alert["labels"]["severity"].as_str().unwrap();
+        assert!(["critical", "warning"].contains(&severity), "{name}: {severity}");
+        assert!(alert["labels"]["component"].is_string(), "{name}");
+        for text in ["summary", "description"] {
+            assert!(alert["annotations"][text].as_str().unwrap().len() > 10, "{name}: {text}");
+        }
+        let runbook = format!("{{{{ $externalLabels.docs }}}}/docs/runbooks/{name}.md");
+        assert_eq!(alert["annotations"]["runbook_url"], runbook, "{name}");
+    }
+    assert_eq!(seen, ALERTS.map(ToOwned::to_owned).into());
+    let folder = docker().join("../docs/runbooks");
+    assert_eq!(names(&folder, ".md"), ALERTS);
+    for name in ALERTS {
+        let text = fs::read_to_string(folder.join(name).with_extension("md")).unwrap();
+        assert!(text.starts_with(&format!("# {name}\n")), "{name}");
+        assert!(text.contains("\n## First look\n") && text.contains("```promql\n"), "{name}");
+        let headings: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        let parts = headings.join(", ").to_lowercase();
+        assert!(parts.contains("likely causes") && parts.contains("what to do"), "{name}: {parts}");
+        assert!(text.lines().count() < 60, "{name} is longer than half a page");
+    }
+}
+
+#[test]
+fn alertmanager_sends_what_is_critical_to_pager_and_chat_and_all_else_to_the_chat() {
+    let file = "alertmanager.yml";
+    amtool(&["check-config", file]);
+    for (severity, receivers) in
+        [("critical", "pager,chat"), ("warning", "chat"), ("info", "chat"), ("", "chat")]
+    {
+        let label = format!("severity={severity}");
+        let args = ["config", "routes", "test", "--config.file", file, "alertname=X", &label];
+        assert_eq!(amtool(&args).trim(), receivers, "{severity}");
+    }
+    let rules = &yaml("alertmanager/alertmanager.yml")["inhibit_rules"];
+    let expected = serde_json::json!([{
+        "source_matchers": ["severity=\"critical\""],
+        "target_matchers": ["severity=\"warning\""],
+        "equal": ["component"],
+    }]);
+    assert_eq!(*rules, expected);
+}
+
+#[test]
+fn every_image_is_of_one_version() {
+    let mut images = Vec::new();
+    for file in ["compose.yml", "compose.prod.yml"] {
+        for (_, service) in yaml(file)["services"].as_object().unwrap() {
+            images.extend(service["image"].as_str().map(ToOwned::to_owned));
+        }
+    }
+    let dockerfile = fs::read_to_string(docker().join("Dockerfile")).unwrap();
+    let bases = dockerfile.lines().filter_map(|line| line.strip_prefix("FROM "));
+    images.extend(
+        bases
+            .filter(|base| *base != "scratch")
+            .map(|base| base.split_whitespace().next().unwrap().to_owned()),
+    );
+    assert!(images.len() > 13, "{images:?}");
+    for image in images {
+        let tag = image.rsplit_once(':').map_or("", |(_, tag)| tag);
+        let numbers = tag.trim_start_matches('v').split(['.', '-']);
+        let digits = numbers.take_while(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
+        assert!(digits.count() >= 2, "{image} may be another one tomorrow");
+    }
+}
+
+#[test]
+fn every_service_is_watched_and_limited_and_starts_after_what_it_needs() {
+    let compose = yaml("compose.yml");
+    let services = compose["services"].as_object().unwrap();
+    for (name, service) in services {
+        for part in ["healthcheck", "cpus", "mem_limit", "restart", "image", "networks"] {
+            assert!(!service[part].is_null(), "{name} has no {part}");
+        }
+        for (other, how) in service["depends_on"].as_object().into_iter().flatten() {
+            assert_eq!(how["condition"], "service_healthy", "{name} on {other}");
+            assert!(services.contains_key(other), "{name} waits for {other}");
+        }
+    }
+    let config = yaml("prometheus/prometheus.yml");
+    let mut jobs = BTreeSet::new();
+    for job in items(&config["scrape_configs"]) {
+        jobs.insert(job["job_name"].as_str().unwrap());
+        for target in items(&job["static_configs"][0]["targets"]) {
+            let host = target.as_str().unwrap().split(':').next().unwrap();
+            assert!(host == "localhost" || services.contains_key(host), "nobody is {host}");
+        }
+    }
+    let all = "alertmanager alloy cadvisor grafana keycloak loki postgres prometheus redis switchboard traefik";
+    assert_eq!(jobs, all.split(' ').collect());
+}
+
+#[test]
+fn every_file_that_the_stack_mounts_is_there_and_every_secret_can_be_made() {
+    let mut secrets = BTreeMap::new();
+    for file in ["compose.yml", "compose.prod.yml"] {
+        let compose = yaml(file);
+        for (name, service) in compose["services"].as_object().unwrap() {
+            for volume in items(&service["volumes"]) {
+                let source = volume.as_str().unwrap().split(':').next().unwrap();
+                let of_grafana = source.starts_with("./grafana");
+                let here = source.starts_with('.') && !of_grafana;
+                assert!(!here || docker().join(source).exists(), "{name} mounts {source}");
+            }
+        }
+        for (name, secret) in compose["secrets"].as_object().unwrap() {
+            let path = secret["file"].as_str().unwrap().to_owned();
+            assert!(path.ends_with(&format!("/{name}")), "{name} is {path}");
+            secrets.insert(name.clone(), file);
+        }
+    }
+    let development = names(&docker().join("secrets/development"), "");
+    let known = secrets.iter().filter(|(_, file)| **file == "compose.yml");
+    assert_eq!(development, known.map(|(name, _)| name.clone()).collect::<Vec<_>>());
+
+    let folder = tempfile::TempDir::new().unwrap();
+    let production = folder.path().join("production");
+    let make = || {
+        let made = Command::new(docker().join("secrets/make.sh"))
+            .arg(&production)
+            .envs([("SLACK_URL", "s"), ("PAGERDUTY_KEY", "p"), ("OPERATORS", "o")])
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        names(&production, "")
+            .into_iter()
+            .map(|name| (name.clone(), fs::read_to_string(production.join(name)).unwrap()))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let made = make();
+    assert!(made.keys().eq(secrets.keys()), "{:?}", made.keys());
+    let random: BTreeSet<_> = made.values().collect();
+    assert_eq!(random.len(), made.len(), "two secrets are the same");
+    assert_eq!(make(), made, "what is there stays");
+}
