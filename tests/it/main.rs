@@ -23,6 +23,7 @@ mod doctor;
 mod doctor_postgres;
 mod doctor_tokens;
 mod export;
+mod fleet;
 mod health;
 mod healthcheck;
 mod keycloak;

@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 mod client;
 pub(crate) mod database;
+pub(crate) mod fleet;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
 pub(crate) mod keycloak;

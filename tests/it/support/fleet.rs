@@ -1,0 +1,145 @@
+//! Server processes that are one server: the built binary, on one Redis and one Postgres of the tests.
+//!
+//! Each node keeps its address, also when it is stopped or killed and started again.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+use switchboard::{auth::DevIssuer, handlers::roles};
+use tempfile::TempDir;
+use tokio::task::block_in_place;
+
+use super::{Client, postgres, process::Process, redis};
+
+/// Time for a node to see what became of another.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Nodes by number, and what they share. Tests of one have a runtime of several threads.
+pub(crate) struct Fleet {
+    nodes: Vec<Node>,
+    settings: Vec<(String, String)>,
+    issuer: DevIssuer,
+    http: reqwest::Client,
+    _data: TempDir,
+}
+
+struct Node {
+    addr: SocketAddr,
+    data: PathBuf,
+    /// None after its end.
+    process: Option<Process>,
+}
+
+impl Fleet {
+    /// Starts nodes at the same time, with more settings, and waits until they hear each other.
+    pub(crate) async fn start(nodes: usize, more: &[(&str, &str)]) -> Self {
+        let data = TempDir::new().unwrap();
+        let key = data.path().join("key.pem");
+        let ((redis, prefix), database) = (redis::shared(), postgres::database().await);
+        let settings = [
+            ("REDIS_URL", &*redis),
+            ("REDIS_KEY_PREFIX", &prefix),
+            ("DATABASE_URL", &database),
+            ("DEV_KEY_FILE", key.to_str().unwrap()),
+            ("RATE_LIMIT_PER_MINUTE", "1000000"),
+        ];
+        let settings = settings.iter().chain(more);
+        let node = |i: usize| {
+            let data = data.path().join(i.to_string());
+            fs::create_dir(&data).unwrap();
+            Node { addr: ([127, 0, 0, 1], fixed_port()).into(), data, process: None }
+        };
+        let mut fleet = Self {
+            nodes: (0..nodes).map(node).collect(),
+            settings: settings.map(|(name, value)| ((*name).into(), (*value).into())).collect(),
+            issuer: DevIssuer::open(&key, "switchboard").unwrap(),
+            http: reqwest::Client::new(),
+            _data: data,
+        };
+        let all: Vec<_> = (0..nodes).collect();
+        fleet.start_again(&all).await;
+        fleet
+    }
+
+    /// Starts nodes that have ended, each where it was, and waits until they take part.
+    pub(crate) async fn start_again(&mut self, nodes: &[usize]) {
+        let since = Instant::now();
+        let settings = &self.settings;
+        let spawn = |node: &Node| {
+            let addr = node.addr.to_string();
+            let settings = settings.iter().map(|(name, value)| (&**name, &**value));
+            let settings: Vec<_> = settings.chain([("LISTEN_ADDR", &*addr)]).collect();
+            Process::spawn(&node.data, &settings)
+        };
+        let children: Vec<_> = nodes.iter().map(|i| spawn(&self.nodes[*i])).collect();
+        for (i, child) in nodes.iter().zip(children) {
+            let process = block_in_place(|| Process::ready(child, since));
+            self.nodes[*i].process = Some(process);
+        }
+        for i in nodes {
+            self.until_metric(*i, "redis_connected", "1").await;
+        }
+    }
+
+    /// Kills a node.
+    pub(crate) fn kill(&mut self, node: usize) {
+        let process = self.nodes[node].process.take().expect("it runs");
+        process.signal("-KILL");
+        block_in_place(|| process.end());
+    }
+
+    pub(crate) fn addr(&self, node: usize) -> SocketAddr {
+        self.nodes[node].addr
+    }
+
+    /// A token with every role, which all nodes accept.
+    pub(crate) fn token(&self, user: &str) -> String {
+        self.issuer.token(user, &roles::ALL, Duration::from_secs(600))
+    }
+
+    /// An authenticated client of a node.
+    pub(crate) async fn client(&self, node: usize, user: &str) -> Client {
+        let mut client = Client::open(self.addr(node), "/web").await;
+        client.authenticate(&self.token(user)).await;
+        client
+    }
+
+    /// A REST request to a node, without a token.
+    pub(crate) fn request(&self, node: usize, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("http://{}{path}", self.addr(node)))
+    }
+
+    /// Broadcasts a number from a node; what the node says of it.
+    pub(crate) async fn broadcast(&self, node: usize, n: u64) -> Value {
+        let body = json!({ "pkg_id": 150, "data": { "n": n } });
+        let request = self.request(node, Method::POST, "/admin/broadcast");
+        let answer = request.bearer_auth(self.token("rest")).json(&body).send().await.unwrap();
+        assert_eq!(answer.status(), 202);
+        answer.json().await.unwrap()
+    }
+
+    /// Waits until a series of a node has a value.
+    pub(crate) async fn until_metric(&self, node: usize, series: &str, value: &str) {
+        let (since, wanted) = (Instant::now(), format!("{series} {value}"));
+        while since.elapsed() < PATIENCE {
+            let metrics = self.request(node, Method::GET, "/metrics").send().await.unwrap();
+            if metrics.text().await.unwrap().lines().any(|line| line == wanted) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("node {node} never had {wanted}");
+    }
+}
+
+/// A free port below those that systems give out: it has to be free again after a stop.
+pub(crate) fn fixed_port() -> u16 {
+    let mut ports = (0..100).map(|_| 10_000 + u16::try_from(fastrand::u32(..10_000)).unwrap());
+    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
+}
