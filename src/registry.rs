@@ -37,6 +37,11 @@ pub(crate) enum RegistryMessage {
     Drain {
         /// Clients are told to come back after a random part of this.
         spread: Duration,
+        /// How long requests are still taken.
+        grace: Duration,
+        /// There are other nodes: a client keeps its connection until it has had the time for a new one
+        /// there, and misses no push in between.
+        overlap: bool,
     },
     /// Look whether there is memory to give back.
     Rest,
@@ -133,11 +138,12 @@ impl Actor for Registry {
                     None => self.admit(admission, place, myself.get_cell(), table).await?,
                 }
             }
-            RegistryMessage::Drain { spread } => {
+            RegistryMessage::Drain { spread, grace, overlap } => {
                 table.draining = true;
                 for entry in table.connections.values() {
                     let reconnect_after = spread.mul_f64(fastrand::f64());
-                    drop(entry.actor.cast(Command::Drain { reconnect_after }));
+                    let stay = if overlap { reconnect_after + grace } else { grace };
+                    drop(entry.actor.cast(Command::Drain { reconnect_after, stay }));
                 }
             }
             RegistryMessage::Rest => self.rest(table),

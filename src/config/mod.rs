@@ -20,6 +20,9 @@ pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
 pub use value::{AllowList, Environment, LogFormat, Network, Secret};
 use value::{Bytes, Positive, Value};
 
+/// `DRAIN_DELAY` of a node that is not alone: two health checks of most balancers.
+const BALANCER_NOTICES: Duration = Duration::from_secs(5);
+
 /// The whole configuration, one struct for each module that is configured.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -52,6 +55,8 @@ pub struct ServerConfig {
     pub listen_addr: SocketAddr,
     /// `OPS_ADDR`; none: operations are served on `listen_addr`.
     pub ops_addr: Option<SocketAddr>,
+    /// `DRAIN_DELAY`, or what it is where that is empty.
+    pub drain_delay: Duration,
     /// `DRAIN_GRACE`.
     pub drain_grace: Duration,
     /// `DRAIN_SPREAD`.
@@ -200,11 +205,14 @@ impl Reader<'_> {
 
     fn config(&mut self) -> Config {
         let data_dir: PathBuf = self.get("DATA_DIR");
+        let cluster = self.cluster();
+        let noticed = if cluster.redis.is_some() { BALANCER_NOTICES } else { Duration::ZERO };
         Config {
             environment: self.get("ENV"),
             server: ServerConfig {
                 listen_addr: self.get("LISTEN_ADDR"),
                 ops_addr: self.get("OPS_ADDR"),
+                drain_delay: self.get::<Option<_>>("DRAIN_DELAY").unwrap_or(noticed),
                 drain_grace: self.get("DRAIN_GRACE"),
                 drain_spread: self.get("DRAIN_SPREAD"),
                 drain_timeout: self.get("DRAIN_TIMEOUT"),
@@ -227,7 +235,7 @@ impl Reader<'_> {
             auth: self.auth(&data_dir),
             store: self.store(&data_dir),
             audit: self.audit(&data_dir),
-            cluster: self.cluster(),
+            cluster,
             log: LogConfig { filter: self.get("LOG_LEVEL"), format: self.get("LOG_FORMAT") },
         }
     }

@@ -358,6 +358,12 @@ pub const SETTINGS: &[Setting] = &[
         "Origins that browsers may call the REST API from; *: all, empty: none",
     ),
     setting(
+        "DRAIN_DELAY",
+        "",
+        "DURATION",
+        "On shutdown: time for a balancer to notice that the node is not ready, before upgrades are refused; empty: 5s with REDIS_URL, else 0",
+    ),
+    setting(
         "DRAIN_GRACE",
         "1s",
         "DURATION",

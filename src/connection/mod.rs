@@ -29,9 +29,7 @@ use socket::Socket;
 /// What every connection works with.
 pub(crate) struct Shared {
     pub(crate) config: WsConfig,
-    /// How long requests are still taken after a drain was announced.
-    pub(crate) drain_grace: std::time::Duration,
-    /// How long open requests may take after that.
+    /// How long open requests may take after a drain was announced.
     pub(crate) drain_timeout: std::time::Duration,
     pub(crate) router: Arc<Router>,
     /// Checks the tokens of refreshes.

@@ -27,7 +27,7 @@ pub(super) async fn health(State(api): State<Arc<Api>>) -> Response {
         "database": word(database),
         "redis": api.context.cluster.is_connected().map_or("disabled", word),
         "websocket": {
-            "status": word(!api.draining.is_cancelled()),
+            "status": word(!api.leaving.is_cancelled()),
             "active_connections": api.context.hub.len(),
         },
     });
@@ -41,7 +41,7 @@ pub(super) async fn live() -> Json<serde_json::Value> {
 
 /// New clients may be sent here.
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
-    let ready = !api.draining.is_cancelled() && api.context.store.is_healthy().await;
+    let ready = !api.leaving.is_cancelled() && api.context.store.is_healthy().await;
     (status(ready), Json(json!({ "status": word(ready) }))).into_response()
 }
 

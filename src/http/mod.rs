@@ -60,7 +60,8 @@ pub(crate) struct Api {
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) config: HttpConfig,
-    pub(crate) draining: CancellationToken,
+    /// Cancelled when the server is to stop.
+    pub(crate) leaving: CancellationToken,
 }
 
 /// Bytes; smaller bodies are not compressed.

@@ -6,7 +6,7 @@ use std::{sync::Arc, time::Instant};
 use axum::{
     body::Body,
     extract::{MatchedPath, State},
-    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, header},
+    http::{Extensions, HeaderMap, HeaderName, HeaderValue, Request, StatusCode, header},
     middleware::Next,
     response::Response,
 };
@@ -80,6 +80,10 @@ pub(super) async fn observe(
     let quiet = route.is_some_and(|route| route == "/metrics" || route.starts_with("/health"));
     span.in_scope(|| log(&response, status, took.as_secs_f64() * 1000.0, quiet));
     add_headers(response.headers_mut(), &correlation, secure);
+    // Who has the connection open learns with an answer that it ends, not while it sends the next request.
+    if api.leaving.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     response
 }
 

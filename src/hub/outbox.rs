@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Drain {
         /// What the client is told.
         reconnect_after: Duration,
+        /// How long the connection lasts at least.
+        stay: Duration,
     },
 }
 
@@ -266,7 +268,7 @@ mod tests {
         outbox.push(&push).unwrap();
         outbox.push(&push).unwrap();
         assert!(outbox.push(&push).is_err());
-        outbox.command(Command::Drain { reconnect_after: Duration::ZERO });
+        outbox.command(Command::Drain { reconnect_after: Duration::ZERO, stay: Duration::ZERO });
         let command = poll_fn(|cx| outbox.poll_command(cx)).await;
         assert!(matches!(command, Command::Close(CloseReason::SlowConsumer)));
     }

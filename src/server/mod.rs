@@ -1,8 +1,8 @@
 //! The server as a function of its configuration, its sockets and the future that ends it.
 //!
 //! [`run`] opens the parts from the bottom up, starts the root actor, accepts until `shutdown`, and
-//! drains: not ready → new upgrades refused → every connection told and closed with 1001 → listeners
-//! closed → parts closed.
+//! drains: not ready → time for a balancer to notice → new upgrades refused → every connection told and
+//! closed with 1001 → listeners closed → parts closed.
 
 mod accept;
 mod root;
@@ -15,7 +15,7 @@ use tokio::{
     net::TcpListener,
     sync::Semaphore,
     task::{JoinHandle, spawn_blocking},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -137,6 +137,8 @@ struct Server {
     validator: Arc<Validator>,
     provider: Option<Arc<Provider>>,
     places: Arc<Semaphore>,
+    /// Cancelled when the server is to stop: it is not ready any more.
+    leaving: CancellationToken,
     draining: CancellationToken,
 }
 
@@ -168,7 +170,6 @@ impl Server {
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
             config: config.ws.clone(),
-            drain_grace: config.server.drain_grace,
             drain_timeout: config.server.drain_timeout,
             router: Arc::new(router),
             validator: Arc::clone(&validator),
@@ -182,6 +183,7 @@ impl Server {
             validator,
             provider,
             registry: Arc::default(),
+            leaving: CancellationToken::new(),
             draining: CancellationToken::new(),
             config,
             packages,
@@ -211,7 +213,7 @@ impl Server {
             limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.shared.metrics),
             config: self.config.http.clone(),
-            draining: self.draining.clone(),
+            leaving: self.leaving.clone(),
         });
         let web = Arc::new(Web {
             shared: Arc::clone(&self.shared),
@@ -233,12 +235,17 @@ impl Server {
         Accepting { stop, requests, loops }
     }
 
-    /// Ends every WebSocket: those in their handshake at once, the others when they are quiet.
+    /// Ends every WebSocket: those in their handshake at once, the others when they are quiet. First a
+    /// balancer is given the time to notice: whom it sends here until then is still let in.
     async fn drain(&self) {
+        let ServerConfig { drain_delay, drain_spread: spread, drain_grace: grace, .. } =
+            self.config.server;
         tracing::info!(connections = self.context.hub.len(), "draining");
+        self.leaving.cancel();
+        sleep(drain_delay).await;
         self.draining.cancel();
-        let spread = self.config.server.drain_spread;
-        if self.registry.tell(RegistryMessage::Drain { spread }).is_err() {
+        let overlap = self.context.cluster.is_on();
+        if self.registry.tell(RegistryMessage::Drain { spread, grace, overlap }).is_err() {
             tracing::error!("there is no registry to drain");
         }
         self.shared.tasks.close();

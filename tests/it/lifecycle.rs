@@ -3,11 +3,14 @@
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use reqwest::Method;
 use serde_json::json;
+use tokio_tungstenite::tungstenite::Error;
 
 use crate::support::{
     Client, Closed, TestServer,
     handlers::{GATE, Gate, SLEEPS, misbehaving},
+    redis,
 };
 
 #[tokio::test]
@@ -80,6 +83,65 @@ async fn a_drain_tells_every_client_when_to_come_back_and_spreads_them() {
     // Forty uniform draws all in one half: once in 10^11 runs.
     assert!(waits.iter().any(|wait| *wait < 1000) && waits.iter().any(|wait| *wait >= 1000));
     server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_balancer_has_time_to_notice_before_anybody_is_refused() {
+    let settings = [("DRAIN_DELAY", "1s"), ("DRAIN_GRACE", "500ms"), ("DRAIN_SPREAD", "0s")];
+    let mut server = TestServer::start(&settings).await;
+    let mut early = server.client("ann").await;
+    let begun = Instant::now();
+    server.begin_shutdown();
+    while server.request(Method::GET, "/health/ready").send().await.unwrap().status() != 503 {
+        assert!(begun.elapsed() < Duration::from_millis(800), "it is still ready");
+    }
+    // No connection is left open to break under the next request.
+    let answer = server.rest(Method::GET, "/authors").send().await.unwrap();
+    assert_eq!(
+        (answer.status().as_u16(), answer.headers()["connection"].as_bytes()),
+        (200, &b"close"[..])
+    );
+    let mut late = server.client("bob").await;
+    assert_eq!(late.call(100, json!({})).await["status_code"], 0);
+    assert_eq!(late.receive().await["type"], "drain");
+    assert!(begun.elapsed() >= Duration::from_secs(1), "{:?}", begun.elapsed());
+    match Client::try_open(server.addr, "/web", &[]).await {
+        Err(Error::Http(refusal)) => assert_eq!(refusal.status(), 503),
+        other => panic!("a refusal was expected: {:?}", other.err()),
+    }
+    let (seen, closed) = early.until_closed().await;
+    assert_eq!((seen.len(), &seen[0]["type"], closed), (1, &json!("drain"), Closed::Code(1001)));
+    assert_eq!(late.until_closed().await.1, Closed::Code(1001));
+    server.stop().await.unwrap();
+}
+
+#[tokio::test]
+async fn in_a_cluster_a_connection_lasts_until_its_client_has_had_time_for_another() {
+    let (url, prefix) = redis::shared();
+    let drain = [("DRAIN_DELAY", "0"), ("DRAIN_SPREAD", "2s"), ("DRAIN_GRACE", "300ms")];
+    let cluster = [("REDIS_URL", &*url), ("REDIS_KEY_PREFIX", &prefix)];
+    for (more, overlap) in [(&[][..], false), (&cluster, true)] {
+        let mut server = TestServer::start(&[&drain, more].concat()).await;
+        let mut clients = Vec::new();
+        for i in 0..10 {
+            clients.push(server.client(&format!("u{i}")).await);
+        }
+        server.begin_shutdown();
+        let ends = clients.iter_mut().map(async |client| {
+            let told = client.receive().await["reconnect_after_ms"].as_u64().unwrap();
+            let since = Instant::now();
+            assert_eq!(client.until_closed().await.1, Closed::Code(1001));
+            (Duration::from_millis(told), since.elapsed())
+        });
+        for (told, lasted) in join_all(ends).await {
+            let least = Duration::from_millis(290) + if overlap { told } else { Duration::ZERO };
+            assert!(
+                lasted >= least && lasted < least + Duration::from_secs(1),
+                "{told:?}: {lasted:?}"
+            );
+        }
+        server.stop().await.unwrap();
+    }
 }
 
 #[tokio::test]

@@ -47,6 +47,7 @@ mod refresh;
 mod rest_authors;
 mod rest_errors;
 mod rest_headers;
+mod rolling;
 mod secrets;
 mod slow_consumers;
 mod stack;

@@ -78,8 +78,16 @@ pub(super) struct Session {
     last_seen: Instant,
     /// Set while a ping is out.
     pinged: Option<Instant>,
-    /// When a drain was announced.
-    drain: Option<Instant>,
+    /// Set when a drain was announced.
+    drain: Option<Drain>,
+}
+
+/// The last part of a connection's life.
+struct Drain {
+    /// From then on it ends as soon as it is quiet.
+    quiet: Instant,
+    /// Then it ends.
+    end: Instant,
 }
 
 /// The connection is to end.
@@ -205,10 +213,12 @@ impl Session {
     fn command(&mut self, command: Command) -> Flow {
         match command {
             Command::Close(reason) => Flow::Break(reason),
-            Command::Drain { reconnect_after } => {
+            Command::Drain { reconnect_after, stay } => {
                 let reconnect_after_ms = reconnect_after.as_millis().try_into().unwrap_or(u64::MAX);
                 self.control.push_back(ServerControl::Drain { reconnect_after_ms }.frame());
-                self.drain = Some(Instant::now());
+                let now = Instant::now();
+                self.drain =
+                    Some(Drain { quiet: now + stay, end: now + self.shared.drain_timeout });
                 self.rescheduled = true;
                 Flow::Continue(())
             }
@@ -217,7 +227,7 @@ impl Session {
 
     /// Whether the connection is to end as soon as it is quiet.
     fn drained(&self) -> bool {
-        self.drain.is_some_and(|announced| announced.elapsed() >= self.shared.drain_grace)
+        self.drain.as_ref().is_some_and(|drain| Instant::now() >= drain.quiet)
     }
 
     /// Takes every frame that has arrived, while there is room for its request. Ready: the connection
@@ -367,10 +377,9 @@ impl Session {
             None => self.last_seen + config.ping_interval,
         };
         let token = self.credential.next_deadline(config.expiry_warning);
-        let drain = self.drain.map(|announced| {
-            announced
-                + if self.drained() { self.shared.drain_timeout } else { self.shared.drain_grace }
-        });
+        let drain = self.drain.as_ref();
+        let drain =
+            drain.map(|drain| if self.drained() { drain.end } else { drain.quiet.min(drain.end) });
         life.min(token).min(drain.unwrap_or(life))
     }
 
@@ -386,7 +395,7 @@ impl Session {
     /// When the connection ends at the latest, whatever it is doing.
     fn latest_end(&self) -> Instant {
         let expires = self.credential.expires();
-        self.drain.map_or(expires, |announced| expires.min(announced + self.shared.drain_timeout))
+        self.drain.as_ref().map_or(expires, |drain| expires.min(drain.end))
     }
 
     /// Why it ends then.

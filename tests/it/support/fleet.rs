@@ -4,7 +4,7 @@
 
 use std::{
     fs,
-    net::{SocketAddr, TcpListener},
+    net::SocketAddr,
     path::PathBuf,
     time::{Duration, Instant},
 };
@@ -15,7 +15,12 @@ use switchboard::{auth::DevIssuer, handlers::roles};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use super::{Client, postgres, process::Process, redis};
+use super::{
+    Client, postgres,
+    process::{Process, Ran},
+    programs::free_port,
+    redis,
+};
 
 /// Time for a node to see what became of another.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -53,7 +58,7 @@ impl Fleet {
         let node = |i: usize| {
             let data = data.path().join(i.to_string());
             fs::create_dir(&data).unwrap();
-            Node { addr: ([127, 0, 0, 1], fixed_port()).into(), data, process: None }
+            Node { addr: ([127, 0, 0, 1], free_port()).into(), data, process: None }
         };
         let mut fleet = Self {
             nodes: (0..nodes).map(node).collect(),
@@ -85,6 +90,13 @@ impl Fleet {
         for i in nodes {
             self.until_metric(*i, "redis_connected", "1").await;
         }
+    }
+
+    /// Tells a node to stop, and waits for its end.
+    pub(crate) fn stop(&mut self, node: usize) -> Ran {
+        let process = self.nodes[node].process.take().expect("it runs");
+        process.signal("-TERM");
+        block_in_place(|| process.end())
     }
 
     /// Kills a node.
@@ -136,10 +148,4 @@ impl Fleet {
         }
         panic!("node {node} never had {wanted}");
     }
-}
-
-/// A free port below those that systems give out: it has to be free again after a stop.
-pub(crate) fn fixed_port() -> u16 {
-    let mut ports = (0..100).map(|_| 10_000 + u16::try_from(fastrand::u32(..10_000)).unwrap());
-    ports.find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok()).unwrap()
 }

@@ -1,6 +1,7 @@
 //! A server and its clients, as tests use them.
 
 pub(crate) mod audit;
+pub(crate) mod balancer;
 mod client;
 pub(crate) mod database;
 pub(crate) mod fleet;
@@ -15,6 +16,7 @@ pub(crate) mod redis;
 pub(crate) mod rest;
 pub(crate) mod traefik;
 pub(crate) mod users;
+pub(crate) mod visitor;
 pub(crate) mod wire;
 
 use std::{collections::HashMap, net::SocketAddr, time::Duration};
@@ -61,6 +63,7 @@ impl TestServer {
             ("WS_MAX_CONNECTIONS_PER_USER", "100"),
             ("AUTH_FAILURES_PER_MINUTE", "0"),
             ("AUDIT_LOG_RETENTION_DAYS", "0"),
+            ("DRAIN_DELAY", "0"),
             ("DRAIN_GRACE", "100ms"),
             ("DATA_DIR", data.path().to_str().unwrap()),
         ]);
