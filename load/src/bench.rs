@@ -86,7 +86,7 @@ fn measure(
 }
 
 /// CPU time for each message, at 1 and at 16 in flight; what else is of interest goes to stderr.
-fn messages(server: &Server, duration: Duration) -> anyhow::Result<[f64; 2]> {
+pub(crate) fn messages(server: &Server, duration: Duration) -> anyhow::Result<[f64; 2]> {
     let mut client = server.client()?;
     client.open(CONNECTIONS)?;
     let mut load = |in_flight| -> anyhow::Result<f64> {

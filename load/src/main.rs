@@ -1,6 +1,6 @@
 //! Load tools for Switchboard: each mode starts the servers it measures and prints a table.
 //!
-//! In reading order: `bench`, `churn`, `database` and `audit` are modes; `server` runs the programs under
+//! In reading order: `bench`, `churn`, `database`, `audit` and `redis` are modes; `server` runs the programs under
 //! test, of which `bare` is the baseline, on `databases`; `client` drives the connections (`link`) with the frames (`frame`) of a
 //! `script`. Linux only: the figures come from `/proc`.
 
@@ -16,6 +16,7 @@ mod link;
 mod load;
 mod machine;
 mod postgres;
+mod redis;
 mod report;
 mod script;
 mod server;
@@ -41,6 +42,8 @@ enum Mode {
     Database(database::Options),
     /// Compares the CPU a change costs with an audit trail and without
     Audit(audit::Options),
+    /// Compares the CPU a message costs a node of a cluster and a server that is alone
+    Redis(redis::Options),
     /// Serves the baseline
     #[command(hide = true)]
     Bare { address: SocketAddr },
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Mode::Churn(options) => churn::run(&options),
         Mode::Database(options) => database::run(&options),
         Mode::Audit(options) => audit::run(&options),
+        Mode::Redis(options) => redis::run(&options),
         Mode::Bare { address } => bare::serve(address),
     };
     match result {
