@@ -160,7 +160,7 @@ impl Visit {
         let echo = json!({ "n": self.times });
         let mut requests = vec![(100, echo.clone(), echo), (1, json!({ "id": 1 }), Value::Null)];
         // One after the other, so that they have an order.
-        if self.times % CHANGE == 0 && self.open.values().all(|(pkg_id, _)| *pkg_id != 3) {
+        if self.times.is_multiple_of(CHANGE) && self.open.values().all(|(pkg_id, _)| *pkg_id != 3) {
             let name = format!("{}{}", self.name, self.times);
             requests.push((3, json!({ "name": name }), Value::Null));
         }
