@@ -12,8 +12,8 @@ use crate::{
     databases::DatabaseOption,
     load::{CONNECTIONS, LoadOption, SETTLE, WARM_UP},
     machine::Machine,
+    mix::{CREATE_AUTHOR, Mix},
     report::{Column, Rounds},
-    script::Package,
     server::{Server, ServerOption},
 };
 
@@ -74,7 +74,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 fn cost(server: &Server, name: &str, trail: bool, duration: Duration) -> anyhow::Result<f64> {
     let rows = || server.metric("audit_logs_written_total");
     let mut client = server.client()?;
-    client.ask_for(Package::CreateAuthor);
+    client.ask_for(&Mix::parse(CREATE_AUTHOR)?)?;
     client.open(CONNECTIONS)?;
     client.run(1, WARM_UP)?;
     rest(server, &mut client)?;

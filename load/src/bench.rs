@@ -17,7 +17,7 @@ use crate::{
     load::{CONNECTIONS, LoadOption, SETTLE, WARM_UP},
     machine::{self, Machine},
     report::{Column, Rounds},
-    server::{MAX_CONNECTIONS, Program, Server, ServerOption},
+    server::{MAX_CONNECTIONS, Program, Server, ServerOption, USERS},
 };
 
 /// What is measured, and what it may come to.
@@ -28,7 +28,7 @@ const COLUMNS: [Column; 4] = [
     Column::new("connect and authenticate", "µs").bound("–"),
 ];
 /// Connections before the idle ones: what a server makes for its first connection is not their cost.
-const FIRST_CONNECTIONS: usize = 20;
+pub(crate) const FIRST_CONNECTIONS: usize = 20;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -45,9 +45,9 @@ pub(crate) struct Options {
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let mut programs = vec![Program::bare()?, options.server.program()?];
+    let mut programs = vec![Program::baseline("bare")?, options.server.program()?];
     if let Some(path) = &options.other {
-        programs.push(Program::switchboard("other", path.clone()).context("--other")?);
+        programs.push(Program::switchboard("other", path.clone(), USERS).context("--other")?);
     }
     let connections = options.connections as usize;
     machine::allow_connections(connections + FIRST_CONNECTIONS)?;
@@ -58,10 +58,12 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let load = options.load.duration();
         let mut samples = vec![Vec::new(); programs.len()];
         for (program, sample) in programs.iter().zip(&mut samples) {
-            sample.extend(measure(program, &machine, |server| messages(server, load))?);
+            let messages = measure(program, &machine, |server| messages(server, load))?;
+            sample.extend(messages.map(|messages| messages.cpu));
         }
         for (program, sample) in programs.iter().zip(&mut samples) {
-            sample.extend(measure(program, &machine, |server| idle(server, connections))?);
+            let idle = measure(program, &machine, |server| idle(server, connections))?;
+            sample.extend([idle.kib, idle.cpu]);
         }
         rounds.push(samples);
     }
@@ -76,45 +78,60 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn measure(
+/// Measures a program that is started for it.
+pub(crate) fn measure<T>(
     program: &Program,
     machine: &Machine,
-    measurement: impl FnOnce(&Server) -> anyhow::Result<[f64; 2]>,
-) -> anyhow::Result<[f64; 2]> {
+    measurement: impl FnOnce(&Server) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let server = program.start(machine)?;
     measurement(&server).with_context(|| format!("{} ({})", program.name, server.log()))
 }
 
-/// CPU time for each message, at 1 and at 16 in flight; what else is of interest goes to stderr.
-pub(crate) fn messages(server: &Server, duration: Duration) -> anyhow::Result<[f64; 2]> {
+/// A closed loop.
+pub(crate) struct Messages {
+    /// Server CPU for each, in microseconds.
+    pub(crate) cpu: f64,
+    pub(crate) per_second: f64,
+}
+
+/// Messages at 1 and at 16 in flight; what else is of interest goes to stderr.
+pub(crate) fn messages(server: &Server, duration: Duration) -> anyhow::Result<[Messages; 2]> {
     let mut client = server.client()?;
     client.open(CONNECTIONS)?;
-    let mut load = |in_flight| -> anyhow::Result<f64> {
+    let mut load = |in_flight| -> anyhow::Result<Messages> {
         client.run(in_flight, WARM_UP)?;
         let (start, before) = (Instant::now(), server.cpu_micros()?);
         let answers = client.run(in_flight, duration)?;
         ensure!(answers > 0, "no answer came");
         let (micros, cpu) = (start.elapsed().as_secs_f64() * 1e6, server.cpu_micros()? - before);
+        let per_second = answers as f64 * 1e6 / micros;
         eprintln!(
-            "{}: {in_flight} in flight: {:.0} messages/s with {:.2} of a core",
+            "{}: {in_flight} in flight: {per_second:.0} messages/s with {:.2} of a core",
             server.name,
-            answers as f64 * 1e6 / micros,
             cpu / micros
         );
-        Ok(cpu / answers as f64)
+        Ok(Messages { cpu: cpu / answers as f64, per_second })
     };
     Ok([load(1)?, load(16)?])
 }
 
-/// Resident memory and CPU time for each connection.
-fn idle(server: &Server, connections: usize) -> anyhow::Result<[f64; 2]> {
+/// Connections that were opened at once and do nothing.
+pub(crate) struct Idle {
+    /// Resident memory and server CPU for each.
+    pub(crate) kib: f64,
+    pub(crate) cpu: f64,
+    pub(crate) per_second: f64,
+}
+
+pub(crate) fn idle(server: &Server, connections: usize) -> anyhow::Result<Idle> {
     let mut client = server.client()?;
     client.open(FIRST_CONNECTIONS)?;
     client.hold(SETTLE)?;
-    let (memory, cpu) = (server.rss_kib()?, server.cpu_micros()?);
+    let (memory, cpu, start) = (server.rss_kib()?, server.cpu_micros()?, Instant::now());
     client.open(connections)?;
-    let cpu = server.cpu_micros()? - cpu;
+    let (cpu, seconds) = (server.cpu_micros()? - cpu, start.elapsed().as_secs_f64());
     client.hold(SETTLE)?;
-    let memory = server.rss_kib()? - memory;
-    Ok([memory / connections as f64, cpu / connections as f64])
+    let (memory, count) = (server.rss_kib()? - memory, connections as f64);
+    Ok(Idle { kib: memory / count, cpu: cpu / count, per_second: count / seconds })
 }

@@ -1,9 +1,12 @@
 //! The load client: one thread, epoll, as many connections as the descriptors allow.
 //!
-//! It costs less CPU than any server under test, and allocates nothing for a message. Every method
-//! fails when a connection is refused or lost, or when an answer is not a success.
+//! It costs less CPU than any server under test, and allocates nothing for a message. What happens is in
+//! its [`Tally`]. It fails at the first connection that is refused or lost and at the first answer that
+//! is no success, unless it is told to go on ([`Client::tolerant`], [`Client::returning`]).
 
 use std::{
+    cmp::Reverse,
+    collections::BinaryHeap,
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
@@ -13,63 +16,174 @@ use anyhow::{Context as _, ensure};
 use mio::{Events, Interest, Poll, Token};
 
 use crate::{
-    link::Link,
-    script::{Package, Script},
+    link::{Desk, Link, State},
+    machine::Timer,
+    mix::Mix,
+    script::Script,
+    tally::{self, Tally},
 };
 
 /// Connections being opened at once; more would overflow the server's backlog and wait for a resend.
-const OPENING: usize = 128;
+pub(crate) const OPENING: usize = 128;
 /// Time for one more connection to get ready.
 const STALLED: Duration = Duration::from_secs(20);
 /// Connections from one source address; the kernel has some 28,000 ports for each.
 const PER_SOURCE: usize = 20_000;
 const TURN: Duration = Duration::from_millis(20);
+/// The longest pause between attempts to come back, as the protocol asks of clients.
+const LONGEST_BACKOFF: u32 = 30_000;
+const TIMER: Token = Token(usize::MAX);
+
+/// When requests are sent.
+enum Pace {
+    /// As soon as one is answered, on every connection.
+    Closed(usize),
+    /// At fixed times, whatever the answers do.
+    Open { start: Instant, rate: f64, sent: u64, turn: usize, _timer: Timer },
+}
 
 pub(crate) struct Client {
-    server: SocketAddr,
+    servers: Vec<SocketAddr>,
     script: Script,
     poll: Poll,
     events: Events,
     buffer: Vec<u8>,
-    links: Vec<Link>,
+    links: Vec<Option<Link>>,
+    /// Indices of `links` that are none, and of those that ended in this turn.
+    free: Vec<usize>,
+    ended: Vec<(usize, anyhow::Error)>,
+    pace: Pace,
+    pub(crate) tally: Tally,
+    packages: usize,
     ready: usize,
+    opening: usize,
+    connects: usize,
+    /// Connections that come back: when, whose, and after how many attempts.
+    waiting: BinaryHeap<Reverse<(Instant, usize, u32)>>,
+    tolerant: bool,
+    returning: bool,
+    deaf: bool,
+    /// Connections that may be on their way at once.
+    at_once: usize,
+    /// New connections a second.
+    connect_rate: Option<f64>,
 }
 
 impl Client {
-    pub(crate) fn new(server: SocketAddr, tokens: &[String]) -> anyhow::Result<Self> {
+    /// Connections go to the servers in turn.
+    pub(crate) fn new(
+        servers: Vec<SocketAddr>,
+        script: Script,
+        packages: usize,
+    ) -> anyhow::Result<Self> {
         Ok(Self {
-            server,
-            script: Script::new(server, tokens),
+            servers,
+            script,
             poll: Poll::new().context("cannot make an epoll instance")?,
             events: Events::with_capacity(1024),
             buffer: vec![0; 64 * 1024],
             links: Vec::new(),
+            free: Vec::new(),
+            ended: Vec::new(),
+            pace: Pace::Closed(0),
+            tally: Tally::new(packages),
+            packages,
             ready: 0,
+            opening: 0,
+            connects: 0,
+            waiting: BinaryHeap::new(),
+            tolerant: false,
+            returning: false,
+            deaf: false,
+            at_once: OPENING,
+            connect_rate: None,
         })
     }
 
-    /// Changes what requests ask for; those in flight stay as they are.
-    pub(crate) fn ask_for(&mut self, package: Package) {
-        self.script.ask_for(package);
+    /// Counts what fails and goes on.
+    pub(crate) fn tolerant(mut self) -> Self {
+        self.tolerant = true;
+        self
     }
 
-    /// Opens `count` more connections and waits until all are authenticated.
+    /// Connects anew what was lost, refused or told to leave, as the protocol asks of clients.
+    pub(crate) fn returning(mut self) -> Self {
+        self.returning = true;
+        self.tolerant()
+    }
+
+    /// Reads nothing once a connection is ready.
+    pub(crate) fn deaf(mut self) -> Self {
+        self.deaf = true;
+        self.returning()
+    }
+
+    /// Opens so many connections at once, and no more than `rate` a second.
+    pub(crate) fn opening(mut self, at_once: usize, rate: Option<f64>) -> Self {
+        self.at_once = at_once;
+        self.connect_rate = rate;
+        self
+    }
+
+    /// Changes what requests ask for; those in flight stay as they are.
+    pub(crate) fn ask_for(&mut self, mix: &Mix) -> anyhow::Result<()> {
+        self.script.ask_for(mix)?;
+        self.packages = mix.parts().len();
+        self.forget();
+        Ok(())
+    }
+
+    /// Begins a new tally.
+    pub(crate) fn forget(&mut self) {
+        self.tally = Tally::new(self.packages);
+    }
+
+    /// Connections that are authenticated.
+    pub(crate) fn ready(&self) -> usize {
+        self.ready
+    }
+
+    /// The name of whoever came last, as the server knows it.
+    pub(crate) fn user(&self) -> &str {
+        &self.tally.user
+    }
+
+    /// Whether nobody is left, and nobody comes back.
+    pub(crate) fn is_deserted(&self) -> bool {
+        self.ready == 0 && self.opening == 0 && self.waiting.is_empty()
+    }
+
+    /// Opens `count` more connections and waits until all are authenticated, or have failed.
     pub(crate) fn open(&mut self, count: usize) -> anyhow::Result<()> {
-        let wanted = self.links.len() + count;
-        let mut progress = Instant::now();
-        while self.ready < wanted {
-            while self.links.len() < wanted && self.links.len() - self.ready < OPENING {
-                self.connect()?;
+        self.open_watched(count, |_| {})
+    }
+
+    /// The same, and shows itself in between.
+    pub(crate) fn open_watched(
+        &mut self,
+        count: usize,
+        mut watch: impl FnMut(&mut Self),
+    ) -> anyhow::Result<()> {
+        let (start, mut opened) = (Instant::now(), 0);
+        let mut progress = (start, self.ready);
+        while opened < count || self.opening > 0 || !self.waiting.is_empty() {
+            let due = self.connect_rate.map_or(count, |rate| {
+                ((start.elapsed().as_secs_f64() * rate) as usize + 1).min(count)
+            });
+            while opened < due && self.opening < self.at_once {
+                self.connect(self.connects, 0)?;
+                opened += 1;
             }
-            let before = self.ready;
-            self.turn(TURN)?;
-            if self.ready > before {
-                progress = Instant::now();
+            self.turn(if opened < count { Duration::from_millis(1) } else { TURN })?;
+            watch(self);
+            if self.ready > progress.1 || opened < due {
+                progress = (Instant::now(), self.ready);
             }
             ensure!(
-                progress.elapsed() < STALLED,
-                "{} of {wanted} connections are open, and no other within {STALLED:?}",
-                self.ready
+                progress.0.elapsed() < STALLED,
+                "{} connections are open, {} are not, and no other is within {STALLED:?}",
+                self.ready,
+                self.opening + self.waiting.len()
             );
         }
         Ok(())
@@ -80,93 +194,214 @@ impl Client {
     /// What is in flight at the end is answered in the next call.
     pub(crate) fn run(&mut self, in_flight: usize, duration: Duration) -> anyhow::Result<u64> {
         self.keep_in_flight(in_flight)?;
-        let end = Instant::now() + duration;
-        let mut answered = 0;
-        while Instant::now() < end {
-            answered += self.turn(TURN)?;
-        }
-        Ok(answered)
+        self.go_on(duration)
     }
 
-    /// Keeps one request going on every connection; returns how long each took.
-    ///
-    /// None may be in flight before: it would seem quick.
-    pub(crate) fn latencies(&mut self, duration: Duration) -> anyhow::Result<Vec<Duration>> {
-        self.keep_in_flight(1)?;
-        let start = Instant::now();
-        // An answer is the moment at which the next request is sent.
-        let mut sent = vec![start; self.links.len()];
-        let mut latencies = Vec::new();
-        while start.elapsed() < duration {
-            self.turn_with(TURN, |link, _| {
-                let now = Instant::now();
-                latencies.push(now - sent[link]);
-                sent[link] = now;
-            })?;
+    /// From now on sends `rate` requests a second over all connections, while it goes on.
+    pub(crate) fn send_at(&mut self, rate: f64) -> anyhow::Result<()> {
+        self.keep_in_flight(0)?;
+        let gap = Duration::from_secs_f64(1.0 / rate);
+        let timer = Timer::start(gap, self.poll.registry(), TIMER)?;
+        self.pace = Pace::Open { start: Instant::now(), rate, sent: 0, turn: 0, _timer: timer };
+        Ok(())
+    }
+
+    /// Requests that should have been sent by now and were not.
+    pub(crate) fn overdue(&self) -> u64 {
+        match &self.pace {
+            Pace::Closed(_) => 0,
+            Pace::Open { start, rate, sent, .. } => {
+                ((start.elapsed().as_secs_f64() * rate) as u64).saturating_sub(*sent)
+            }
         }
-        Ok(latencies)
+    }
+
+    /// Goes on as it was told; returns the number of answers.
+    pub(crate) fn go_on(&mut self, duration: Duration) -> anyhow::Result<u64> {
+        let before = self.tally.answers();
+        let end = Instant::now() + duration;
+        loop {
+            let now = Instant::now();
+            if now >= end {
+                return Ok(self.tally.answers() - before);
+            }
+            self.send_due(now)?;
+            self.turn(TURN.min(end - now))?;
+        }
     }
 
     /// Keeps the connections open and answers pings.
     pub(crate) fn hold(&mut self, duration: Duration) -> anyhow::Result<()> {
-        let end = Instant::now() + duration;
-        while Instant::now() < end {
-            self.turn(TURN)?;
+        self.go_on(duration).map(drop)
+    }
+
+    /// Cuts the first `count` connections off without a word; a returning client connects them anew.
+    pub(crate) fn cut(&mut self, count: usize) -> anyhow::Result<()> {
+        let open =
+            |(index, link): (usize, &Option<Link>)| link.as_ref()?.is_ready().then_some(index);
+        let open: Vec<_> = self.links.iter().enumerate().filter_map(open).take(count).collect();
+        let now = Instant::now();
+        for index in open {
+            let Some(link) = self.links[index].take() else { continue };
+            self.free.push(index);
+            self.ready -= 1;
+            if self.returning {
+                self.waiting.push(Reverse((now, link.user, 0)));
+            }
         }
         Ok(())
     }
 
     fn keep_in_flight(&mut self, in_flight: usize) -> anyhow::Result<()> {
-        for (index, link) in self.links.iter_mut().enumerate() {
-            link.keep_in_flight(in_flight, &self.script)
-                .with_context(|| format!("connection {index}"))?;
+        self.pace = Pace::Closed(in_flight);
+        let now = Instant::now();
+        for index in 0..self.links.len() {
+            let Some(link) = &mut self.links[index] else { continue };
+            if link.is_ready() {
+                let mut desk = Desk { script: &mut self.script, tally: &mut self.tally, now };
+                if let Err(error) = link.keep_in_flight(in_flight, &mut desk) {
+                    self.end(index, &error, now)?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn connect(&mut self) -> anyhow::Result<()> {
-        let index = self.links.len();
-        let source = u8::try_from(1 + index / PER_SOURCE).context("too many connections")?;
-        let source = IpAddr::V4(Ipv4Addr::new(127, 0, 0, source));
-        let link = Link::connect(self.server, source, index);
-        let mut link = link.with_context(|| format!("cannot connect from {source}"))?;
+    /// Sends what is due, each on the next connection that has room.
+    fn send_due(&mut self, now: Instant) -> anyhow::Result<()> {
+        let count = self.links.len();
+        let Pace::Open { start, rate, sent, turn, .. } = &mut self.pace else { return Ok(()) };
+        let mut full = 0;
+        while full < count {
+            let due = *start + Duration::from_secs_f64(*sent as f64 / *rate);
+            if due > now {
+                break;
+            }
+            *turn = (*turn + 1) % count;
+            let Some(link) = &mut self.links[*turn] else {
+                full += 1;
+                continue;
+            };
+            let mut desk = Desk { script: &mut self.script, tally: &mut self.tally, now };
+            match link.send(due, &mut desk) {
+                Ok(true) => (*sent, full) = (*sent + 1, 0),
+                Ok(false) => full += 1,
+                Err(error) => {
+                    self.ended.push((*turn, error));
+                    full += 1;
+                }
+            }
+        }
+        self.bury(now)
+    }
+
+    fn connect(&mut self, user: usize, attempts: u32) -> anyhow::Result<()> {
+        let server = self.servers[self.connects % self.servers.len()];
+        self.connects += 1;
+        let index = self.free.pop().unwrap_or(self.links.len());
+        let source = match server.ip().is_loopback() && server.is_ipv4() {
+            true => {
+                let source =
+                    u8::try_from(1 + index / PER_SOURCE).context("too many connections")?;
+                Some(IpAddr::V4(Ipv4Addr::new(127, 0, 0, source)))
+            }
+            false => None,
+        };
+        let link = Link::connect(server, source, user, self.deaf);
+        let mut link = link.with_context(|| format!("cannot connect to {server}"))?;
+        link.attempts = attempts;
+        if let Pace::Closed(in_flight) = self.pace {
+            link.set_in_flight(in_flight, self.script.wire);
+        }
         // mio's events are edge-triggered: being writable all the time costs no wake-ups.
         self.poll
             .registry()
             .register(&mut link.socket, Token(index), Interest::READABLE | Interest::WRITABLE)
             .context("cannot register a socket")?;
-        self.links.push(link);
+        if index == self.links.len() {
+            self.links.push(None);
+        }
+        self.links[index] = Some(link);
+        self.opening += 1;
         Ok(())
     }
 
-    /// Waits for events and handles them; returns the number of answers.
-    fn turn(&mut self, timeout: Duration) -> anyhow::Result<u64> {
-        let mut all = 0;
-        self.turn_with(timeout, |_, answered| all += answered)?;
-        Ok(all)
-    }
-
-    /// The same, and tells which connection got how many.
-    fn turn_with(
-        &mut self,
-        timeout: Duration,
-        mut answers: impl FnMut(usize, u64),
-    ) -> anyhow::Result<()> {
+    /// Waits for events and handles them.
+    fn turn(&mut self, timeout: Duration) -> anyhow::Result<()> {
         match self.poll.poll(&mut self.events, Some(timeout)) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return Ok(()),
             polled => polled.context("cannot wait for sockets")?,
         }
         for event in &self.events {
             let index = event.token().0;
-            let link = &mut self.links[index];
-            let was_ready = link.is_ready();
-            link.advance(event, &self.script, &mut self.buffer)
-                .with_context(|| format!("connection {index}"))?;
-            self.ready += usize::from(link.is_ready() && !was_ready);
-            let answered = link.take_answered();
-            if answered > 0 {
-                answers(index, answered);
+            let Some(Some(link)) = self.links.get_mut(index) else { continue };
+            let (was, now) = (link.state, Instant::now());
+            let mut desk = Desk { script: &mut self.script, tally: &mut self.tally, now };
+            if let Err(error) = link.advance(event, &mut desk, &mut self.buffer) {
+                self.ended.push((index, error));
             }
+            if link.state == was {
+                continue;
+            }
+            if link.state == State::Ready {
+                (self.ready, self.opening) = (self.ready + 1, self.opening - 1);
+            } else if let Some(pause) = link.take_drain() {
+                self.ready -= usize::from(was == State::Ready);
+                self.opening -= usize::from(was == State::Authenticating);
+                if self.returning {
+                    self.waiting.push(Reverse((now + pause, link.user, 0)));
+                }
+            }
+        }
+        if !self.tolerant && !self.tally.refused.is_empty() {
+            self.tally.ensure_flawless()?;
+        }
+        let now = Instant::now();
+        self.bury(now)?;
+        while let Some(Reverse((due, user, attempts))) = self.waiting.peek().copied()
+            && due <= now
+            && self.opening < self.at_once
+        {
+            self.waiting.pop();
+            self.connect(user, attempts)?;
+        }
+        Ok(())
+    }
+
+    /// Ends what failed in this turn.
+    fn bury(&mut self, now: Instant) -> anyhow::Result<()> {
+        while let Some((index, error)) = self.ended.pop() {
+            self.end(index, &error, now)?;
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, index: usize, error: &anyhow::Error, now: Instant) -> anyhow::Result<()> {
+        let Some(link) = self.links[index].take() else { return Ok(()) };
+        self.free.push(index);
+        ensure!(self.tolerant, "connection {index}: {error:#}");
+        let tally = &mut self.tally;
+        tally.unanswered += link.open_requests();
+        match link.state {
+            State::Ready => {
+                self.ready -= 1;
+                tally::count(&mut tally.lost, &format!("{error:#}"));
+            }
+            // As it was told; its successor waits already.
+            State::Leaving => return Ok(()),
+            _ => {
+                self.opening -= 1;
+                tally::count(&mut tally.failed, &format!("{error:#}"));
+            }
+        }
+        if self.returning {
+            // Another server may be there; once all have refused, it waits.
+            let round = link.attempts / self.servers.len().max(1) as u32;
+            let longest = 1000_u32.saturating_mul(1 << round.min(10)).min(LONGEST_BACKOFF);
+            let at_once = (link.attempts + 1) % self.servers.len() as u32 != 0;
+            let pause = if at_once { 0 } else { fastrand::u32(0..longest) };
+            let due = now + Duration::from_millis(pause.into());
+            self.waiting.push(Reverse((due, link.user, link.attempts + 1)));
         }
         Ok(())
     }

@@ -11,9 +11,10 @@ use crate::{
     databases::{Database, DatabaseOption},
     load::{CONNECTIONS, LoadOption, SETTLE, WARM_UP},
     machine::Machine,
+    mix::{CREATE_AUTHOR, GET_AUTHORS, Mix},
     report::{Column, Rounds},
-    script::Package,
     server::{Program, Server, ServerOption},
+    timeline::millis,
 };
 
 /// Authors in the table while it is read.
@@ -43,8 +44,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let subject = |database| Subject::start(options.server.program()?, database, &machine);
     let subjects = databases.all.iter().map(subject);
     let mut subjects = subjects.collect::<anyhow::Result<Vec<_>>>()?;
-    let reads = rounds(&options.load, &mut subjects, Package::GetAuthors)?;
-    let writes = rounds(&options.load, &mut subjects, Package::CreateAuthor)?;
+    let reads = rounds(&options.load, &mut subjects, GET_AUTHORS)?;
+    let writes = rounds(&options.load, &mut subjects, CREATE_AUTHOR)?;
     let names = subjects.iter().map(|subject| subject.name).collect();
     let mut table = Rounds::new("database", COLUMNS.to_vec(), names);
     for (reads, writes) in reads.into_iter().zip(writes) {
@@ -67,11 +68,11 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 fn rounds(
     load: &LoadOption,
     subjects: &mut [Subject],
-    package: Package,
+    mix: &str,
 ) -> anyhow::Result<Vec<Vec<[f64; 3]>>> {
     let round = |round| {
-        eprintln!("{package:?}: round {round} of {}", load.rounds);
-        subjects.iter_mut().map(|subject| subject.measure(package, load.duration())).collect()
+        eprintln!("package {mix}: round {round} of {}", load.rounds);
+        subjects.iter_mut().map(|subject| subject.measure(mix, load.duration())).collect()
     };
     (1..=load.rounds).map(round).collect()
 }
@@ -90,7 +91,7 @@ impl Subject {
         let settings = [("DATABASE_URL", &*database.url), ("WS_BROADCAST_CHANGES", "false")];
         let server = program.start_with(machine, &settings).context(database.name)?;
         let mut first = server.client()?;
-        first.ask_for(Package::CreateAuthor);
+        first.ask_for(&Mix::parse(CREATE_AUTHOR)?)?;
         first.open(AUTHORS)?;
         // One request on each connection, and no other once that is answered.
         let made = first.run(1, Duration::ZERO)? + first.run(0, SETTLE)?;
@@ -101,39 +102,19 @@ impl Subject {
     }
 
     /// Requests a second, and the latencies that half and all but one in a hundred stay below.
-    fn measure(&mut self, package: Package, duration: Duration) -> anyhow::Result<[f64; 3]> {
+    fn measure(&mut self, mix: &str, duration: Duration) -> anyhow::Result<[f64; 3]> {
         let mut measure = || {
-            self.client.ask_for(package);
+            self.client.ask_for(&Mix::parse(mix)?)?;
             self.client.run(1, WARM_UP)?;
             self.client.run(0, SETTLE)?;
+            self.client.forget();
             let start = Instant::now();
-            let mut latencies = self.client.latencies(duration)?;
+            let answers = self.client.run(1, duration)?;
             let elapsed = start.elapsed().as_secs_f64();
-            ensure!(!latencies.is_empty(), "no answer came");
-            latencies.sort_unstable();
-            let millis = |share| quantile(&latencies, share).as_secs_f64() * 1e3;
-            Ok([latencies.len() as f64 / elapsed, millis(0.5), millis(0.99)])
+            ensure!(answers > 0, "no answer came");
+            let latencies = self.client.tally.overall();
+            Ok([answers as f64 / elapsed, millis(&latencies, 0.5), millis(&latencies, 0.99)])
         };
-        measure().with_context(|| format!("{}: {package:?} ({})", self.name, self.server.log()))
-    }
-}
-
-/// The smallest of sorted durations that this share of them does not exceed.
-fn quantile(sorted: &[Duration], share: f64) -> Duration {
-    let rank = (sorted.len() as f64 * share).ceil() as usize;
-    sorted[rank.clamp(1, sorted.len()) - 1]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_quantile_is_one_of_the_durations() {
-        let sorted: Vec<_> = (1..=200).map(Duration::from_millis).collect();
-        assert_eq!(quantile(&sorted, 0.5), Duration::from_millis(100));
-        assert_eq!(quantile(&sorted, 0.99), Duration::from_millis(198));
-        assert_eq!(quantile(&sorted[..1], 0.5), Duration::from_millis(1));
-        assert_eq!(quantile(&sorted, 1.0), Duration::from_millis(200));
+        measure().with_context(|| format!("{}: package {mix} ({})", self.name, self.server.log()))
     }
 }

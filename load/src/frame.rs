@@ -39,6 +39,16 @@ pub(crate) fn encode(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(payload);
 }
 
+/// A server's frame: the client's without the mask.
+pub(crate) fn of_server(opcode: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    encode(opcode, payload, &mut bytes);
+    bytes[1] &= !MASKED;
+    let mask = bytes.len() - payload.len() - 4;
+    bytes.drain(mask..mask + 4);
+    bytes
+}
+
 /// The first frame in `bytes` and its length with the header; `None` while it is not whole.
 pub(crate) fn decode(bytes: &[u8]) -> Option<(Frame<'_>, usize)> {
     let (&[first, second], rest) = bytes.split_first_chunk::<2>()?;
@@ -62,16 +72,6 @@ pub(crate) fn decode(bytes: &[u8]) -> Option<(Frame<'_>, usize)> {
 mod tests {
     use super::*;
 
-    /// A server's frame: the client's without the mask.
-    fn from_server(opcode: u8, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        encode(opcode, payload, &mut bytes);
-        bytes[1] &= !MASKED;
-        let mask = bytes.len() - payload.len() - 4;
-        bytes.drain(mask..mask + 4);
-        bytes
-    }
-
     #[test]
     fn a_short_text_is_two_bytes_a_zero_mask_and_itself() {
         let mut out = b"before".to_vec();
@@ -83,7 +83,7 @@ mod tests {
     fn what_is_encoded_decodes_at_every_size_of_the_length() {
         for length in [0, 1, 125, 126, 127, 255, 256, 65_535, 65_536] {
             let payload = vec![b'x'; length];
-            let mut bytes = from_server(TEXT, &payload);
+            let mut bytes = of_server(TEXT, &payload);
             let whole = bytes.len();
             bytes.extend_from_slice(b"the next");
             let decoded = decode(&bytes);
@@ -94,7 +94,7 @@ mod tests {
     #[test]
     fn a_part_of_a_frame_is_not_a_frame() {
         for length in [2, 200, 70_000] {
-            let bytes = from_server(PING, &vec![b'x'; length]);
+            let bytes = of_server(PING, &vec![b'x'; length]);
             for part in [0, 1, 2, 3, 9, bytes.len() - 1] {
                 assert_eq!(decode(&bytes[..part.min(bytes.len() - 1)]), None, "{part} of {length}");
             }

@@ -24,7 +24,7 @@ impl LoadOption {
     }
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
-    let allowed = text.parse().ok().filter(|seconds| (0.1..=600.0).contains(seconds));
-    allowed.ok_or_else(|| "allowed: 0.1 to 600".to_owned())
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
+    let allowed = text.parse().ok().filter(|seconds| (0.1..=7200.0).contains(seconds));
+    allowed.ok_or_else(|| "allowed: 0.1 to 7200".to_owned())
 }

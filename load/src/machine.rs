@@ -1,9 +1,23 @@
 //! The machine that a benchmark runs on: its processor, its cores, its limits.
 
-use std::{env, fmt, fs, path::Path, process::Command, thread, time::Duration};
+use std::{
+    env, fmt, fs,
+    os::fd::{AsRawFd as _, OwnedFd},
+    path::Path,
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Context as _, ensure};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use mio::{Interest, Registry, Token, unix::SourceFd};
+use rustix::{
+    process::{Resource, Rlimit, getrlimit, setrlimit},
+    time::{
+        ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, clock_gettime,
+        timerfd_create, timerfd_settime,
+    },
+};
 
 /// Descriptors for anything but the connections.
 const SPARE_FILES: u64 = 200;
@@ -29,6 +43,16 @@ impl Machine {
         Self { server, pinning, processor }
     }
 
+    /// For a server that runs already, wherever that is.
+    pub(crate) fn with_another_server() -> Self {
+        Self { server: None, pinning: "not pinned".to_owned(), processor: processor() }
+    }
+
+    /// Processor, cores, and who has which.
+    pub(crate) fn description(&self) -> String {
+        format!("{}; {}", self.processor, self.pinning)
+    }
+
     /// A command that runs `program` on the server's core, under the process id it is started with.
     pub(crate) fn command(&self, program: &Path) -> Command {
         let Some(core) = self.server else { return Command::new(program) };
@@ -40,11 +64,24 @@ impl Machine {
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let command = env::args().map(without_login).collect::<Vec<_>>().join(" ");
-        writeln!(f, "- {}; {}", self.processor, self.pinning)?;
-        writeln!(f, "- {}", jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC"))?;
-        writeln!(f, "- `{command}`")
+        writeln!(f, "- {}", self.description())?;
+        writeln!(f, "- {}", date())?;
+        writeln!(f, "- `{}`", command())
     }
+}
+
+/// Now, as reports give it.
+pub(crate) fn date() -> String {
+    jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string()
+}
+
+/// What was typed, without passwords.
+pub(crate) fn command() -> String {
+    let mut command: Vec<_> = env::args().map(without_login).collect();
+    if let Some(name) = command.first_mut() {
+        "switchboard-load".clone_into(name);
+    }
+    command.join(" ")
 }
 
 /// An argument as it may be shown: a URL may have a password.
@@ -117,6 +154,32 @@ pub(crate) fn allow_connections(connections: usize) -> anyhow::Result<()> {
 #[expect(clippy::disallowed_methods, reason = "there is no async worker on this thread")]
 pub(crate) fn pause(duration: Duration) {
     thread::sleep(duration);
+}
+
+/// CPU time of this process.
+pub(crate) fn own_cpu() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
+}
+
+/// Wakes epoll at fixed times, to the microsecond: its own timeout counts milliseconds.
+pub(crate) struct Timer(#[expect(dead_code, reason = "held to be closed")] OwnedFd);
+
+impl Timer {
+    /// Every `gap` from now on, within reason.
+    pub(crate) fn start(gap: Duration, registry: &Registry, token: Token) -> anyhow::Result<Self> {
+        let gap = gap.clamp(Duration::from_micros(50), Duration::from_millis(20));
+        let timer = timerfd_create(
+            TimerfdClockId::Monotonic,
+            TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC,
+        )?;
+        let gap = gap.try_into().context("a gap is too long")?;
+        let spec = Itimerspec { it_interval: gap, it_value: gap };
+        timerfd_settime(&timer, TimerfdTimerFlags::empty(), &spec)?;
+        // Edge-triggered: each expiry is an event, and nothing has to be read.
+        registry.register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
+        Ok(Self(timer))
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             let connected = server.metric("redis_connected")? == 1.0;
             ensure!(connected != url.is_empty(), "{name}: redis_connected is {connected}");
             let cost = messages(&server, options.load.duration());
-            samples[row].extend(cost.with_context(|| format!("{name} ({})", server.log()))?);
+            let cost = cost.with_context(|| format!("{name} ({})", server.log()))?;
+            samples[row].extend(cost.map(|messages| messages.cpu));
         }
         table.push(samples);
     }

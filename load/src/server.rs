@@ -1,36 +1,42 @@
 //! Servers under test: processes of their own, on a free port, measured from outside.
 
 use std::{
-    env, fs,
-    io::{self, Read as _, Write as _},
+    env,
+    ffi::OsString,
+    fs,
     net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    ops::Deref,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, ChildStdin, Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail, ensure};
-use rustix::param::clock_ticks_per_second;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{
     client::Client,
+    http::Endpoint,
     machine::{Machine, pause},
+    mix::{ECHO, Mix},
+    probe::Probe,
+    script::{Script, Wire},
 };
 
 /// Users that the connections are spread over; `WS_MAX_CONNECTIONS_PER_USER` has to allow it.
-const USERS: usize = 20;
+pub(crate) const USERS: usize = 20;
 const START_TIMEOUT: Duration = Duration::from_secs(20);
-const METRICS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Connections that `SETTINGS` allow, less those a mode opens beside the ones it measures.
 pub(crate) const MAX_CONNECTIONS: i64 = 19_500;
 
 /// Limits out of the way, but at work: each is checked as in production and never refuses.
-const SETTINGS: [(&str, &str); 5] = [
+const SETTINGS: [(&str, &str); 6] = [
     ("WS_MESSAGE_RATE_LIMIT", "4000000000"),
+    ("RATE_LIMIT_PER_MINUTE", "4000000000"),
     ("WS_MAX_CONNECTIONS", "20000"),
-    ("WS_MAX_CONNECTIONS_PER_USER", "1000"),
+    ("WS_MAX_CONNECTIONS_PER_USER", "20000"),
     ("LOG_LEVEL", "warn"),
     ("LOG_FORMAT", "human"),
 ];
@@ -44,9 +50,14 @@ pub(crate) struct ServerOption {
 
 impl ServerOption {
     pub(crate) fn program(&self) -> anyhow::Result<Program> {
+        self.program_for(USERS)
+    }
+
+    /// The program, and tokens for so many users.
+    pub(crate) fn program_for(&self, users: usize) -> anyhow::Result<Program> {
         let path = match &self.server {
             Some(path) => path.clone(),
-            None => env::current_exe()?.with_file_name("switchboard"),
+            None => beside()?,
         };
         ensure!(
             path.exists(),
@@ -54,33 +65,83 @@ impl ServerOption {
              another with --server",
             path.display()
         );
-        Program::switchboard("switchboard", path)
+        Program::switchboard("switchboard", path, users)
     }
+}
+
+/// The server in the folder of this program. Where cargo has built and started this program, it builds
+/// the server too: it builds one package at a time, and an old server would be measured unnoticed.
+fn beside() -> anyhow::Result<PathBuf> {
+    let this = env::current_exe()?;
+    let server = this.with_file_name("switchboard");
+    let by_cargo = env::var_os("CARGO_PKG_NAME").is_some_and(|name| name == env!("CARGO_PKG_NAME"));
+    let (Some(cargo), true) = (env::var_os("CARGO"), by_cargo) else { return Ok(server) };
+    let folder = this.parent().context("this program is in no folder")?;
+    let mut build = Command::new(cargo);
+    build.args([
+        "build",
+        "--quiet",
+        "--locked",
+        "--package",
+        "switchboard",
+        "--bin",
+        "switchboard",
+    ]);
+    build.arg("--manifest-path").arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../Cargo.toml"));
+    // The folder is named after the profile, but for one.
+    let profile = folder.file_name().filter(|profile| *profile != "debug");
+    build.arg("--profile").arg(profile.unwrap_or("dev".as_ref()));
+    if let Some(target) = folder.parent() {
+        build.arg("--target-dir").arg(target);
+    }
+    eprintln!("building the server, if it has changed");
+    ensure!(build.status().context("cannot start cargo")?.success(), "the server does not build");
+    Ok(server)
 }
 
 /// Something that can be started, with a folder for its data.
 pub(crate) struct Program {
     pub(crate) name: &'static str,
     path: PathBuf,
-    is_bare: bool,
+    /// What comes before its address on the command line; none: it is told by its environment.
+    arguments: Option<Vec<OsString>>,
+    wire: Wire,
     tokens: Vec<String>,
     folder: TempDir,
 }
 
 impl Program {
-    /// The baseline, which this executable is as well.
-    pub(crate) fn bare() -> anyhow::Result<Self> {
-        let tokens = vec!["none".to_owned()];
-        let folder = tempfile::tempdir()?;
-        Ok(Self { name: "bare", path: env::current_exe()?, is_bare: true, tokens, folder })
+    /// A baseline, which is a mode of this executable.
+    pub(crate) fn baseline(mode: &'static str) -> anyhow::Result<Self> {
+        Self::other(mode, env::current_exe()?, vec![mode.into()], Wire::Json)
+    }
+
+    /// Any program that takes its address as its last argument and is content with any token.
+    pub(crate) fn other(
+        name: &'static str,
+        path: PathBuf,
+        arguments: Vec<OsString>,
+        wire: Wire,
+    ) -> anyhow::Result<Self> {
+        let (tokens, folder) = (vec!["none".to_owned()], tempfile::tempdir()?);
+        Ok(Self { name, path, arguments: Some(arguments), wire, tokens, folder })
     }
 
     /// A build of Switchboard.
-    pub(crate) fn switchboard(name: &'static str, path: PathBuf) -> anyhow::Result<Self> {
+    pub(crate) fn switchboard(
+        name: &'static str,
+        path: PathBuf,
+        users: usize,
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let token = |user| token(&path, folder.path(), &format!("bench-{user}"));
-        let tokens = (0..USERS).map(token).collect::<anyhow::Result<_>>()?;
-        Ok(Self { name, path, is_bare: false, tokens, folder })
+        let token = |user| token(&path, folder.path(), &format!("load-{user}"));
+        let tokens = (0..users).map(token).collect::<anyhow::Result<_>>()?;
+        Ok(Self { name, path, arguments: None, wire: Wire::Json, tokens, folder })
+    }
+
+    /// Where it keeps its data.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Starts it and waits until it answers.
@@ -94,23 +155,35 @@ impl Program {
         machine: &Machine,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Server> {
-        let address = free_address()?;
-        let log = self.folder.path().join("log");
+        self.start_at(free_address()?, machine, settings)
+    }
+
+    /// Starts it on an address that was used before, or is another's neighbour.
+    pub(crate) fn start_at(
+        &self,
+        address: SocketAddr,
+        machine: &Machine,
+        settings: &[(&str, &str)],
+    ) -> anyhow::Result<Server> {
+        let log = self.folder.path().join(format!("log-{}", address.port()));
         let output = fs::File::create(&log)?;
         let mut command = machine.command(&self.path);
-        if self.is_bare {
-            command.args(["bare", &address.to_string()]);
+        if let Some(arguments) = &self.arguments {
+            command.args(arguments).arg(address.to_string());
         }
         clean_environment(&mut command, self.folder.path())
             .envs(settings.iter().copied())
             .env("LISTEN_ADDR", address.to_string())
-            .stdin(Stdio::null())
+            .stdin(if self.arguments.is_some() { Stdio::piped() } else { Stdio::null() })
             .stdout(output.try_clone()?)
             .stderr(output);
         let child = command.spawn();
         let child = child.with_context(|| format!("cannot start {}", self.path.display()))?;
         let tokens = self.tokens.clone();
-        let mut server = Server { name: self.name, child, address, log, tokens };
+        let metrics = Some(Endpoint::new(address));
+        let probe = Probe { pid: Some(child.id()), metrics };
+        let (name, wire) = (self.name, self.wire);
+        let mut server = Server { name, child, address, probe, wire, log, tokens };
         let ready = server.wait_until_ready();
         ready.with_context(|| format!("{} did not start: {}", self.name, server.log()))?;
         Ok(server)
@@ -149,52 +222,47 @@ pub(crate) struct Server {
     pub(crate) name: &'static str,
     child: Child,
     pub(crate) address: SocketAddr,
+    pub(crate) probe: Probe,
+    wire: Wire,
     log: PathBuf,
-    tokens: Vec<String>,
+    pub(crate) tokens: Vec<String>,
+}
+
+/// It is looked at in its probe.
+impl Deref for Server {
+    type Target = Probe;
+
+    fn deref(&self) -> &Probe {
+        &self.probe
+    }
 }
 
 impl Server {
-    /// A client with a token for each user.
+    /// A client with a token for each user, which sends echoes.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
-        Client::new(self.address, &self.tokens)
+        let mix = Mix::parse(ECHO)?;
+        let script = Script::new(&self.address.to_string(), self.wire, &self.tokens, &mix)?;
+        Client::new(vec![self.address], script, mix.parts().len())
     }
 
-    /// CPU time since it was started, in microseconds; the kernel counts in steps of 10 ms.
-    pub(crate) fn cpu_micros(&self) -> anyhow::Result<f64> {
-        let stat = self.proc("stat")?;
-        // The name, in parentheses, may hold anything; after it come the state and numbers.
-        let fields = stat.rsplit_once(')').map(|(_, fields)| fields);
-        let mut fields = fields.unwrap_or_default().split_whitespace().skip(11);
-        let mut ticks = || fields.next()?.parse::<u64>().ok();
-        let (user, system) = ticks().zip(ticks()).context("/proc/PID/stat is not as expected")?;
-        Ok((user + system) as f64 * 1e6 / clock_ticks_per_second() as f64)
+    /// What a baseline is told by.
+    pub(crate) fn take_input(&mut self) -> Option<ChildStdin> {
+        self.child.stdin.take()
     }
 
-    /// Resident memory, exactly: `VmRSS` may be off by some pages for each thread.
-    pub(crate) fn rss_kib(&self) -> anyhow::Result<f64> {
-        let rollup = self.proc("smaps_rollup")?;
-        let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
-        let rss = rss.and_then(|rss| rss.trim().strip_suffix(" kB")?.parse().ok());
-        rss.context("/proc/PID/smaps_rollup is not as expected")
-    }
-
-    /// Reads a metric without labels, as Prometheus does.
-    pub(crate) fn metric(&self, name: &str) -> anyhow::Result<f64> {
-        let metrics = self.metrics().context("cannot read /metrics")?;
-        let mut lines = metrics.lines();
-        let value = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-        let first = || metrics.lines().next().unwrap_or_default();
-        value.with_context(|| format!("/metrics has no {name}: {}", first()))
-    }
-
-    fn metrics(&self) -> io::Result<String> {
-        let mut stream = TcpStream::connect(self.address)?;
-        stream.set_read_timeout(Some(METRICS_TIMEOUT))?;
-        let host = self.address;
-        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
+    /// Tells it to drain, and waits for its end.
+    pub(crate) fn drain(&mut self, timeout: Duration) -> anyhow::Result<()> {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, Signal::TERM).context("cannot tell the server to end")?;
+        let end = Instant::now() + timeout;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                ensure!(status.success(), "it ended with {status} ({})", self.log());
+                return Ok(());
+            }
+            ensure!(Instant::now() < end, "it has not ended after {timeout:?}");
+            pause(Duration::from_millis(10));
+        }
     }
 
     /// What it has printed.
@@ -202,11 +270,6 @@ impl Server {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let last: Vec<_> = log.lines().rev().take(5).collect();
         if last.is_empty() { "it printed nothing".to_owned() } else { last.join(" | ") }
-    }
-
-    fn proc(&self, file: &str) -> anyhow::Result<String> {
-        let path = format!("/proc/{}/{file}", self.child.id());
-        fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))
     }
 
     fn wait_until_ready(&mut self) -> anyhow::Result<()> {

@@ -1,0 +1,246 @@
+//! Every mode for a moment against the real server, as somebody would call it.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::OnceLock,
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+const TOOL: &str = env!("CARGO_BIN_EXE_switchboard-load");
+
+/// The server beside the tool: a run of the whole workspace has built it, another builds it here.
+fn server() -> &'static Path {
+    static SERVER: OnceLock<PathBuf> = OnceLock::new();
+    SERVER.get_or_init(|| {
+        let server = Path::new(TOOL).with_file_name("switchboard");
+        if !server.exists() {
+            let mut build = Command::new(env!("CARGO"));
+            build.args(["build", "--quiet", "--package", "switchboard", "--bin", "switchboard"]);
+            assert!(build.status().unwrap().success());
+        }
+        server
+    })
+}
+
+/// What a mode says as JSON. Its server is private, unless the arguments name one.
+fn run(arguments: &[&str]) -> Value {
+    let mut command = Command::new(TOOL);
+    command.args(arguments).args(["--json", "-"]);
+    if !arguments.contains(&"--url") {
+        command.arg("--server").arg(server());
+    }
+    let output = command.output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{arguments:?}: {error}"))
+}
+
+fn figure(summary: &Value, key: &str) -> f64 {
+    summary["figures"][key].as_f64().unwrap_or_else(|| panic!("no {key} in {summary}"))
+}
+
+fn notes(summary: &Value) -> String {
+    summary["notes"].to_string()
+}
+
+#[test]
+fn throughput_counts_answers_and_their_latencies_over_both_formats_and_rest() {
+    for wire in ["json", "protobuf", "rest"] {
+        let mix = if wire == "rest" { "1=2,3=1" } else { "100=8,1=1,3=1" };
+        let summary = run(&[
+            "throughput",
+            "--wire",
+            wire,
+            "--mix",
+            mix,
+            "--connections",
+            "5",
+            "--seconds",
+            "1",
+            "--warm-up",
+            "0.2",
+        ]);
+        assert!(figure(&summary, "messages_per_second") > 50.0, "{summary}");
+        assert!(figure(&summary, "server_micros_per_message") > 0.0, "{summary}");
+        let latencies = summary["latencies"].as_array().unwrap();
+        let all = latencies.last().unwrap();
+        assert_eq!(all["of"], "all");
+        assert_eq!(latencies.len(), mix.split(',').count() + 1);
+        assert!(all["p50_ms"].as_f64() > Some(0.0) && all["max_ms"].as_f64() > Some(0.0), "{all}");
+        assert!(summary["timeline"].as_array().unwrap().len() > 1, "{summary}");
+        assert!(!notes(&summary).contains("no success"), "{summary}");
+    }
+}
+
+#[test]
+fn latency_keeps_its_rate_and_says_when_it_cannot() {
+    let seconds = ["--connections", "5", "--seconds", "1", "--warm-up", "0.2"];
+    let summary = run(&[&["latency", "--rate", "200"], &seconds[..]].concat());
+    let count = summary["latencies"][0]["count"].as_f64().unwrap();
+    assert!((195.0..=205.0).contains(&count), "{count} of 200: {summary}");
+    assert!(!notes(&summary).contains("too high"), "{summary}");
+
+    let summary = run(&[&["latency", "--rate", "1000000"], &seconds[..]].concat());
+    assert!(notes(&summary).contains("the rate was too high"), "{summary}");
+}
+
+#[test]
+fn a_limit_of_the_server_is_named_with_its_setting() {
+    let limited = ["throughput", "--connections", "2", "--seconds", "1", "--warm-up", "0.1"];
+    let summary = run(&[&limited[..], &["--set", "WS_MESSAGE_RATE_LIMIT=60"]].concat());
+    assert!(notes(&summary).contains("WS_MESSAGE_RATE_LIMIT"), "{summary}");
+    let rest = [&limited[..], &["--wire", "rest", "--set", "RATE_LIMIT_PER_MINUTE=60"]].concat();
+    assert!(notes(&run(&rest)).contains("RATE_LIMIT_PER_MINUTE"));
+    let users =
+        [&limited[..], &["--users", "1", "--set", "WS_MAX_CONNECTIONS_PER_USER=1"]].concat();
+    assert!(notes(&run(&users)).contains("WS_MAX_CONNECTIONS_PER_USER"));
+}
+
+#[test]
+fn connect_idle_storm_and_churn_see_every_connection() {
+    for wire in ["json", "protobuf"] {
+        let summary = run(&["connect", "--wire", wire, "--connections", "200"]);
+        assert_eq!(figure(&summary, "connections"), 200.0);
+        assert!(figure(&summary, "connects_per_second") > 10.0, "{summary}");
+    }
+    let summary = run(&["connect", "--connections", "50", "--rate", "100"]);
+    let rate = figure(&summary, "connects_per_second");
+    assert!((60.0..=110.0).contains(&rate), "{rate}");
+
+    let summary = run(&["idle", "--connections", "300", "--seconds", "0.5"]);
+    assert_eq!(figure(&summary, "connections"), 300.0);
+    let memory = figure(&summary, "kib_per_connection");
+    assert!((1.0..=200.0).contains(&memory), "{memory}");
+
+    let summary = run(&["storm", "--connections", "200", "--storms", "2"]);
+    assert_eq!(summary["latencies"][0]["count"], 400);
+
+    let summary = run(&["churn", "--connections", "200", "--rounds", "1"]);
+    assert!(figure(&summary, "closed_seconds") > 0.0, "{summary}");
+}
+
+#[test]
+fn fanout_delivers_each_push_to_everybody_and_the_baseline_does_too() {
+    let summary = run(&[
+        "fanout",
+        "--connections",
+        "200",
+        "--pushes",
+        "20",
+        "--rounds",
+        "1",
+        "--bytes",
+        "50",
+    ]);
+    for latency in summary["latencies"].as_array().unwrap() {
+        assert_eq!(latency["count"], 20, "{latency}");
+    }
+    assert_eq!(summary["latencies"].as_array().unwrap().len(), 2);
+    assert!(figure(&summary, "bytes") > 50.0, "{summary}");
+    assert!(figure(&summary, "deliveries_per_second") > 1000.0, "{summary}");
+}
+
+#[test]
+fn drain_restarts_every_node_and_loses_no_request() {
+    let summary = run(&[
+        "drain",
+        "--connections",
+        "20",
+        "--rate",
+        "200",
+        "--set",
+        "DRAIN_SPREAD=200ms",
+        "--set",
+        "DRAIN_GRACE=100ms",
+    ]);
+    assert_eq!(figure(&summary, "failed"), 0.0, "{summary}");
+    assert_eq!(figure(&summary, "restarts"), 2.0);
+    assert!(figure(&summary, "moved") >= 20.0, "{summary}");
+}
+
+#[test]
+fn soak_tells_what_is_left_when_everybody_has_gone() {
+    let summary = run(&[
+        "soak",
+        "--seconds",
+        "3",
+        "--connections",
+        "30",
+        "--rate",
+        "100",
+        "--storm-every",
+        "1",
+        "--slow",
+        "2",
+    ]);
+    assert!(figure(&summary, "storms") >= 2.0, "{summary}");
+    assert_eq!(figure(&summary, "left"), 0.0, "{summary}");
+    assert!(figure(&summary, "after_fds") <= figure(&summary, "before_fds"), "{summary}");
+    let point = summary["timeline"].as_array().unwrap().last().unwrap();
+    assert_eq!(
+        point["series"].as_array().unwrap().len(),
+        summary["series"].as_array().unwrap().len()
+    );
+}
+
+/// A server that is not the tool's own, gone with the test.
+struct Other(Child);
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+#[test]
+#[expect(clippy::disallowed_methods, reason = "a process is waited for; nothing can be polled")]
+fn another_server_is_measured_by_its_url_with_tokens_of_a_file() {
+    let folder = TempDir::new().unwrap();
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let settings = [
+        ("DATA_DIR", folder.path().display().to_string()),
+        ("LISTEN_ADDR", format!("127.0.0.1:{port}")),
+    ];
+    let mut token = Command::new(server());
+    let token = token.args(["token", "--user", "ann"]).envs(settings.clone()).output().unwrap();
+    let tokens = folder.path().join("tokens");
+    fs::write(&tokens, token.stdout).unwrap();
+    let log = fs::File::create(folder.path().join("log")).unwrap();
+    let mut serve = Command::new(server());
+    let child = serve.envs(settings).stdin(Stdio::null()).stdout(log).stderr(Stdio::null()).spawn();
+    let other = Other(child.unwrap());
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let url = format!("http://127.0.0.1:{port}");
+    let (tokens, html) = (tokens.display().to_string(), folder.path().join("page.html"));
+    let pid = other.0.id().to_string();
+    let summary = run(&[
+        "throughput",
+        "--url",
+        &url,
+        "--tokens",
+        &tokens,
+        "--pid",
+        &pid,
+        "--connections",
+        "2",
+        "--seconds",
+        "1",
+        "--html",
+        &html.display().to_string(),
+    ]);
+    // 6,000 a minute is what it allows ann.
+    assert!(notes(&summary).contains("WS_MESSAGE_RATE_LIMIT"), "{summary}");
+    let page = fs::read_to_string(html).unwrap();
+    assert!(page.contains("<svg") && page.contains("throughput"), "{page}");
+    assert!(
+        !page.contains("http-equiv") && !page.contains("src="),
+        "the page needs something else"
+    );
+}
