@@ -19,22 +19,30 @@ keycloak:
 # The compose files of docker/, loaded as Compose loads them
 stack:
     tests/stack.sh
+# The scenarios for Locust and k6, a few seconds each
+load-tools:
+    tests/load_tools.sh
 
 # Licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
     cargo deny check licenses bans sources
 
+# Load on a private server, or with --url on another: throughput, latency, fanout … (docs/load-testing.md)
+load mode *options:
+    cargo run --release -p switchboard-load -- {{ mode }} {{ options }}
+
+# Beside axum, Node's ws and a bare WebSocket server (needs npm)
+compare *options:
+    load/compare/run.sh {{ options }}
+
 # What a message and a connection cost, beside a bare WebSocket server
 bench *options:
-    cargo build --release --workspace
     cargo run --release -p switchboard-load -- bench {{ options }}
 
 # Requests a second and their latency, on SQLite and on Postgres
 bench-database *options:
-    cargo build --release --workspace
     cargo run --release -p switchboard-load -- database {{ options }}
 
 # What the audit trail costs
 bench-audit *options:
-    cargo build --release --workspace
     cargo run --release -p switchboard-load -- audit {{ options }}

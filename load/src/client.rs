@@ -138,6 +138,13 @@ impl Client {
         self.tally = Tally::new(self.packages);
     }
 
+    /// Ends a warm-up: what went wrong in it is not forgotten.
+    pub(crate) fn forget_answers(&mut self) {
+        let Tally { refused, failed, lost, .. } =
+            std::mem::replace(&mut self.tally, Tally::new(self.packages));
+        self.tally = Tally { refused, failed, lost, ..Tally::new(self.packages) };
+    }
+
     /// Connections that are authenticated.
     pub(crate) fn ready(&self) -> usize {
         self.ready

@@ -105,10 +105,11 @@ fn latencies(latencies: &[Latency]) -> String {
     )
 }
 
-type Value<'a> = &'a dyn Fn(&Point) -> Option<f64>;
+/// A line of a plot: its name, and its value at a point.
+type Line<'a> = (&'a str, &'a dyn Fn(&Point) -> Option<f64>);
 
 fn timeline(points: &[Point]) -> String {
-    let plots: [(&str, &str, &[(&str, Value<'_>)]); 5] = [
+    let plots: [(&str, &str, &[Line<'_>]); 5] = [
         ("Rate", "answers a second", &[("rate", &|point| Some(point.rate))]),
         (
             "Latency over time",
@@ -127,7 +128,7 @@ fn timeline(points: &[Point]) -> String {
 }
 
 /// Nothing where there is nothing to see.
-fn over_time(title: &str, unit: &str, points: &[Point], series: &[(&str, Value<'_>)]) -> String {
+fn over_time(title: &str, unit: &str, points: &[Point], series: &[Line<'_>]) -> String {
     let series: Vec<_> = series
         .iter()
         .map(|(name, value)| Series {

@@ -111,10 +111,8 @@ fn measure(
             client.go_on(warm_up).map(drop)
         }
     };
-    let opened = std::mem::take(&mut client.tally.failed);
     begin(client, Duration::from_secs_f64(options.warm_up))?;
-    client.forget();
-    client.tally.failed = opened;
+    client.forget_answers();
     if let Load::Rate(rate) = load {
         client.send_at(*rate)?;
     }
@@ -148,6 +146,9 @@ fn measure(
         ));
     }
     summary.judge(&client.tally, own);
+    if client.is_deserted() {
+        summary.note("**nobody was left** at the end");
+    }
     if let Load::InFlight(in_flight) = load {
         summary.note(format!("{in_flight} requests in flight on each connection"));
     }
