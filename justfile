@@ -19,6 +19,7 @@ keycloak:
 # The compose files of docker/, loaded as Compose loads them
 stack:
     tests/stack.sh
+
 # The scenarios for Locust and k6, a few seconds each
 load-tools:
     tests/load_tools.sh

@@ -93,7 +93,7 @@ fn round(target: &Target, connections: usize, timeline: &mut Timeline) -> anyhow
     );
     let open_mib = target.probe.metric(MEMORY)? / 1024.0 / 1024.0;
     let start = Instant::now();
-    client.cut(connections)?;
+    client.cut(connections);
     while target.probe.metric(GAUGE)? > 0.0 {
         ensure!(start.elapsed() < CLOSE_TIMEOUT, "some are there after {CLOSE_TIMEOUT:?}");
         pause(POLL);

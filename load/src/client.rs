@@ -39,7 +39,7 @@ enum Pace {
     /// As soon as one is answered, on every connection.
     Closed(usize),
     /// At fixed times, whatever the answers do.
-    Open { start: Instant, rate: f64, sent: u64, turn: usize, _timer: Timer },
+    Open { start: Instant, rate: f64, sent: u64, turn: usize, timer: Timer },
 }
 
 pub(crate) struct Client {
@@ -209,7 +209,7 @@ impl Client {
         self.keep_in_flight(0)?;
         let gap = Duration::from_secs_f64(1.0 / rate);
         let timer = Timer::start(gap, self.poll.registry(), TIMER)?;
-        self.pace = Pace::Open { start: Instant::now(), rate, sent: 0, turn: 0, _timer: timer };
+        self.pace = Pace::Open { start: Instant::now(), rate, sent: 0, turn: 0, timer };
         Ok(())
     }
 
@@ -243,7 +243,7 @@ impl Client {
     }
 
     /// Cuts the first `count` connections off without a word; a returning client connects them anew.
-    pub(crate) fn cut(&mut self, count: usize) -> anyhow::Result<()> {
+    pub(crate) fn cut(&mut self, count: usize) {
         let open =
             |(index, link): (usize, &Option<Link>)| link.as_ref()?.is_ready().then_some(index);
         let open: Vec<_> = self.links.iter().enumerate().filter_map(open).take(count).collect();
@@ -256,7 +256,6 @@ impl Client {
                 self.waiting.push(Reverse((now, link.user, 0)));
             }
         }
-        Ok(())
     }
 
     fn keep_in_flight(&mut self, in_flight: usize) -> anyhow::Result<()> {
@@ -340,6 +339,9 @@ impl Client {
             polled => polled.context("cannot wait for sockets")?,
         }
         for event in &self.events {
+            if let (TIMER, Pace::Open { timer, .. }) = (event.token(), &self.pace) {
+                timer.go_on();
+            }
             let index = event.token().0;
             let Some(Some(link)) = self.links.get_mut(index) else { continue };
             let (was, now) = (link.state, Instant::now());

@@ -163,7 +163,7 @@ pub(crate) fn own_cpu() -> Duration {
 }
 
 /// Wakes epoll at fixed times, to the microsecond: its own timeout counts milliseconds.
-pub(crate) struct Timer(#[expect(dead_code, reason = "held to be closed")] OwnedFd);
+pub(crate) struct Timer(OwnedFd);
 
 impl Timer {
     /// Every `gap` from now on, within reason.
@@ -176,15 +176,38 @@ impl Timer {
         let gap = gap.try_into().context("a gap is too long")?;
         let spec = Itimerspec { it_interval: gap, it_value: gap };
         timerfd_settime(&timer, TimerfdTimerFlags::empty(), &spec)?;
-        // Edge-triggered: each expiry is an event, and nothing has to be read.
         registry.register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
         Ok(Self(timer))
+    }
+
+    /// Is called at each event: a timer that is not read does not go on.
+    pub(crate) fn go_on(&self) {
+        // Nothing is there to be read where two events came as one.
+        let _ = rustix::io::read(&self.0, &mut [0_u8; 8]);
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{cores, without_login};
+    use std::time::{Duration, Instant};
+
+    use mio::{Events, Poll, Token};
+
+    use super::{Timer, cores, without_login};
+
+    #[test]
+    fn a_timer_goes_on_for_as_long_as_it_is_told_to() {
+        let (mut poll, mut events) = (Poll::new().unwrap(), Events::with_capacity(8));
+        let timer = Timer::start(Duration::from_millis(1), poll.registry(), Token(7)).unwrap();
+        let (start, mut wakes) = (Instant::now(), 0);
+        while wakes < 20 {
+            poll.poll(&mut events, Some(Duration::from_secs(1))).unwrap();
+            assert!(!events.is_empty(), "it stood still after {wakes}");
+            timer.go_on();
+            wakes += 1;
+        }
+        assert!(start.elapsed() >= Duration::from_millis(10), "{:?}", start.elapsed());
+    }
 
     #[test]
     fn a_command_is_shown_without_passwords() {

@@ -90,7 +90,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     first.open(connections)?;
     first.run(4, WARM_UP * 4)?;
     drop(first);
-    let admin = others[0].as_str();
     let before = rest(probe)?;
 
     let mut client = target.client_of(&mix, others)?.returning();
@@ -100,18 +99,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     slow.open(options.slow as usize)?;
     client.send_at(options.rate)?;
     let costs = Costs::start(probe);
-    let end = Instant::now() + duration;
-    let pusher = Pusher { endpoint: &target.endpoint, token: admin, user: slow.user().to_owned() };
-    let storms = thread::scope(|scope| {
-        let (stop, stopped) = mpsc::channel::<()>();
-        let pushing = (options.slow > 0).then(|| scope.spawn(move || pusher.push(&stopped)));
-        let storms = weather(options, &mut client, &mut slow, &mut timeline, end);
-        drop(stop);
-        if let Some(pushing) = pushing {
-            pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
-        }
-        storms
-    })?;
+    let user = slow.user().to_owned();
+    let pusher = Pusher { endpoint: &target.endpoint, token: &others[0], user };
+    let storms = blow(options, &mut client, &mut slow, &mut timeline, &pusher)?;
     let (_, own, cpu) = costs.end(probe);
     client.run(0, Duration::from_secs(1))?;
     let mut summary = Summary::new("soak", &target);
@@ -123,8 +113,6 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     if let Some(cpu) = cpu {
         summary.figure("server_cpu", "server CPU", cpu / 1e6 / options.seconds, "of a core");
     }
-    // Cut off by this tool itself, with requests under way.
-    client.tally.unanswered = 0;
     summary.judge(&client.tally, own);
     drop((client, slow));
     let after = rest(probe)?;
@@ -136,14 +124,33 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     options.output.write(&summary)
 }
 
-/// Churn and storms until the end; the number of storms.
+/// Churn, storms and pushes until the end; the number of storms.
+fn blow(
+    options: &Options,
+    client: &mut Client,
+    slow: &mut Client,
+    timeline: &mut Timeline,
+    pusher: &Pusher<'_>,
+) -> anyhow::Result<u32> {
+    thread::scope(|scope| {
+        let (stop, stopped) = mpsc::channel::<()>();
+        let pushing = (options.slow > 0).then(|| scope.spawn(move || pusher.push(&stopped)));
+        let storms = weather(options, client, slow, timeline);
+        drop(stop);
+        if let Some(pushing) = pushing {
+            pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        storms
+    })
+}
+
 fn weather(
     options: &Options,
     client: &mut Client,
     slow: &mut Client,
     timeline: &mut Timeline,
-    end: Instant,
 ) -> anyhow::Result<u32> {
+    let end = Instant::now() + Duration::from_secs_f64(options.seconds);
     let every = Duration::from_secs_f64(options.storm_every);
     let (mut next, mut storms) = (Instant::now() + every, 0);
     while Instant::now() < end {
@@ -154,9 +161,9 @@ fn weather(
         if storm {
             storms += 1;
             next += every;
-            slow.cut(options.slow as usize)?;
+            slow.cut(options.slow as usize);
         }
-        client.cut(if storm { client.ready() } else { options.churn.div_ceil(5) as usize })?;
+        client.cut(if storm { client.ready() } else { options.churn.div_ceil(5) as usize });
     }
     Ok(storms)
 }

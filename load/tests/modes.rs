@@ -1,5 +1,7 @@
 //! Every mode for a moment against the real server, as somebody would call it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -205,6 +207,8 @@ fn another_server_is_measured_by_its_url_with_tokens_of_a_file() {
     let settings = [
         ("DATA_DIR", folder.path().display().to_string()),
         ("LISTEN_ADDR", format!("127.0.0.1:{port}")),
+        // So that connections stay that were told of the limit.
+        ("WS_MAX_STRIKES", "0".to_owned()),
     ];
     let mut token = Command::new(server());
     let token = token.args(["token", "--user", "ann"]).envs(settings.clone()).output().unwrap();
