@@ -232,6 +232,31 @@ fn every_service_is_watched_and_limited_and_starts_after_what_it_needs() {
 }
 
 #[test]
+fn services_name_only_networks_volumes_and_secrets_that_are_declared() {
+    let (compose, more) = (yaml("compose.yml"), yaml("compose.prod.yml"));
+    let declared = |kind: &str, name: &str| {
+        [&compose, &more].iter().any(|file| !file[kind].is_null() && !file[kind][name].is_null())
+    };
+    for file in [&compose, &more] {
+        for (service, parts) in file["services"].as_object().unwrap() {
+            for secret in items(&parts["secrets"]) {
+                assert!(declared("secrets", secret.as_str().unwrap()), "{service}: {secret}");
+            }
+            for volume in items(&parts["volumes"]) {
+                let source = volume.as_str().unwrap().split(':').next().unwrap();
+                let of_machine = source.starts_with(['.', '/']);
+                assert!(of_machine || declared("volumes", source), "{service}: {source}");
+            }
+            let by_name = parts["networks"].as_object().into_iter().flat_map(|all| all.keys());
+            let listed = items(&parts["networks"]).iter().map(|name| name.as_str().unwrap());
+            for network in by_name.map(String::as_str).chain(listed) {
+                assert!(declared("networks", network), "{service}: {network}");
+            }
+        }
+    }
+}
+
+#[test]
 fn every_file_that_the_stack_mounts_is_there_and_every_secret_can_be_made() {
     let mut secrets = BTreeMap::new();
     for file in ["compose.yml", "compose.prod.yml"] {
