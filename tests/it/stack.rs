@@ -162,6 +162,29 @@ fn every_alert_says_what_it_is_about_and_has_a_runbook_and_every_runbook_an_aler
 }
 
 #[test]
+fn prometheus_understands_every_query_of_a_runbook() {
+    let mut rules = String::from("groups: [{ name: runbooks, rules: [\n");
+    let mut queries = 0;
+    for name in ALERTS {
+        let text =
+            fs::read_to_string(docker().join(format!("../docs/runbooks/{name}.md"))).unwrap();
+        for block in text.split("```promql\n").skip(1) {
+            for query in block.split("```").next().unwrap().lines() {
+                queries += 1;
+                // JSON is YAML too.
+                let rule = serde_json::json!({ "record": format!("q{queries}"), "expr": query });
+                rules.push_str(&format!("{rule},\n"));
+            }
+        }
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), rules + "]}]\n").unwrap();
+    let said = promtool(&["check", "rules", file.path().to_str().unwrap()]);
+    assert!(said.contains(&format!("SUCCESS: {queries} rules found")), "{said}");
+    assert!(queries > ALERTS.len());
+}
+
+#[test]
 fn alertmanager_sends_what_is_critical_to_pager_and_chat_and_all_else_to_the_chat() {
     let file = "alertmanager.yml";
     amtool(&["check-config", file]);
@@ -203,6 +226,14 @@ fn every_image_is_of_one_version() {
         let digits = numbers.take_while(|part| part.bytes().all(|byte| byte.is_ascii_digit()));
         assert!(digits.count() >= 2, "{image} may be another one tomorrow");
     }
+}
+
+#[test]
+fn the_stack_has_the_keycloak_that_the_tests_run() {
+    let script = fs::read_to_string(docker().join("../tests/keycloak.sh")).unwrap();
+    let version = script.lines().find_map(|line| line.strip_prefix("version=")).unwrap();
+    let image = yaml("compose.yml")["services"]["keycloak"]["image"].clone();
+    assert_eq!(image, format!("quay.io/keycloak/keycloak:{version}"));
 }
 
 #[test]
