@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Loads the compose files of docker/ with the loader of Compose itself: syntax, the specification's schema,
-# variables, and what services, networks, volumes and secrets name of each other. No engine is needed.
+# Loads the compose files of docker/ with the loader of Compose itself: syntax, the specification's schema, how
+# the files lie over each other. No engine is needed.
 #
 # It is `docker compose config` where that is installed, else Compose's own library (compose-go), which Go builds
 # once. What cargo can test of the stack is in tests/it/stack.rs and tests/it/traefik.rs.

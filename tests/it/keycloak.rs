@@ -385,3 +385,17 @@ async fn keycloaks_other_tokens_let_nobody_in() {
         assert_eq!(answer.status(), 401, "{name}");
     }
 }
+
+#[tokio::test]
+#[ignore = "needs Keycloak: tests/keycloak.sh"]
+async fn grafana_learns_the_role_of_those_who_may_come_in() {
+    let keycloak = Keycloak::up().await;
+    for (user, roles) in [
+        ("admin-ann", json!(["admin"])),
+        ("editor-eve", Value::Null),
+        ("reader-rob", json!(["viewer"])),
+        ("nobody-nick", Value::Null),
+    ] {
+        assert_eq!(keycloak.id_token("grafana", user).await["roles"], roles, "{user}");
+    }
+}

@@ -162,6 +162,29 @@ fn every_alert_says_what_it_is_about_and_has_a_runbook_and_every_runbook_an_aler
 }
 
 #[test]
+fn prometheus_understands_every_query_of_a_runbook() {
+    let mut rules = String::from("groups: [{ name: runbooks, rules: [\n");
+    let mut queries = 0;
+    for name in ALERTS {
+        let text =
+            fs::read_to_string(docker().join(format!("../docs/runbooks/{name}.md"))).unwrap();
+        for block in text.split("```promql\n").skip(1) {
+            for query in block.split("```").next().unwrap().lines() {
+                queries += 1;
+                // JSON is YAML too.
+                let rule = serde_json::json!({ "record": format!("q{queries}"), "expr": query });
+                rules.push_str(&format!("{rule},\n"));
+            }
+        }
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), rules + "]}]\n").unwrap();
+    let said = promtool(&["check", "rules", file.path().to_str().unwrap()]);
+    assert!(said.contains(&format!("SUCCESS: {queries} rules found")), "{said}");
+    assert!(queries > ALERTS.len());
+}
+
+#[test]
 fn alertmanager_sends_what_is_critical_to_pager_and_chat_and_all_else_to_the_chat() {
     let file = "alertmanager.yml";
     amtool(&["check-config", file]);
@@ -206,6 +229,14 @@ fn every_image_is_of_one_version() {
 }
 
 #[test]
+fn the_stack_has_the_keycloak_that_the_tests_run() {
+    let script = fs::read_to_string(docker().join("../tests/keycloak.sh")).unwrap();
+    let version = script.lines().find_map(|line| line.strip_prefix("version=")).unwrap();
+    let image = yaml("compose.yml")["services"]["keycloak"]["image"].clone();
+    assert_eq!(image, format!("quay.io/keycloak/keycloak:{version}"));
+}
+
+#[test]
 fn every_service_is_watched_and_limited_and_starts_after_what_it_needs() {
     let compose = yaml("compose.yml");
     let services = compose["services"].as_object().unwrap();
@@ -229,6 +260,31 @@ fn every_service_is_watched_and_limited_and_starts_after_what_it_needs() {
     }
     let all = "alertmanager alloy cadvisor grafana keycloak loki postgres prometheus redis switchboard traefik";
     assert_eq!(jobs, all.split(' ').collect());
+}
+
+#[test]
+fn services_name_only_networks_volumes_and_secrets_that_are_declared() {
+    let (compose, more) = (yaml("compose.yml"), yaml("compose.prod.yml"));
+    let declared = |kind: &str, name: &str| {
+        [&compose, &more].iter().any(|file| !file[kind].is_null() && !file[kind][name].is_null())
+    };
+    for file in [&compose, &more] {
+        for (service, parts) in file["services"].as_object().unwrap() {
+            for secret in items(&parts["secrets"]) {
+                assert!(declared("secrets", secret.as_str().unwrap()), "{service}: {secret}");
+            }
+            for volume in items(&parts["volumes"]) {
+                let source = volume.as_str().unwrap().split(':').next().unwrap();
+                let of_machine = source.starts_with(['.', '/']);
+                assert!(of_machine || declared("volumes", source), "{service}: {source}");
+            }
+            let by_name = parts["networks"].as_object().into_iter().flat_map(|all| all.keys());
+            let listed = items(&parts["networks"]).iter().map(|name| name.as_str().unwrap());
+            for network in by_name.map(String::as_str).chain(listed) {
+                assert!(declared("networks", network), "{service}: {network}");
+            }
+        }
+    }
 }
 
 #[test]

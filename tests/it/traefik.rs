@@ -95,6 +95,7 @@ async fn the_clients_address_and_its_correlation_id_arrive_and_nobody_can_preten
     let url = format!("http://{}/authors", traefik.addr());
     let request = http.post(url).bearer_auth(nodes.one.token("ann"));
     let request = request.header("x-correlation-id", "from-the-client");
+    let request = request.header("x-forwarded-proto", "https");
     let request = request.header("x-forwarded-for", "203.0.113.9").json(&json!({ "name": "Ann" }));
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), 201);

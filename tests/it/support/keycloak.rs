@@ -193,6 +193,14 @@ impl Keycloak {
         self.done(self.admin(Method::PUT, &path).await.json(&client)).await;
     }
 
+    /// What another client learns of a user.
+    pub(crate) async fn id_token(&self, client: &str, user: &str) -> Value {
+        let found = self.get(&format!("/clients?clientId={client}")).await;
+        let client = found[0]["id"].as_str().unwrap_or_else(|| panic!("no client {client}"));
+        let evaluate = format!("/clients/{client}/evaluate-scopes/generate-example-id-token");
+        self.get(&format!("{evaluate}?scope=openid&userId={}", self.user(user).await)).await
+    }
+
     async fn client(&self) -> Value {
         self.get(&format!("/clients?clientId={CLIENT}")).await[0].take()
     }
