@@ -20,6 +20,10 @@ keycloak:
 stack:
     tests/stack.sh
 
+# The dashboards' JSON from their description (needs Python 3.11)
+dashboards:
+    docker/grafana/generate
+
 # Licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
     cargo deny check licenses bans sources
