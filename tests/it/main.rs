@@ -34,6 +34,7 @@ mod messages;
 mod metrics;
 mod metrics_names;
 mod migrate;
+mod monitoring;
 mod oidc;
 mod outage;
 mod plans;

@@ -7,12 +7,14 @@ pub(crate) mod handlers;
 pub(crate) mod issuer;
 pub(crate) mod keycloak;
 pub(crate) mod load;
+pub(crate) mod monitoring;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod redis;
 pub(crate) mod rest;
 pub(crate) mod traefik;
+pub(crate) mod traffic;
 pub(crate) mod users;
 pub(crate) mod wire;
 

@@ -4,9 +4,8 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
+    net::{SocketAddr, TcpStream as StdStream},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
         OnceLock,
@@ -22,6 +21,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
 };
+
+use super::programs::{free_port, program};
 
 const MISSING: &str = "the tests need Redis: install it (Debian and Ubuntu: apt-get install redis-server; \
      macOS: brew install redis) or put its redis-server, or valkey-server, into PATH";
@@ -53,7 +54,7 @@ impl Redis {
 
     /// One that does not run yet.
     pub(crate) fn stopped() -> Self {
-        let program = program();
+        let program = program(&["redis-server", "valkey-server"], "redis-server", MISSING);
         let folder = TempDir::new().unwrap().keep();
         let script =
             r#"trap "" INT TERM HUP; cat >/dev/null; kill -KILL "$(cat "$0/pid")"; rm -rf "$0""#;
@@ -61,10 +62,8 @@ impl Redis {
         keeper.arg("-c").arg(script).arg(&folder).current_dir("/");
         keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let keeper = keeper.spawn().unwrap();
-        // Below the ports that systems give out: it has to be free again after a stop.
-        let port = (0..100).map(|_| 30_000 + u16::try_from(fastrand::u32(..2_700)).unwrap());
-        let port = port.into_iter().find(|port| StdListener::bind(("127.0.0.1", *port)).is_ok());
-        Self { folder, port: port.unwrap(), program, keeper }
+        // It has to be free again after a stop.
+        Self { folder, port: free_port(), program, keeper }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -118,32 +117,6 @@ impl Drop for Redis {
         drop(self.keeper.stdin.take());
         drop(self.keeper.wait());
     }
-}
-
-fn program() -> PathBuf {
-    found().unwrap_or_else(|| {
-        let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
-        assert!(root && Path::new("/usr/bin/apt-get").exists(), "{MISSING}");
-        // The package's own service is not to start.
-        let install =
-            "apt-get update -q && apt-get install -qy --no-install-recommends redis-server";
-        let installed = Command::new("sh")
-            .args(["-c", install])
-            .envs([("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1")])
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&installed.stderr);
-        found().unwrap_or_else(|| panic!("{MISSING}\napt-get failed: {said}"))
-    })
-}
-
-fn found() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let programs = ["redis-server", "valkey-server"];
-    std::env::split_paths(&path)
-        .flat_map(|folder| programs.map(|name| folder.join(name)))
-        .find(|program| program.exists())
 }
 
 /// What the network does.
