@@ -35,7 +35,7 @@ fn settings<'a>(issuer: &'a str, database: &'a str, redis: &'a str) -> Vec<(&'a 
         ("WS_MAX_CONNECTIONS_PER_USER", "2"),
         ("WS_MESSAGE_RATE_LIMIT", "3000"),
         ("WS_MAX_STRIKES", "0"),
-        ("RATE_LIMIT_PER_MINUTE", "6000"),
+        ("RATE_LIMIT_PER_MINUTE", "3000"),
         ("AUTH_FAILURES_PER_MINUTE", "0"),
         ("DRAIN_SPREAD", "0s"),
     ]
