@@ -24,6 +24,10 @@ stack:
 load-tools:
     tests/load_tools.sh
 
+# The dashboards' JSON from their description (needs Python 3.11)
+dashboards:
+    docker/grafana/generate
+
 # Licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
     cargo deny check licenses bans sources

@@ -101,6 +101,11 @@ impl Visit for Members<'_> {
         self.set(field, value);
     }
 
+    /// Milliseconds of a `Duration`.
+    fn record_u128(&mut self, field: &Field, value: u128) {
+        self.set(field, u64::try_from(value).unwrap_or(u64::MAX));
+    }
+
     fn record_bool(&mut self, field: &Field, value: bool) {
         self.set(field, value);
     }

@@ -63,6 +63,8 @@ pub(super) async fn observe(
         method = request.method().as_str(),
         // The path without its query, which may hold a token.
         endpoint = request.uri().path(),
+        // The label of its metrics: leads from a graph to the lines.
+        route = endpoint.route(),
     );
     request.extensions_mut().insert(Arc::new(remote));
 

@@ -15,7 +15,6 @@ const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPT
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Endpoint {
     method: &'static str,
-    /// The route's template (`/authors/{id}`), or `unmatched`.
     route: String,
 }
 
@@ -24,6 +23,11 @@ impl Endpoint {
     pub(crate) fn new(method: &str, route: Option<&str>) -> Self {
         let method = METHODS.iter().find(|known| **known == method).unwrap_or(&"OTHER");
         Self { method, route: route.unwrap_or("unmatched").to_owned() }
+    }
+
+    /// The route's template (`/authors/{id}`), or `unmatched`.
+    pub(crate) fn route(&self) -> &str {
+        &self.route
     }
 
     fn labels(&self) -> [&str; 2] {

@@ -1,6 +1,10 @@
 //! One answer for one request, by construction; and one row of the audit trail, where it has one.
 
-use std::{borrow::Cow, sync::Arc, time::Instant};
+use std::{
+    borrow::Cow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use crate::{
     audit::{Audit, Event},
@@ -9,6 +13,9 @@ use crate::{
     metrics::{AuditOutcome, PackageMetrics},
     protocol::{ErrorBody, Reply, ReplyHead, Status},
 };
+
+/// A message that took longer leaves a line, which a graph of latencies leads to.
+const SLOW: Duration = Duration::from_millis(100);
 
 /// What the audit trail is to have of a request, beside its answer.
 pub(super) struct Audited {
@@ -79,6 +86,9 @@ impl Responder {
         let took = ready - self.received;
         self.metrics.processing.observe(took.as_secs_f64());
         self.metrics.answered(reply.status);
+        if took > SLOW {
+            log_slow(self.head, &outbox, took);
+        }
         // First: who has seen the answer can rely on the row.
         if let Some(audited) = self.audited.take() {
             audited.audit.record(Event {
@@ -101,6 +111,14 @@ impl Responder {
         }
         outbox.reply(reply.frame, ready);
     }
+}
+
+#[cold]
+fn log_slow(head: ReplyHead, outbox: &Outbox, took: Duration) {
+    tracing::info!(
+        connection_id = %outbox.id, request_id = %head.req_id, user_id = &*outbox.identity().subject,
+        pkg_id = head.pkg_id, duration_ms = took.as_secs_f64() * 1000.0, "slow message"
+    );
 }
 
 impl Drop for Responder {

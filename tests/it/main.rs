@@ -35,6 +35,7 @@ mod messages;
 mod metrics;
 mod metrics_names;
 mod migrate;
+mod monitoring;
 mod oidc;
 mod outage;
 mod plans;

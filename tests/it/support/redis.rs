@@ -4,7 +4,7 @@
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    net::{SocketAddr, TcpStream as StdStream},
     path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{
@@ -22,7 +22,7 @@ use tokio::{
     sync::watch,
 };
 
-use super::programs::program;
+use super::programs::{free_port, program};
 
 const MISSING: &str = "the tests need Redis: install it (Debian and Ubuntu: apt-get install redis-server; \
      macOS: brew install redis) or put its redis-server, or valkey-server, into PATH";
@@ -62,10 +62,8 @@ impl Redis {
         keeper.arg("-c").arg(script).arg(&folder).current_dir("/");
         keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let keeper = keeper.spawn().unwrap();
-        // Below the ports that systems give out: it has to be free again after a stop.
-        let port = (0..100).map(|_| 30_000 + u16::try_from(fastrand::u32(..2_700)).unwrap());
-        let port = port.into_iter().find(|port| StdListener::bind(("127.0.0.1", *port)).is_ok());
-        Self { folder, port: port.unwrap(), program, keeper }
+        // It has to be free again after a stop.
+        Self { folder, port: free_port(), program, keeper }
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
