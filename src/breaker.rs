@@ -17,7 +17,8 @@ use crate::metrics::BreakerSeries;
 
 /// Failures in a row that open it.
 const FAILURES: u32 = 5;
-/// As the gauge shows it.
+/// As the gauge shows them.
+const CLOSED: i64 = 0;
 const HALF_OPEN: i64 = 1;
 
 type Machine = StateMachine<ConsecutiveFailures<Exponential>, Shown>;
@@ -52,6 +53,11 @@ impl Breaker {
     pub(crate) fn permits(&self) -> bool {
         self.with(|machine| machine.is_call_permitted())
             && (!self.is_half_open() || self.is_first())
+    }
+
+    /// Whether the last calls were answered.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.series.state.get() == CLOSED
     }
 
     fn is_half_open(&self) -> bool {
@@ -118,6 +124,6 @@ impl Instrument for Shown {
     }
 
     fn on_closed(&self) {
-        self.enter(0, "closed");
+        self.enter(CLOSED, "closed");
     }
 }

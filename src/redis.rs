@@ -25,8 +25,8 @@ use crate::{
     metrics::{CallOutcome, Dependency, Metrics, RedisMetrics, RedisOperation},
 };
 
-/// Time for a command.
-const COMMAND: Duration = Duration::from_millis(100);
+/// Time for a command, or a script.
+pub(crate) const COMMAND: Duration = Duration::from_millis(100);
 /// Time to connect, and for each step of it.
 const CONNECT: Duration = Duration::from_secs(1);
 /// Time to find the server and all these steps.
@@ -76,6 +76,12 @@ impl Redis {
         self.client.load().is_some()
     }
 
+    /// Whether an answer is to be expected: there is a connection, and the circuit breaker is closed.
+    pub(crate) fn answers(&self) -> bool {
+        // By the gauge, which costs each message less than the client.
+        self.metrics.connected.get() == 1 && self.breaker.is_closed()
+    }
+
     /// Opens a connection; nobody else uses it before it is [shared](Self::share).
     pub(crate) async fn connect(&self) -> Result<(SubscriberClient, Connection), Error> {
         let client = self.client()?;
@@ -102,6 +108,7 @@ impl Redis {
                 connection.connection_timeout = CONNECT;
                 connection.internal_command_timeout = CONNECT;
                 connection.max_command_attempts = 1;
+                connection.tcp.nodelay = Some(true);
             })
             .with_performance_config(|performance| {
                 performance.default_command_timeout = COMMAND;
@@ -143,7 +150,6 @@ impl Redis {
 
     /// Runs a script, which is one atomic step, on the connection that is shared. Its first key decides
     /// where it runs in a Redis Cluster; all of its keys have to be there.
-    #[expect(dead_code, reason = "limits and leases use it")]
     pub(crate) async fn run<T: FromValue>(
         &self,
         operation: RedisOperation,
@@ -156,7 +162,8 @@ impl Redis {
         if !self.breaker.permits() {
             return Err(Error::new(ErrorKind::IO, "its circuit breaker is open"));
         }
-        self.timed(operation, async {
+        // Boxed: the driver's futures take up 14 KiB each.
+        let run = Box::pin(async {
             match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {
                 // A Redis that was started anew, or has never seen it.
                 Err(error) if error.details().starts_with("NOSCRIPT") => {
@@ -165,8 +172,9 @@ impl Redis {
                 }
                 result => result,
             }
-        })
-        .await
+        });
+        let late = |_| Err(Error::new(ErrorKind::Timeout, "no answer"));
+        self.timed(operation, async { timeout(COMMAND, run).await.unwrap_or_else(late) }).await
     }
 }
 

@@ -1,8 +1,11 @@
-//! The cluster: where its Redis is, and what its keys begin with.
+//! The cluster: where its Redis is, what its keys begin with, and what limits do without it.
 
 use std::fmt;
 
-use super::{Reader, SETTINGS, value::Secret};
+use super::{
+    Reader, SETTINGS,
+    value::{Environment, FailMode, Secret},
+};
 
 /// The cluster.
 #[derive(Debug, Clone)]
@@ -11,6 +14,8 @@ pub struct ClusterConfig {
     pub redis: Option<RedisUrl>,
     /// `REDIS_KEY_PREFIX`, the same on every node.
     pub prefix: String,
+    /// `RATE_LIMIT_FAIL_MODE`.
+    pub fail_mode: FailMode,
 }
 
 /// The URL of a Redis. It is shown without its password.
@@ -43,8 +48,16 @@ const PARAMETERS: &[&str] = &["node", "sentinelServiceName"];
 const ALLOWED: &str = "redis://USER:PASSWORD@HOST:PORT/DATABASE, redis-sentinel://HOST:PORT?sentinelServiceName=NAME, redis-cluster://HOST:PORT, each with &node=HOST:PORT for more hosts; rediss… is with TLS";
 
 impl Reader<'_> {
-    pub(super) fn cluster(&mut self) -> ClusterConfig {
-        ClusterConfig { redis: self.redis(), prefix: self.get("REDIS_KEY_PREFIX") }
+    pub(super) fn cluster(&mut self, environment: Environment) -> ClusterConfig {
+        let fail_mode: Option<FailMode> = self.get("RATE_LIMIT_FAIL_MODE");
+        ClusterConfig {
+            redis: self.redis(),
+            prefix: self.get("REDIS_KEY_PREFIX"),
+            fail_mode: fail_mode.unwrap_or(match environment {
+                Environment::Dev => FailMode::Open,
+                Environment::Staging | Environment::Production => FailMode::Closed,
+            }),
+        }
     }
 
     fn redis(&mut self) -> Option<RedisUrl> {
@@ -74,7 +87,7 @@ fn read(url: &Secret) -> Option<RedisUrl> {
 
 #[cfg(test)]
 mod tests {
-    use crate::config::Config;
+    use crate::config::{Config, FailMode};
 
     fn redis(url: &str) -> Result<String, String> {
         Config::read(|name| (name == "REDIS_URL").then(|| url.to_owned()))
@@ -112,5 +125,29 @@ mod tests {
             let fault = redis(url).unwrap_err();
             assert!(fault.contains("REDIS_URL") && !fault.contains("hush-hush"), "{fault}");
         }
+    }
+
+    #[test]
+    fn limits_are_refused_without_redis_but_for_developers_and_those_who_say_otherwise() {
+        let read = |environment: &str, mode: &str| {
+            let config = Config::read(|name| match name {
+                "ENV" => Some(environment.to_owned()),
+                "RATE_LIMIT_FAIL_MODE" => Some(mode.to_owned()),
+                "OIDC_ISSUER" | "ALLOWED_WS_ORIGINS" => Some("https://sso.example".to_owned()),
+                _ => None,
+            });
+            config.map(|config| config.cluster.fail_mode).map_err(|faults| faults.to_string())
+        };
+        for (environment, default) in [
+            ("dev", FailMode::Open),
+            ("staging", FailMode::Closed),
+            ("production", FailMode::Closed),
+        ] {
+            assert_eq!(read(environment, ""), Ok(default), "{environment}");
+            assert_eq!(read(environment, "open"), Ok(FailMode::Open), "{environment}");
+            assert_eq!(read(environment, "closed"), Ok(FailMode::Closed), "{environment}");
+        }
+        let fault = read("dev", "ajar").unwrap_err();
+        assert!(fault.contains("RATE_LIMIT_FAIL_MODE") && fault.contains("ajar"), "{fault}");
     }
 }

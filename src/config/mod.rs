@@ -17,7 +17,7 @@ pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
 pub use settings::{SETTINGS, Setting};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
-pub use value::{AllowList, Environment, LogFormat, Network, Secret};
+pub use value::{AllowList, Environment, FailMode, LogFormat, Network, Secret};
 use value::{Bytes, Positive, Value};
 
 /// `DRAIN_DELAY` of a node that is not alone: two health checks of most balancers.
@@ -205,10 +205,11 @@ impl Reader<'_> {
 
     fn config(&mut self) -> Config {
         let data_dir: PathBuf = self.get("DATA_DIR");
-        let cluster = self.cluster();
+        let environment = self.get("ENV");
+        let cluster = self.cluster(environment);
         let noticed = if cluster.redis.is_some() { BALANCER_NOTICES } else { Duration::ZERO };
         Config {
-            environment: self.get("ENV"),
+            environment,
             server: ServerConfig {
                 listen_addr: self.get("LISTEN_ADDR"),
                 ops_addr: self.get("OPS_ADDR"),

@@ -182,6 +182,12 @@ pub const SETTINGS: &[Setting] = &[
         "What keys and channels in Redis begin with: the same on the nodes of one cluster",
     ),
     setting(
+        "RATE_LIMIT_FAIL_MODE",
+        "",
+        "open|closed",
+        "Limits while Redis does not answer: open: each node's own, closed: refuse; empty: closed, but open with ENV=dev",
+    ),
+    setting(
         "LOG_LEVEL",
         "info",
         "FILTER",

@@ -292,6 +292,16 @@ choice!(
 );
 
 choice!(
+    /// What limits do that are shared over Redis, while it does not answer.
+    FailMode {
+        /// Each node limits by itself.
+        Open = "open",
+        /// What cannot be asked about is refused.
+        Closed = "closed",
+    } allowed "open or closed, or empty: open with ENV=dev, else closed"
+);
+
+choice!(
     /// How log lines look.
     LogFormat {
         /// Human on a terminal, else JSON.

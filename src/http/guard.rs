@@ -55,18 +55,8 @@ pub(super) async fn guard(
     if let (Some(noted), Some(user)) = (request.extensions().get::<Noted>(), &user) {
         noted.user(&user.0);
     }
-    let budget = api.limits.http(&key);
-    let wait = refusal.or_else(|| budget.and_then(|budget| budget.retry_after));
-    let mut response = match wait {
-        Some(wait) => too_many(&api, wait),
-        None => {
-            request.extensions_mut().insert(found);
-            next.run(request).await
-        }
-    };
-    if let Some(budget) = budget {
-        add_headers(response.headers_mut(), budget);
-    }
+    request.extensions_mut().insert(found);
+    let mut response = within_limits(&api, &key, refusal, request, next).await;
     if let Some(user) = user {
         response.extensions_mut().insert(user);
     }
@@ -80,10 +70,24 @@ pub(super) async fn by_address(
     next: Next,
 ) -> Response {
     let address = remote(request.extensions()).address;
-    let budget = api.limits.http(&HttpKey::Address(address));
     let refusal = api.limits.failures.refusal(address);
-    let mut response = match refusal.or_else(|| budget.and_then(|budget| budget.retry_after)) {
-        Some(wait) => too_many(&api, wait),
+    within_limits(&api, &HttpKey::Address(address), refusal, request, next).await
+}
+
+/// Takes one request from a budget, also where it is refused for another reason.
+async fn within_limits(
+    api: &Api,
+    key: &HttpKey,
+    refusal: Option<Duration>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    let Ok(budget) = api.limits.http(key).await else {
+        return Problem::unavailable("Limits cannot be checked now").into_response();
+    };
+    let wait = refusal.or_else(|| budget.and_then(|budget| budget.retry_after));
+    let mut response = match wait {
+        Some(wait) => too_many(api, wait),
         None => next.run(request).await,
     };
     if let Some(budget) = budget {

@@ -196,7 +196,7 @@ impl ErrorMetrics {
 
 label!(
     /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
-    /// to tell of those that are kept, and how many nodes there are.
+    /// to tell of those that are kept, how many nodes there are, and what limits allow.
     RedisOperation {
         Connect = "connect",
         Publish = "publish",
@@ -204,6 +204,8 @@ label!(
         Revoke = "revoke",
         Revocations = "revocations",
         Nodes = "nodes",
+        HttpLimit = "http_limit",
+        MessageLimit = "message_limit",
     }
 );
 

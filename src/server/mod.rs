@@ -158,7 +158,7 @@ impl Server {
         let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
         let broadcast_errors = metrics.ws.broadcast_errors.clone();
         let cluster =
-            Cluster::new(redis, Arc::clone(&hub), Arc::clone(&validator), broadcast_errors);
+            Cluster::new(redis.clone(), Arc::clone(&hub), Arc::clone(&validator), broadcast_errors);
         let context = Arc::new(Context {
             store,
             audit: Arc::clone(&audit),
@@ -178,7 +178,7 @@ impl Server {
             tasks: TaskTracker::new(),
         });
         Ok(Self {
-            limits: Arc::new(Limits::new(&config)),
+            limits: Arc::new(Limits::new(&config, redis)),
             places: Arc::new(Semaphore::new(config.ws.max_connections)),
             validator,
             provider,

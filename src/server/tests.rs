@@ -219,7 +219,7 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
     let outbox = Outbox::new(Uuid::nil(), Arc::clone(&identity), Format::Json, 1, Arc::new(remote));
     let admission = Box::new(Admission {
         socket: socket::accept(tcp, &[], 1024).await,
-        budget: server.limits.messages(&identity.subject),
+        budget: server.limits.messages(&identity.subject).await,
         identity,
         outbox: Arc::new(outbox),
     });

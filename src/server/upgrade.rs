@@ -244,7 +244,7 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         config.send_queue,
         Arc::clone(&remote),
     );
-    let budget = web.limits.messages(&identity.subject);
+    let budget = web.limits.messages(&identity.subject).await;
     let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
     let (refused, refusal) = oneshot::channel();
     let admit = RegistryMessage::Admit { admission, place, refused };

@@ -15,6 +15,8 @@ mod brute_force;
 mod closing;
 mod cluster;
 mod cluster_faults;
+mod cluster_limits;
+mod cluster_limits_faults;
 mod commands;
 mod crowd;
 mod defaults;

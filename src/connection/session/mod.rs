@@ -20,7 +20,6 @@ use std::{
 };
 
 use futures_util::{FutureExt, SinkExt, StreamExt};
-use serde_json::json;
 use tokio::{
     task::coop,
     time::{Sleep, sleep_until, timeout},
@@ -34,7 +33,7 @@ use super::{
 };
 use crate::{
     hub::{Batch, Command, Outbox},
-    limits::MessageBudget,
+    limits::{MessageBudget, Refused},
     metrics::LimitType,
     protocol::{
         self, ClientControl, CloseReason, ErrorBody, Incoming, Malformed, ReplyHead, Request,
@@ -281,12 +280,12 @@ impl Session {
 
     fn request(&mut self, request: Request, now: Instant, departure: &mut Departure) -> Flow {
         let responder = self.responder(request.pkg_id, request.req_id, now);
-        if let Err(wait) = self.budget.take() {
-            let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-            let error = ErrorBody::new("rate_limit_exceeded", "Too many messages")
-                .with(json!({ "retry_after_ms": retry_after_ms.max(1) }));
+        if let Err(refused) = self.budget.take() {
+            responder.refuse(Status::Error, refused.error());
+            if refused == Refused::Unavailable {
+                return Flow::Continue(());
+            }
             self.shared.metrics.rate_limit_hits.inc(LimitType::Message);
-            responder.refuse(Status::Error, error);
             return self.strike(now);
         }
         self.shared.router.dispatch(request, self.credential.caller(), responder, departure);

@@ -1,0 +1,268 @@
+//! The messages of a user. Each node limits them in-process, by its own copy of the budget that all
+//! nodes share in Redis: it pays for what it lets through, some at a time, and goes on from what is left.
+//!
+//! While a user is busy a node pays ahead, and gives back what is not used. Beyond that it lets through
+//! what it can pay later, up to a bound. So no message waits for Redis.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use governor::{
+    Quota, RateLimiter,
+    clock::{Clock, DefaultClock, Reference},
+    nanos::Nanos,
+    state::{NotKeyed, StateStore},
+};
+use serde_json::json;
+use tokio::time::sleep;
+
+use super::shared::{Shared, Units};
+use crate::{config::FailMode, metrics::RedisOperation, protocol::ErrorBody, redis};
+
+/// Parts of a minute's limit that a node may owe. With what comes back within [`IDLE`], four nodes
+/// are a tenth over the limit at most.
+const OWED: i64 = 48;
+/// Messages that it may owe however small the limit is: what a client sends at once is not to be
+/// refused because Redis has not answered yet.
+const LEAST_OWED: i64 = 8;
+/// Parts of a minute's limit that are paid ahead, and messages at least: half of what is left at most.
+const AHEAD: u32 = 40;
+const LEAST_AHEAD: u32 = 16;
+/// Parts of a minute's limit that are owed before they are paid: by who is busy no more, and by who has
+/// used up all, and may hear of what others gave back.
+const DUE: i64 = 80;
+const DUE_AT_THE_END: i64 = 600;
+/// What was paid ahead is looked at twice in a second, and given back if nothing of it was used since.
+const IDLE: Duration = Duration::from_millis(500);
+
+/// Why a message is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// There are too many; one may be tried again after this time.
+    TooMany(Duration),
+    /// Nobody can say now whether there are too many.
+    Unavailable,
+}
+
+impl Refused {
+    /// Redis has answered by then, or was given up.
+    const SLOW: Self = Self::TooMany(redis::COMMAND);
+
+    /// What the client is told.
+    pub(crate) fn error(self) -> ErrorBody {
+        match self {
+            Self::TooMany(wait) => {
+                let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+                ErrorBody::new("rate_limit_exceeded", "Too many messages")
+                    .with(json!({ "retry_after_ms": retry_after_ms }))
+            }
+            Self::Unavailable => ErrorBody::new("unavailable", "Limits cannot be checked now"),
+        }
+    }
+}
+
+/// The messages that a user may send, over all connections.
+pub(crate) struct MessageBudget {
+    limit: Option<Limit>,
+}
+
+struct Limit {
+    limiter: RateLimiter<NotKeyed, Full, DefaultClock>,
+    account: Option<Account>,
+}
+
+/// When the budget is full again, in nanoseconds since the limiter was made.
+struct Full(Arc<AtomicU64>);
+
+impl StateStore for Full {
+    type Key = NotKeyed;
+
+    fn measure_and_replace<T, F, E>(&self, _: &NotKeyed, measure: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut before = self.0.load(Relaxed);
+        loop {
+            let (outcome, after) = measure(Some(before.into()))?;
+            match self.0.compare_exchange_weak(before, after.into(), Relaxed, Relaxed) {
+                Ok(_) => return Ok(outcome),
+                Err(changed) => before = changed,
+            }
+        }
+    }
+}
+
+/// What this node has with the budget in Redis.
+struct Account {
+    shared: Arc<Shared>,
+    key: String,
+    quota: Quota,
+    /// Messages that were let through and are not paid; below 0: paid ahead.
+    owed: AtomicI64,
+    /// From here on it is time to pay.
+    due: AtomicI64,
+    /// A payment is on its way.
+    paying: AtomicBool,
+    /// Somebody looks after what was paid ahead.
+    watched: AtomicBool,
+    /// The limiter's state, and the time it counts from.
+    full: Arc<AtomicU64>,
+    clock: DefaultClock,
+    start: <DefaultClock as Clock>::Instant,
+}
+
+impl MessageBudget {
+    pub(super) fn new(
+        quota: Option<Quota>,
+        clock: &DefaultClock,
+        shared: Option<&Arc<Shared>>,
+        subject: &str,
+    ) -> Self {
+        let limit = quota.map(|quota| {
+            let full = Arc::new(AtomicU64::new(0));
+            let start = clock.now();
+            let limiter = RateLimiter::new(quota, Full(Arc::clone(&full)), clock.clone());
+            let account = shared.map(|shared| Account {
+                shared: Arc::clone(shared),
+                key: format!("limit:messages:{subject}"),
+                quota,
+                owed: AtomicI64::new(0),
+                due: AtomicI64::new(1),
+                paying: AtomicBool::new(false),
+                watched: AtomicBool::new(false),
+                full,
+                clock: clock.clone(),
+                start,
+            });
+            Limit { limiter, account }
+        });
+        Self { limit }
+    }
+
+    /// Takes one message.
+    pub(crate) fn take(self: &Arc<Self>) -> Result<(), Refused> {
+        let Some(limit) = &self.limit else { return Ok(()) };
+        let Some(account) = &limit.account else { return limit.check() };
+        if !account.shared.answers() {
+            return match account.shared.fail_mode {
+                FailMode::Open => limit.check(),
+                FailMode::Closed => Err(Refused::Unavailable),
+            };
+        }
+        let owed = account.owed.fetch_add(1, Relaxed) + 1;
+        let may_owe = owed <= account.most();
+        let taken = if may_owe { limit.check() } else { Err(Refused::SLOW) };
+        if taken.is_err() {
+            account.owed.fetch_sub(1, Relaxed);
+        }
+        if account.is_due(owed) && (taken.is_ok() || !may_owe) {
+            self.pay_soon(account);
+        }
+        taken
+    }
+
+    fn pay_soon(self: &Arc<Self>, account: &Account) {
+        // Asked first: a payment on its way costs other messages nothing but this.
+        if !account.paying.load(Relaxed) {
+            let budget = Arc::clone(self);
+            tokio::spawn(async move { budget.settle().await });
+        }
+    }
+
+    /// Pays what is owed and some ahead, and learns what is left.
+    pub(super) async fn settle(self: &Arc<Self>) {
+        let Some(account) = self.limit.as_ref().and_then(|limit| limit.account.as_ref()) else {
+            return;
+        };
+        // What is let through meanwhile may be due as well, with nobody who comes after it.
+        while account.pay(account.ahead()).await && account.is_due(account.owed.load(Relaxed)) {}
+        if account.owed.load(Relaxed) < 0 && !account.watched.swap(true, Relaxed) {
+            let budget = Arc::clone(self);
+            tokio::spawn(async move {
+                if let Some(Limit { account: Some(account), .. }) = &budget.limit {
+                    account.watch().await;
+                }
+            });
+        }
+    }
+}
+
+impl Limit {
+    fn check(&self) -> Result<(), Refused> {
+        self.limiter
+            .check()
+            .map_err(|refused| Refused::TooMany(refused.wait_time_from(self.limiter.clock().now())))
+    }
+}
+
+impl Account {
+    /// What may be owed.
+    fn most(&self) -> i64 {
+        (i64::from(self.quota.burst_size().get()) / OWED).max(LEAST_OWED)
+    }
+
+    /// What is paid ahead.
+    fn ahead(&self) -> u32 {
+        (self.quota.burst_size().get() / AHEAD).max(LEAST_AHEAD)
+    }
+
+    fn is_due(&self, owed: i64) -> bool {
+        owed >= self.due.load(Relaxed)
+    }
+
+    /// One payment at a time; whether this was one, and was answered. Without an answer what was owed is
+    /// forgiven and what was to be given back lapses: it may have arrived, and nobody pays twice.
+    async fn pay(&self, ahead: u32) -> bool {
+        if self.paying.swap(true, Relaxed) {
+            return false;
+        }
+        let used = self.owed.load(Relaxed);
+        let units = Units { used, more: ahead, share: 2 };
+        let operation = RedisOperation::MessageLimit;
+        let paid = self.shared.take(operation, &self.key, self.quota, units).await;
+        let more = paid.as_ref().map_or(0, |(more, _)| i64::from(*more));
+        let settled = if paid.is_ok() || ahead == 0 { used + more } else { used.max(0) };
+        let owed = self.owed.fetch_sub(settled, Relaxed) - settled;
+        if let Ok((_, full)) = &paid {
+            self.correct(*full, owed);
+        }
+        let limit = i64::from(self.quota.burst_size().get());
+        let due = match (ahead, more) {
+            (0, _) => (limit / DUE).max(1),
+            (_, 0 | 1) => (limit / DUE_AT_THE_END).max(1),
+            _ => -more / 2,
+        };
+        self.due.store(due, Relaxed);
+        self.paying.store(false, Relaxed);
+        paid.is_ok()
+    }
+
+    /// Goes on from what Redis says, with what it does not know yet.
+    fn correct(&self, full: Duration, owed: i64) {
+        let nanos = |time: Duration| i128::try_from(time.as_nanos()).unwrap_or(i128::MAX);
+        let full = nanos(full) + nanos(self.quota.replenish_interval()) * i128::from(owed);
+        let now = self.clock.now().duration_since(self.start);
+        let full = i128::from(now.as_u64()) + full;
+        self.full.store(u64::try_from(full.max(0)).unwrap_or(u64::MAX), Relaxed);
+    }
+
+    /// Gives back what was paid ahead once nothing of it is used for a while.
+    async fn watch(&self) {
+        loop {
+            let before = self.owed.load(Relaxed);
+            if before >= 0 {
+                break;
+            }
+            sleep(IDLE).await;
+            if self.owed.load(Relaxed) == before {
+                self.pay(0).await;
+            }
+        }
+        self.watched.store(false, Relaxed);
+    }
+}
