@@ -196,7 +196,8 @@ impl ErrorMetrics {
 
 label!(
     /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
-    /// to tell of those that are kept, and how many nodes there are.
+    /// to tell of those that are kept, and how many nodes there are; to enter connections with their
+    /// leases, to take them off, to show their figures, to tell of them, and to keep the node alive.
     RedisOperation {
         Connect = "connect",
         Publish = "publish",
@@ -204,6 +205,11 @@ label!(
         Revoke = "revoke",
         Revocations = "revocations",
         Nodes = "nodes",
+        Lease = "lease",
+        Release = "release",
+        Report = "report",
+        Connections = "connections",
+        Renew = "renew",
     }
 );
 
