@@ -15,7 +15,8 @@
 //!
 //! [`export`] writes out the audit trail. [`healthcheck`] asks a server that runs whether it is ready.
 //!
-//! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others.
+//! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others, and
+//! counts the connections of each user on all of them.
 //!
 //! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.

@@ -148,6 +148,15 @@ impl Redis {
         result
     }
 
+    /// A command on the connection that is shared.
+    pub(crate) async fn command<T, F: Future<Output = Result<T, Error>>>(
+        &self,
+        operation: RedisOperation,
+        command: impl FnOnce(Arc<SubscriberClient>) -> F,
+    ) -> Result<T, Error> {
+        self.timed(operation, command(self.shared()?)).await
+    }
+
     /// Runs a script, which is one atomic step, on the connection that is shared. Its first key decides
     /// where it runs in a Redis Cluster; all of its keys have to be there.
     pub(crate) async fn run<T: FromValue>(
@@ -157,11 +166,27 @@ impl Redis {
         keys: Vec<String>,
         arguments: Vec<String>,
     ) -> Result<T, Error> {
+        self.run_on(&*self.shared()?, operation, script, keys, arguments).await
+    }
+
+    fn shared(&self) -> Result<Arc<SubscriberClient>, Error> {
         let client = self.client.load_full();
         let client = client.ok_or_else(|| Error::new(ErrorKind::IO, "no connection"))?;
         if !self.breaker.permits() {
             return Err(Error::new(ErrorKind::IO, "its circuit breaker is open"));
         }
+        Ok(client)
+    }
+
+    /// The same as [`Self::run`], on a connection that may not be shared yet.
+    pub(crate) async fn run_on<T: FromValue>(
+        &self,
+        client: &SubscriberClient,
+        operation: RedisOperation,
+        script: &Script,
+        keys: Vec<String>,
+        arguments: Vec<String>,
+    ) -> Result<T, Error> {
         // Boxed: the driver's futures take up 14 KiB each.
         let run = Box::pin(async {
             match client.evalsha(script.sha1().clone(), keys.clone(), arguments.clone()).await {

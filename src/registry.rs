@@ -10,6 +10,7 @@ use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr,
     SupervisionEvent,
 };
+use smallvec::SmallVec;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
@@ -17,6 +18,8 @@ use tokio::{
 
 use crate::{
     audit::Event,
+    cluster::Lease,
+    config::ConnectionPolicy,
     connection::{Admission, Connection, Shared},
     hub::{Command, Hub, Outbox},
     machine,
@@ -94,6 +97,7 @@ struct Entry {
     subject: Arc<str>,
     /// Given back when the entry goes.
     _place: OwnedSemaphorePermit,
+    _lease: Option<Lease>,
 }
 
 #[derive(Default)]
@@ -101,7 +105,8 @@ struct Table {
     /// Started with the first connection.
     supervisor: Option<ActorCell>,
     connections: HashMap<ActorId, Entry>,
-    of_user: HashMap<Arc<str>, u32>,
+    /// The connections of each user, by subject, the oldest first.
+    of_user: HashMap<Arc<str>, SmallVec<[Arc<Outbox>; 2]>>,
     draining: bool,
     /// The most connections since memory was last given back.
     peak: usize,
@@ -199,9 +204,17 @@ impl Registry {
         if table.draining {
             return Some(CloseReason::GoingAway);
         }
-        let limit = self.shared.config.max_connections_per_user;
-        let open = table.of_user.get(&admission.identity.subject).copied().unwrap_or(0);
-        if limit == 0 || open < limit {
+        let limit = self.shared.config.max_connections_per_user as usize;
+        let open = table.of_user.get(&admission.identity.subject)?;
+        let counted = admission.lease.as_ref().is_some_and(Lease::is_counted);
+        if counted || open.len() < limit {
+            return None;
+        }
+        if self.shared.config.connection_policy == ConnectionPolicy::KickOldest {
+            // Those that were told before are ending already: as many as may be open are left.
+            for oldest in &open[..=open.len() - limit] {
+                oldest.command(Command::Close(CloseReason::Replaced));
+            }
             return None;
         }
         self.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedLimit);
@@ -211,7 +224,7 @@ impl Registry {
 
     async fn admit(
         &self,
-        admission: Box<Admission>,
+        mut admission: Box<Admission>,
         place: OwnedSemaphorePermit,
         myself: ActorCell,
         table: &mut Table,
@@ -235,11 +248,16 @@ impl Registry {
                 table.supervisor.insert(actor.get_cell()).clone()
             }
         };
+        let lease = admission.lease.take();
         let connection = Connection { shared: Arc::clone(&self.shared) };
         let (actor, _) = Actor::spawn_linked(None, connection, admission, supervisor).await?;
-        *table.of_user.entry(Arc::clone(&subject)).or_insert(0) += 1;
+        if self.shared.config.max_connections_per_user > 0 {
+            table.of_user.entry(Arc::clone(&subject)).or_default().push(Arc::clone(&outbox));
+        }
         let id = actor.get_id();
-        table.connections.insert(id, Entry { actor, outbox, subject, _place: place });
+        table
+            .connections
+            .insert(id, Entry { actor, outbox, subject, _place: place, _lease: lease });
         table.peak = table.peak.max(table.connections.len());
         self.shared.metrics.ws.connections.inc(ConnectionOutcome::Accepted);
         self.measure(table);
@@ -254,8 +272,8 @@ impl Registry {
         };
         self.hub.remove(&entry.outbox);
         if let Some(open) = table.of_user.get_mut(&entry.subject) {
-            *open -= 1;
-            if *open == 0 {
+            open.retain(|outbox| outbox.id != entry.outbox.id);
+            if open.is_empty() {
                 table.of_user.remove(&entry.subject);
             }
         }

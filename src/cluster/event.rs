@@ -2,7 +2,10 @@
 //!
 //! A node passes over a kind that it does not know, so that nodes of two versions can run side by side.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{
+    borrow::Cow,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -12,8 +15,10 @@ use crate::auth::Logout;
 
 /// Events in their order, each encoded by itself, and the node where they happened.
 #[derive(Debug, Serialize, Deserialize)]
-pub(super) struct Envelope<E> {
-    pub(super) node: Uuid,
+pub(super) struct Envelope<'a, E> {
+    /// Empty: nobody's own, every node carries them out.
+    #[serde(borrow)]
+    pub(super) node: Cow<'a, str>,
     pub(super) events: E,
 }
 
@@ -30,6 +35,8 @@ pub(super) enum Event {
     },
     /// The end of a connection.
     Close(Uuid),
+    /// The end of connections whose places newer ones took. It is Redis that sends it.
+    Replaced(Vec<Uuid>),
     /// The end of every connection of a user, by name.
     CloseUser(String),
     /// Logouts.
@@ -85,6 +92,10 @@ mod tests {
                 r#"{"push":{"pkg_id":3,"user":"ann","data":{"id":1}}}"#,
             ),
             (Event::Close(Uuid::nil()), r#"{"close":"00000000-0000-0000-0000-000000000000"}"#),
+            (
+                Event::Replaced(vec![Uuid::nil()]),
+                r#"{"replaced":["00000000-0000-0000-0000-000000000000"]}"#,
+            ),
             (Event::CloseUser("ann".into()), r#"{"close_user":"ann"}"#),
             (
                 log_out(Logout::Session("s1".into())),
@@ -104,9 +115,8 @@ mod tests {
     #[test]
     fn an_envelope_holds_events_of_kinds_that_nobody_knows() {
         let events = [Event::CloseUser("ann".into()).encode(), to_raw_value("?").unwrap()];
-        let text = serde_json::to_string(&Envelope { node: Uuid::nil(), events }).unwrap();
-        let node = Uuid::nil();
-        assert_eq!(text, format!(r#"{{"node":"{node}","events":[{{"close_user":"ann"}},"?"]}}"#));
+        let text = serde_json::to_string(&Envelope { node: "blue-1".into(), events }).unwrap();
+        assert_eq!(text, r#"{"node":"blue-1","events":[{"close_user":"ann"},"?"]}"#);
         let read: Envelope<Vec<&RawValue>> = serde_json::from_str(&text).unwrap();
         assert_eq!(read.events.iter().map(|event| event.get().len()).sum::<usize>(), 23);
     }

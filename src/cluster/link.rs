@@ -24,6 +24,7 @@ use super::{
     Cluster, Others,
     commands::{Commands, PAGE},
     event::{Event, Revocation},
+    keeper::Keeper,
     queue::Batch,
 };
 use crate::{
@@ -72,12 +73,13 @@ impl ClusterLink {
     /// Waits until the others were sent what is queued, before the actor ends.
     pub(crate) async fn finish(cluster: &Cluster) {
         let Some(others) = &cluster.others else { return };
+        let idle = || others.queue.is_idle() && others.leases.is_idle();
         let sent = async {
-            while others.redis.is_connected() && !others.queue.is_idle() {
+            while others.redis.is_connected() && !idle() {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        if timeout(LAST, sent).await.is_err() || !others.queue.is_idle() {
+        if timeout(LAST, sent).await.is_err() || !idle() {
             tracing::warn!("other nodes miss the last events of this one");
         }
     }
@@ -117,6 +119,7 @@ struct Session<'a> {
     cluster: &'a Cluster,
     others: &'a Others,
     commands: Commands<'a>,
+    keeper: Keeper<'a>,
 }
 
 impl<'a> Session<'a> {
@@ -136,6 +139,7 @@ impl<'a> Session<'a> {
             error = session.send() => error,
             error = session.receive(&mut inbox) => error,
             error = session.watch() => error,
+            error = session.keeper.keep() => error,
             ended = connection => gone(ended),
         };
         (true, lost)
@@ -148,9 +152,11 @@ impl<'a> Session<'a> {
     ) -> Result<(Self, Receiver<Message>, Connection), Error> {
         let (client, connection) = others.redis.connect().await?;
         let inbox = client.message_rx();
-        let session = Self { cluster, others, commands: Commands::new(others, client) };
+        let keeper = Keeper::new(&others.leases, client.clone());
+        let session = Self { cluster, others, commands: Commands::new(others, client), keeper };
         session.commands.subscribe().await?;
         session.sync().await?;
+        session.keeper.compare().await?;
         session.commands.count_nodes().await?;
         Ok((session, inbox, connection))
     }

@@ -1,35 +1,50 @@
 //! Many nodes as one server: what is pushed to clients, or ends their sessions, on whichever node they
-//! are.
+//! are; and how many connections a user has on all of them.
 //!
 //! Handlers and REST call a [`Cluster`], which acts at once on this node's connections. Where there is a
 //! Redis, it also puts an event into a bounded `queue`; the `link`, an actor, sends it to the others
-//! and hands over theirs. A node that is cut off from Redis serves its own clients as before.
+//! and hands over theirs. A new connection takes one of the `leases`, which the link's `keeper` keeps in
+//! the `ledger`. A node that is cut off from Redis serves its own clients as before.
 
 mod commands;
+mod details;
 mod event;
+mod keeper;
+mod leases;
+mod ledger;
 mod link;
 mod queue;
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, AtomicUsize, Ordering},
+use std::{
+    borrow::Cow,
+    cmp::Reverse,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
 };
 
+use fred::error::Error;
 use prometheus::IntCounter;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 use uuid::Uuid;
 
+pub(crate) use leases::Lease;
 pub(crate) use link::ClusterLink;
 
 use crate::{
     auth::{Logout, Validator},
-    hub::Hub,
+    config::Config,
+    hub::{Hub, Outbox},
     protocol::{CloseReason, Push},
     redis::Redis,
 };
+use details::describe;
 use event::{Envelope, Event, Revocation};
+use leases::Leases;
+use ledger::Ledger;
 use queue::{Dropped, Item, Queue};
 
 /// Why a connection is ended from outside.
@@ -46,7 +61,7 @@ pub(crate) enum Audience<'a> {
 /// The nodes, as this one sees them.
 pub(crate) struct Cluster {
     /// This node, until it ends.
-    node: Uuid,
+    node: Arc<str>,
     hub: Arc<Hub>,
     validator: Arc<Validator>,
     broadcast_errors: IntCounter,
@@ -59,6 +74,7 @@ struct Others {
     /// Connected: subscribed, and every logout of the others is known.
     redis: Arc<Redis>,
     queue: Queue,
+    leases: Arc<Leases>,
     /// The first attempt to connect is over.
     tried: AtomicBool,
     /// How many nodes there are, as Redis last said.
@@ -70,19 +86,31 @@ struct Others {
 impl Cluster {
     /// A node of a cluster, or the only one there is.
     pub(crate) fn new(
+        config: &Config,
         redis: Option<Arc<Redis>>,
         hub: Arc<Hub>,
         validator: Arc<Validator>,
         broadcast_errors: IntCounter,
     ) -> Self {
+        let node = node_id(config.cluster.node.as_deref());
+        let leases = |redis| {
+            let ledger = Ledger::new(redis, Arc::clone(&node), &config.ws);
+            Arc::new(Leases::new(ledger, config.cluster.fail_mode))
+        };
         let others = redis.map(|redis| Others {
+            leases: leases(Arc::clone(&redis)),
             redis,
             queue: Queue::default(),
             tried: AtomicBool::new(false),
             nodes: AtomicUsize::new(1),
             unsynced: AtomicBool::new(false),
         });
-        Self { node: Uuid::new_v4(), hub, validator, broadcast_errors, others }
+        Self { node, hub, validator, broadcast_errors, others }
+    }
+
+    /// This node's id, another one after each start.
+    pub(crate) fn node(&self) -> &str {
+        &self.node
     }
 
     /// Whether there may be others.
@@ -125,14 +153,49 @@ impl Cluster {
         Ok(reached)
     }
 
-    /// Ends a connection; false if there cannot be one of this id. Whether another node has it is not
-    /// known: it is told to end it.
-    pub(crate) fn close(&self, id: Uuid) -> bool {
-        if self.hub.close(id, REVOKED) {
-            return true;
+    /// A new connection's place among those of its user on all nodes; none where this node is alone. The
+    /// error is why there is no place.
+    pub(crate) async fn lease(&self, outbox: &Arc<Outbox>) -> Result<Option<Lease>, CloseReason> {
+        match &self.others {
+            None => Ok(None),
+            Some(others) => others.leases.take(outbox).await.map(Some),
         }
-        self.publish(Event::Close(id));
-        self.is_on()
+    }
+
+    /// Some connections of all nodes, or of a user by name, the newest first, and how many there are.
+    pub(crate) async fn connections(
+        &self,
+        user: Option<&str>,
+        skip: i64,
+        items: i64,
+    ) -> Result<(Vec<Box<RawValue>>, i64), Error> {
+        if let Some(others) = &self.others {
+            let (page, total) = others.leases.ledger.page(user, skip, items).await?;
+            return Ok((page.into_iter().flat_map(RawValue::from_string).collect(), total));
+        }
+        let mut all = self.hub.connections(user);
+        all.sort_unstable_by_key(|outbox| (Reverse(outbox.since), outbox.id));
+        let page = all.iter().skip(size(skip)).take(size(items));
+        let page = page.map(|outbox| describe(outbox, &self.node)).collect();
+        Ok((page, i64::try_from(all.len()).unwrap_or(i64::MAX)))
+    }
+
+    /// How many connections all nodes have, or a user by name; as far as Redis knows at once.
+    pub(crate) async fn count(&self, user: Option<&str>) -> Option<usize> {
+        self.others.as_ref()?.leases.ledger.count(user).await.ok()
+    }
+
+    /// Ends a connection, on whichever node it is; false if there is none of this id.
+    pub(crate) async fn close(&self, id: Uuid) -> Result<bool, Error> {
+        if self.hub.close(id, REVOKED) {
+            return Ok(true);
+        }
+        let Some(others) = &self.others else { return Ok(false) };
+        let found = others.leases.ledger.has(id).await?;
+        if found {
+            self.publish(Event::Close(id));
+        }
+        Ok(found)
     }
 
     /// Ends every connection of a user, by name.
@@ -156,7 +219,7 @@ impl Cluster {
 
     /// Events as they travel.
     fn envelope(&self, events: &[Box<RawValue>]) -> String {
-        let envelope = Envelope { node: self.node, events };
+        let envelope = Envelope { node: Cow::Borrowed(&*self.node), events };
         serde_json::to_string(&envelope).expect("what is JSON can be written as JSON")
     }
 
@@ -178,7 +241,7 @@ impl Cluster {
     /// for long comes at once, and would fill the lane of a client that is quick enough.
     async fn receive(&self, message: &[u8]) {
         match serde_json::from_slice::<Envelope<Vec<&RawValue>>>(message) {
-            Ok(Envelope { node, .. }) if node == self.node => {}
+            Ok(Envelope { node, .. }) if *node == *self.node => {}
             Ok(Envelope { events, .. }) => {
                 for event in events {
                     match serde_json::from_str(event.get()) {
@@ -208,6 +271,11 @@ impl Cluster {
                 };
             }
             Event::Close(id) => drop(self.hub.close(id, REVOKED)),
+            Event::Replaced(ids) => {
+                if let Some(others) = &self.others {
+                    others.leases.replace(&ids);
+                }
+            }
             Event::CloseUser(name) => self.hub.close_user(&name, REVOKED),
             Event::LogOut(revocations) => self.learn(&revocations),
         }
@@ -222,4 +290,17 @@ impl Cluster {
             tracing::info!(logouts, connections, "logouts of other nodes close their connections");
         }
     }
+}
+
+/// A node that is started again is another one: it has none of the connections that the first had.
+fn node_id(name: Option<&str>) -> Arc<str> {
+    let random = Uuid::new_v4();
+    match name {
+        None => random.to_string().into(),
+        Some(name) => format!("{name}-{:08x}", random.as_fields().0).into(),
+    }
+}
+
+fn size(number: i64) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -14,6 +14,8 @@ pub struct ClusterConfig {
     pub redis: Option<RedisUrl>,
     /// `REDIS_KEY_PREFIX`, the same on every node.
     pub prefix: String,
+    /// `NODE_ID`, with which this node's id begins.
+    pub node: Option<String>,
     /// `RATE_LIMIT_FAIL_MODE`.
     pub fail_mode: FailMode,
 }
@@ -53,6 +55,7 @@ impl Reader<'_> {
         ClusterConfig {
             redis: self.redis(),
             prefix: self.get("REDIS_KEY_PREFIX"),
+            node: self.get("NODE_ID"),
             fail_mode: fail_mode.unwrap_or(match environment {
                 Environment::Dev => FailMode::Open,
                 Environment::Staging | Environment::Production => FailMode::Closed,

@@ -17,7 +17,7 @@ pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
 pub use settings::{SETTINGS, Setting};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
-pub use value::{AllowList, Environment, FailMode, LogFormat, Network, Secret};
+pub use value::{AllowList, ConnectionPolicy, Environment, FailMode, LogFormat, Network, Secret};
 use value::{Bytes, Positive, Value};
 
 /// `DRAIN_DELAY` of a node that is not alone: two health checks of most balancers.
@@ -80,6 +80,8 @@ pub struct WsConfig {
     pub max_connections: usize,
     /// `WS_MAX_CONNECTIONS_PER_USER`; 0: no limit.
     pub max_connections_per_user: u32,
+    /// `WS_CONNECTION_POLICY`.
+    pub connection_policy: ConnectionPolicy,
     /// `WS_MESSAGE_RATE_LIMIT`, a minute; 0: no limit.
     pub message_rate_limit: u32,
     /// `WS_MAX_STRIKES`, within a minute; 0: never close.
@@ -249,6 +251,7 @@ impl Reader<'_> {
             query_token: self.get("WS_QUERY_TOKEN"),
             max_connections: self.count("WS_MAX_CONNECTIONS"),
             max_connections_per_user: self.get("WS_MAX_CONNECTIONS_PER_USER"),
+            connection_policy: self.get("WS_CONNECTION_POLICY"),
             message_rate_limit: self.get("WS_MESSAGE_RATE_LIMIT"),
             max_strikes: self.get("WS_MAX_STRIKES"),
             max_in_flight: self.count("WS_MAX_IN_FLIGHT"),

@@ -188,6 +188,12 @@ pub const SETTINGS: &[Setting] = &[
         "Limits while Redis does not answer: open: each node's own, closed: refuse; empty: closed, but open with ENV=dev",
     ),
     setting(
+        "NODE_ID",
+        "",
+        "NAME",
+        "What this node's id begins with, a part made at each start follows; empty: only that",
+    ),
+    setting(
         "LOG_LEVEL",
         "info",
         "FILTER",
@@ -290,6 +296,12 @@ pub const SETTINGS: &[Setting] = &[
         "WebSocket connections of this node, those still authenticating included",
     ),
     setting("WS_MAX_CONNECTIONS_PER_USER", "5", "COUNT", "Connections of one user; 0: no limit"),
+    setting(
+        "WS_CONNECTION_POLICY",
+        "reject_new",
+        "reject_new|kick_oldest",
+        "One connection of a user too many: reject_new refuses it, kick_oldest closes the user's oldest",
+    ),
     setting(
         "WS_MESSAGE_RATE_LIMIT",
         "6000",

@@ -302,6 +302,16 @@ choice!(
 );
 
 choice!(
+    /// What becomes of a user's connections where one is too many.
+    ConnectionPolicy {
+        /// The new one is refused.
+        RejectNew = "reject_new",
+        /// The oldest is closed.
+        KickOldest = "kick_oldest",
+    } allowed "reject_new or kick_oldest"
+);
+
+choice!(
     /// How log lines look.
     LogFormat {
         /// Human on a terminal, else JSON.

@@ -16,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::{
     audit::Audit,
     auth::{Identity, Validator},
+    cluster::Lease,
     config::WsConfig,
     hub::{Command, Outbox},
     limits::MessageBudget,
@@ -46,6 +47,8 @@ pub(crate) struct Admission {
     pub(crate) identity: Arc<Identity>,
     pub(crate) outbox: Arc<Outbox>,
     pub(crate) budget: Arc<MessageBudget>,
+    /// For the registry to keep; none where the node is alone.
+    pub(crate) lease: Option<Lease>,
 }
 
 /// The actor of a connection. Its messages are commands for the session; data never passes it.

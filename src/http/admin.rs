@@ -1,6 +1,6 @@
-//! `/admin`: what operators do to open connections.
+//! `/admin`: what operators see of open connections, and do to them.
 
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use axum::{
     Json,
@@ -9,15 +9,64 @@ use axum::{
     http::{Request, StatusCode},
     response::{IntoResponse, Response},
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{json, value::RawValue};
 use uuid::Uuid;
 
-use super::{Api, Problem, guard::caller, input};
+use super::{
+    Api, Problem,
+    guard::caller,
+    input::{self, Kind, Parameter},
+};
 use crate::{
     cluster::Audience,
-    handlers::{HandlerError, roles},
+    handlers::{
+        HandlerError,
+        input::Exact,
+        page::{PageNumber, PerPage},
+        roles,
+    },
+    protocol::Meta,
 };
+
+const PARAMETERS: &[Parameter] = &[
+    Parameter("page", "page", Kind::Number),
+    Parameter("per_page", "per_page", Kind::Number),
+    Parameter("user", "user", Kind::Text),
+];
+
+#[derive(Deserialize)]
+struct Query {
+    page: Option<PageNumber>,
+    per_page: Option<PerPage>,
+    user: Option<Exact>,
+}
+
+/// Connections, the newest first.
+#[derive(Serialize)]
+pub(super) struct Page {
+    items: Vec<Box<RawValue>>,
+    meta: Meta,
+}
+
+pub(super) async fn connections(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+) -> Result<Json<Page>, Problem> {
+    caller(&request, roles::ADMIN)?;
+    let Query { page, per_page, user } = input::query(&request, PARAMETERS)?;
+    let (page, per_page) = (page.unwrap_or_default(), per_page.unwrap_or_default());
+    let user = user.as_ref().map(|user| &*user.0);
+    let part = api.context.cluster.connections(user, page.skip(per_page), per_page.items());
+    let (items, total) = part.await.map_err(|error| away(&error))?;
+    Ok(Json(Page { items, meta: page.meta(per_page, total) }))
+}
+
+/// Only Redis knows the connections of all nodes.
+fn away(error: &impl Display) -> Problem {
+    tracing::warn!(%error, "redis does not tell of connections");
+    Problem::unavailable("Redis does not answer")
+}
 
 /// A push to everyone, or to one user by name.
 #[derive(Deserialize)]
@@ -39,9 +88,10 @@ pub(super) async fn broadcast(
         Some(user) => Audience::User(user),
         None => Audience::All { except: None },
     };
-    let connections = cluster
+    let here = cluster
         .push(pkg_id, &data, &audience)
         .map_err(|error| HandlerError::Internal(error.into()))?;
+    let connections = cluster.count(user.as_deref()).await.map_or(here, |all| all.max(here));
     let reached = json!({ "nodes": cluster.nodes(), "connections": connections });
     Ok((StatusCode::ACCEPTED, Json(reached)).into_response())
 }
@@ -62,7 +112,7 @@ pub(super) async fn disconnect(
         path: "id".into(),
         msg: "a connection's id is a UUID".into(),
     })?;
-    if !api.context.cluster.close(id) {
+    if !api.context.cluster.close(id).await.map_err(|error| away(&error))? {
         return Err(HandlerError::NotFound(format!("No connection has the id {id}")).into());
     }
     Ok(StatusCode::NO_CONTENT)

@@ -93,6 +93,7 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/audit-logs/user/{user_id}", get(audit_logs::of_user));
     let admin = Router::new()
         .route("/admin/broadcast", post(admin::broadcast))
+        .route("/admin/connections", get(admin::connections))
         .route("/admin/connections/{id}", delete(admin::disconnect))
         .route("/admin/users/{user}/connections", delete(admin::disconnect_user));
     let health = Router::new()
@@ -127,6 +128,7 @@ fn declare(metrics: &Metrics) {
         ("GET", "/audit-logs/{id}", &[200, 404]),
         ("GET", "/audit-logs/user/{user_id}", &[200]),
         ("POST", "/admin/broadcast", &[202, 413, 415]),
+        ("GET", "/admin/connections", &[200]),
         ("DELETE", "/admin/connections/{id}", &[204, 404]),
         ("DELETE", "/admin/users/{user}/connections", &[204]),
     ];

@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use prometheus::IntCounter;
 use uuid::Uuid;
 
-pub(crate) use outbox::{Batch, Command, Outbox};
+pub(crate) use outbox::{Batch, Command, Figures, Outbox};
 
 use crate::{
     auth::Identity,
@@ -98,6 +98,14 @@ impl Hub {
             .filter(|outbox| is(&outbox.identity()))
             .map(|outbox| outbox.command(Command::Close(reason)))
             .count()
+    }
+
+    /// Every connection, or those of a user, by name.
+    pub(crate) fn connections(&self, username: Option<&str>) -> Vec<Arc<Outbox>> {
+        match username {
+            None => self.connections.iter().map(|entry| Arc::clone(entry.value())).collect(),
+            Some(name) => self.users.get(name).map(|of_user| of_user.clone()).unwrap_or_default(),
+        }
     }
 
     /// Open connections.

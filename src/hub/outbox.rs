@@ -8,10 +8,10 @@ use std::{
     mem,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll, Waker},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use tokio_tungstenite::tungstenite::Message;
@@ -32,8 +32,11 @@ pub(crate) struct Outbox {
     pub(crate) format: Format,
     /// Where the upgrade came from.
     pub(crate) remote: Arc<Remote>,
+    /// When it was made: milliseconds since 1970.
+    pub(crate) since: u64,
     push_limit: usize,
     in_flight: AtomicUsize,
+    received: AtomicU64,
     state: Mutex<State>,
 }
 
@@ -75,6 +78,17 @@ impl Batch {
     }
 }
 
+/// What a connection has done, and what waits for it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Figures {
+    /// Messages received.
+    pub(crate) messages: u64,
+    /// Answers that wait to be written.
+    pub(crate) replies: usize,
+    /// Pushes that wait to be written.
+    pub(crate) pushes: usize,
+}
+
 /// A push found no room: its connection is being closed as slow.
 #[derive(Debug)]
 pub(crate) struct Overflow;
@@ -93,8 +107,10 @@ impl Outbox {
             username: Arc::clone(&identity.username),
             format,
             remote,
+            since: now(),
             push_limit,
             in_flight: AtomicUsize::new(0),
+            received: AtomicU64::new(0),
             state: Mutex::new(State {
                 batch: Batch::default(),
                 command: None,
@@ -149,6 +165,23 @@ impl Outbox {
     /// Written by the session, for the gauge.
     pub(crate) fn set_in_flight(&self, requests: usize) {
         self.in_flight.store(requests, Ordering::Relaxed);
+    }
+
+    /// Counts a message. The session's alone to call, so that it need not be one atomic step.
+    pub(crate) fn count_received(&self) {
+        self.received.store(self.received.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    }
+
+    /// How it is now.
+    pub(crate) fn figures(&self) -> Figures {
+        let messages = self.received.load(Ordering::Relaxed);
+        let Batch { replies, pushes } = &self.state().batch;
+        Figures { messages, replies: replies.len(), pushes: pushes.len() }
+    }
+
+    /// How long ago it was made.
+    pub(crate) fn age(&self) -> Duration {
+        Duration::from_millis(now().saturating_sub(self.since))
     }
 
     /// Notes whose token is in force, which a refresh changes.
@@ -216,6 +249,12 @@ impl State {
             empty => *empty = Some(context.waker().clone()),
         }
     }
+}
+
+/// Milliseconds since 1970.
+fn now() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_millis().try_into().unwrap_or(u64::MAX)
 }
 
 /// Wakes the session after the lock is released, so that it does not run into it.

@@ -196,7 +196,9 @@ impl ErrorMetrics {
 
 label!(
     /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
-    /// to tell of those that are kept, how many nodes there are, and what limits allow.
+    /// to tell of those that are kept, how many nodes there are, and what limits allow; to enter
+    /// connections with their leases, to take them off, to show their figures, to tell of them, and to
+    /// keep the node alive.
     RedisOperation {
         Connect = "connect",
         Publish = "publish",
@@ -206,6 +208,11 @@ label!(
         Nodes = "nodes",
         HttpLimit = "http_limit",
         MessageLimit = "message_limit",
+        Lease = "lease",
+        Release = "release",
+        Report = "report",
+        Connections = "connections",
+        Renew = "renew",
     }
 );
 

@@ -19,11 +19,14 @@ pub enum CloseReason {
     TooBig,
     /// The user has `WS_MAX_CONNECTIONS_PER_USER` connections.
     ConnectionLimit,
+    /// A newer connection of its user took its place (`WS_CONNECTION_POLICY`).
+    Replaced,
     /// `WS_MAX_STRIKES` refused messages within a minute.
     TooManyStrikes,
     /// A bug, or the restart of a supervisor.
     InternalError,
-    /// The token cannot be checked: there are no keys, and the identity provider gives none.
+    /// The token cannot be checked, because the identity provider gives no keys; or the connection limit
+    /// cannot, because Redis does not answer.
     Unavailable,
     /// No or no valid authentication.
     Unauthorized,
@@ -45,7 +48,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, for the closed label set of `ws_disconnections_total`.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Normal,
         Self::GoingAway,
         Self::ProtocolError,
@@ -53,6 +56,7 @@ impl CloseReason {
         Self::NotUtf8,
         Self::TooBig,
         Self::ConnectionLimit,
+        Self::Replaced,
         Self::TooManyStrikes,
         Self::InternalError,
         Self::Unavailable,
@@ -75,7 +79,7 @@ impl CloseReason {
             Self::WrongKind => 1003,
             Self::Abnormal => 1006,
             Self::NotUtf8 => 1007,
-            Self::ConnectionLimit | Self::TooManyStrikes => 1008,
+            Self::ConnectionLimit | Self::Replaced | Self::TooManyStrikes => 1008,
             Self::TooBig => 1009,
             Self::InternalError | Self::Unavailable => 1011,
             Self::Unauthorized | Self::TokenExpired => 4001,
@@ -97,9 +101,10 @@ impl CloseReason {
             Self::NotUtf8 => "text is not UTF-8",
             Self::TooBig => "message too large",
             Self::ConnectionLimit => "too many connections for this user",
+            Self::Replaced => "replaced by a newer connection",
             Self::TooManyStrikes => "too many refused messages",
             Self::InternalError => "internal error",
-            Self::Unavailable => "identity provider not available",
+            Self::Unavailable => "not available",
             Self::Unauthorized => "unauthorized",
             Self::TokenExpired | Self::SessionExpired => "token expired",
             Self::AuthTimeout => "authentication timeout",
@@ -118,6 +123,7 @@ impl CloseReason {
             | Self::WrongKind
             | Self::NotUtf8
             | Self::TooBig
+            | Self::Replaced
             | Self::TooManyStrikes
             | Self::Unauthorized
             | Self::SessionExpired

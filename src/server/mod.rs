@@ -107,7 +107,7 @@ pub async fn run(
     let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
     ClusterLink::begin(&server.context.cluster).await;
     let accepting = server.accept(listeners);
-    tracing::info!("ready");
+    tracing::info!(node = server.context.cluster.node(), "ready");
 
     let supervision = tokio::select! {
         () = &mut shutdown => Ok(()),
@@ -157,8 +157,13 @@ impl Server {
         let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
         let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
         let broadcast_errors = metrics.ws.broadcast_errors.clone();
-        let cluster =
-            Cluster::new(redis.clone(), Arc::clone(&hub), Arc::clone(&validator), broadcast_errors);
+        let cluster = Cluster::new(
+            &config,
+            redis.clone(),
+            Arc::clone(&hub),
+            Arc::clone(&validator),
+            broadcast_errors,
+        );
         let context = Arc::new(Context {
             store,
             audit: Arc::clone(&audit),
@@ -219,6 +224,7 @@ impl Server {
             shared: Arc::clone(&self.shared),
             validator: Arc::clone(&self.validator),
             limits: Arc::clone(&self.limits),
+            cluster: Arc::clone(&self.context.cluster),
             registry: Arc::clone(&self.registry),
             places: Arc::clone(&self.places),
             draining: self.draining.clone(),

@@ -220,6 +220,7 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
     let admission = Box::new(Admission {
         socket: socket::accept(tcp, &[], 1024).await,
         budget: server.limits.messages(&identity.subject).await,
+        lease: None,
         identity,
         outbox: Arc::new(outbox),
     });

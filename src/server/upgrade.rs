@@ -22,6 +22,7 @@ use uuid::Uuid;
 use crate::{
     audit::Event,
     auth::{Identity, Remote, Validator},
+    cluster::Cluster,
     connection::{
         Admission, Shared,
         handshake::{self, Refusal},
@@ -40,6 +41,7 @@ pub(super) struct Web {
     pub(super) shared: Arc<Shared>,
     pub(super) validator: Arc<Validator>,
     pub(super) limits: Arc<Limits>,
+    pub(super) cluster: Arc<Cluster>,
     pub(super) registry: Arc<RegistryAddress>,
     /// One for each connection that may be open, those in their handshake included.
     pub(super) places: Arc<Semaphore>,
@@ -237,15 +239,19 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
             return refuse(socket, refusal, &remote.correlation).await;
         }
     };
-    let outbox = Outbox::new(
+    let outbox = Arc::new(Outbox::new(
         Uuid::new_v4(),
         Arc::clone(&identity),
         format,
         config.send_queue,
         Arc::clone(&remote),
-    );
+    ));
+    let lease = match web.cluster.lease(&outbox).await {
+        Ok(lease) => lease,
+        Err(reason) => return refuse(socket, no_lease(web, reason), &remote.correlation).await,
+    };
     let budget = web.limits.messages(&identity.subject).await;
-    let admission = Box::new(Admission { socket, identity, outbox: Arc::new(outbox), budget });
+    let admission = Box::new(Admission { socket, identity, outbox, budget, lease });
     let (refused, refusal) = oneshot::channel();
     let admit = RegistryMessage::Admit { admission, place, refused };
     if let Err(RegistryMessage::Admit { admission, .. }) = web.registry.tell(admit) {
@@ -254,8 +260,21 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     }
     // Admitted: the sender is dropped unused.
     if let Ok((admission, reason)) = refusal.await {
-        refuse(admission.socket, reason.into(), &remote.correlation).await;
+        let Admission { socket, lease, .. } = *admission;
+        // Not held while the client takes its time.
+        drop(lease);
+        refuse(socket, reason.into(), &remote.correlation).await;
     }
+}
+
+/// Counts and words why a connection has no place among those of its user.
+fn no_lease(web: &Web, reason: CloseReason) -> Refusal {
+    web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedLimit);
+    if reason == CloseReason::ConnectionLimit {
+        web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+        return reason.into();
+    }
+    Refusal { reason, msg: "the connection limit cannot be checked".into() }
 }
 
 async fn refuse(socket: Socket, refusal: Refusal, request_id: &str) {

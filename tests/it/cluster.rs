@@ -86,7 +86,7 @@ async fn a_broadcast_reaches_clients_of_all_nodes_once_and_in_order() {
         assert_eq!(binary.receive_protobuf().await.data(), json!({ "n": n }));
     }
     let reached = broadcast(&nodes[0], 0, None).await;
-    assert_eq!(reached, json!({ "nodes": 3, "connections": 1 }));
+    assert_eq!(reached, json!({ "nodes": 3, "connections": 4 }));
     let published = r#"redis_operations_total{operation="publish",status="success"}"#;
     assert_eq!(nodes[1].metric(published).await, 0.0, "nobody passes it on");
 }

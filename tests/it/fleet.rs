@@ -20,7 +20,7 @@ async fn a_broadcast_on_one_process_reaches_the_clients_of_all_once() {
         clients.push(fleet.client(node, "ann").await);
     }
     for n in 1..=100 {
-        assert_eq!(fleet.broadcast(0, n).await["connections"], 1);
+        assert_eq!(fleet.broadcast(0, n).await["connections"], 3);
     }
     for client in &mut clients {
         for n in 1..=100 {
@@ -29,7 +29,7 @@ async fn a_broadcast_on_one_process_reaches_the_clients_of_all_once() {
         client.silent_for(Duration::from_millis(150)).await;
     }
     // Redis has answered by now, and said how many there are.
-    assert_eq!(fleet.broadcast(0, 0).await, json!({ "nodes": 3, "connections": 1 }));
+    assert_eq!(fleet.broadcast(0, 0).await, json!({ "nodes": 3, "connections": 3 }));
 }
 
 #[tokio::test(flavor = "multi_thread")]

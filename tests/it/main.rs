@@ -15,6 +15,8 @@ mod brute_force;
 mod closing;
 mod cluster;
 mod cluster_faults;
+mod cluster_lease_faults;
+mod cluster_leases;
 mod cluster_limits;
 mod cluster_limits_faults;
 mod commands;

@@ -25,6 +25,7 @@ const GUARDED: &[(&str, &str, &str)] = &[
     ("GET", "/audit-logs/1", "admin"),
     ("GET", "/audit-logs/user/1", "admin"),
     ("POST", "/admin/broadcast", "admin"),
+    ("GET", "/admin/connections", "admin"),
     ("DELETE", "/admin/connections/1", "admin"),
     ("DELETE", "/admin/users/1/connections", "admin"),
 ];

@@ -94,7 +94,7 @@ type Flow = ControlFlow<CloseReason>;
 
 impl Session {
     pub(super) fn new(admission: Admission, shared: Arc<Shared>) -> Self {
-        let Admission { socket, identity, outbox, budget } = admission;
+        let Admission { socket, identity, outbox, budget, .. } = admission;
         let now = Instant::now();
         Self {
             socket,
@@ -303,6 +303,7 @@ impl Session {
     fn responder(&mut self, pkg_id: i32, req_id: uuid::Uuid, now: Instant) -> Responder {
         let ws = &self.shared.metrics.ws;
         ws.received.inc();
+        self.outbox.count_received();
         self.in_flight += 1;
         let head = ReplyHead { format: self.outbox.format, pkg_id, req_id };
         Responder::new(head, now, ws.package(pkg_id), Arc::clone(&self.outbox))

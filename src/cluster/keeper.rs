@@ -1,0 +1,112 @@
+//! Keeps Redis in step with this node's leases, over one connection to it: gives back those of connections
+//! that have ended, renews the node's life, reports figures, takes off what dead nodes left behind, and
+//! compares all of it where the two may differ.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use fred::{clients::SubscriberClient, error::Error};
+use tokio::time::{sleep, timeout};
+
+use super::{
+    leases::Leases,
+    ledger::{Dead, Entered, Life},
+};
+use crate::hub::Outbox;
+
+/// Connections in one script: a few milliseconds of Redis.
+const PAGE: usize = 100;
+/// Between two signs of life, with what is new about connections.
+const RENEWAL: Duration = Duration::from_secs(3);
+/// After a command that failed.
+const RETRY: Duration = Duration::from_millis(100);
+
+pub(super) struct Keeper<'a> {
+    leases: &'a Leases,
+    life: Life<'a>,
+}
+
+impl<'a> Keeper<'a> {
+    pub(super) fn new(leases: &'a Leases, client: SubscriberClient) -> Self {
+        Self { leases, life: Life::new(&leases.ledger, client) }
+    }
+
+    /// Goes on as long as it is polled.
+    pub(super) async fn keep(&self) -> Error {
+        let mut renewed = Instant::now();
+        loop {
+            let due = (renewed + RENEWAL).saturating_duration_since(Instant::now());
+            drop(timeout(due, self.leases.changed.notified()).await);
+            if let Err(error) = self.step(&mut renewed).await {
+                tracing::debug!(%error, "redis was not told of connections");
+                // It may have heard it, or not.
+                self.leases.compare();
+                sleep(RETRY).await;
+            }
+        }
+    }
+
+    async fn step(&self, renewed: &mut Instant) -> Result<(), Error> {
+        if self.leases.is_to_compare() {
+            self.compare().await?;
+        }
+        loop {
+            let ended = self.leases.next_ended(PAGE);
+            if ended.is_empty() {
+                break;
+            }
+            self.life.release(&ended).await?;
+            self.leases.given_back(ended.len());
+        }
+        if renewed.elapsed() >= RENEWAL {
+            match self.life.renew().await? {
+                Some(dead) => self.bury(&dead).await?,
+                None => self.leases.compare(),
+            }
+            for page in self.leases.news().chunks(PAGE) {
+                self.life.report(page).await?;
+            }
+            *renewed = Instant::now();
+        }
+        Ok(())
+    }
+
+    /// Makes Redis know the connections that this node has, and no others of it. A Redis that was started
+    /// anew lacks all of them.
+    pub(super) async fn compare(&self) -> Result<(), Error> {
+        self.life.begin().await?;
+        let admitted: Vec<Arc<Outbox>> = self.leases.admitted();
+        for page in admitted.chunks(PAGE) {
+            if self.life.enter(page).await? == Entered::Unknown {
+                self.leases.compare();
+            }
+        }
+        let listed = self.life.listed(None).await?.into_iter();
+        let gone: Vec<_> = listed.filter(|id| !self.leases.has(id)).collect();
+        for page in gone.chunks(PAGE) {
+            self.life.release_listed(None, page).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes off what dead nodes left behind.
+    async fn bury(&self, dead: &[Dead]) -> Result<(), Error> {
+        for dead in dead {
+            let listed = self.life.listed(Some(dead)).await?;
+            if !listed.is_empty() {
+                let (node, connections) = (dead.node(), listed.len());
+                tracing::warn!(node, connections, "a node is gone, and its connections");
+            }
+            let mut is_dead = true;
+            for page in listed.chunks(PAGE) {
+                is_dead = is_dead && self.life.release_listed(Some(dead), page).await?;
+            }
+            if listed.is_empty() {
+                self.life.release_listed(Some(dead), &[]).await?;
+            }
+        }
+        Ok(())
+    }
+}
