@@ -80,7 +80,7 @@ pub async fn export(
 ) -> Result<(), ExportError> {
     let metrics = Metrics::new(&[], config.environment.as_str());
     let as_it_is = StoreConfig { auto_migrate: false, ..config.store.clone() };
-    let store = Store::open(&as_it_is, metrics.db).await?;
+    let store = Store::open(&as_it_is, metrics.db, None).await?;
     let written = match file {
         None => write(&store, range, format, io::stdout().lock()).await,
         Some(path) => {

@@ -18,7 +18,8 @@
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others, and
 //! counts the connections of each user on all of them.
 //!
-//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, [`metrics`], [`config`], [`telemetry`], [`machine`]. A module imports
+//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `outbound`, [`metrics`], [`config`], [`telemetry`], [`traces`],
+//! [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
 mod audit;
@@ -36,6 +37,7 @@ mod hub;
 mod limits;
 pub mod machine;
 pub mod metrics;
+mod outbound;
 pub mod protocol;
 mod redis;
 mod registry;
@@ -44,3 +46,4 @@ pub mod server;
 pub mod store;
 mod task;
 pub mod telemetry;
+mod traces;

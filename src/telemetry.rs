@@ -17,7 +17,10 @@ use tracing_subscriber::{
     util::SubscriberInitExt,
 };
 
-use crate::config::{Environment, LogConfig, LogFormat};
+use crate::{
+    config::{Environment, LogConfig, LogFormat},
+    traces,
+};
 
 /// Installs the process's subscriber and a panic hook that logs.
 pub fn install(config: &LogConfig, environment: Environment) {
@@ -44,7 +47,8 @@ pub fn install(config: &LogConfig, environment: Environment) {
     }));
 }
 
-/// `timestamp`, `level`, `logger`, `message`, the fields of span and event, `environment`.
+/// `timestamp`, `level`, `logger`, `message`, the fields of span and event, `trace_id` where there are
+/// traces, `environment`.
 struct JsonLines {
     environment: &'static str,
 }
@@ -73,6 +77,9 @@ where
             {
                 line.extend(fields);
             }
+        }
+        if let Some(id) = traces::current_id() {
+            line.insert("trace_id".into(), id.into());
         }
         event.record(&mut Members(&mut line));
         line.insert("environment".into(), self.environment.into());

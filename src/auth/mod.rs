@@ -28,6 +28,8 @@ pub(crate) use revocations::Logout;
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
 pub(crate) use validator::{AuthError, Validator};
 
+use crate::traces::SpanContext;
+
 /// A user, as a valid token describes it.
 #[derive(Debug, Clone)]
 pub struct Identity {
@@ -69,6 +71,8 @@ pub struct Remote {
     pub user_agent: Option<Box<str>>,
     /// The correlation id, which is the `request_id` of log lines and audit rows.
     pub correlation: Arc<str>,
+    /// The span of the request, where there are traces. Boxed: every connection has one of these.
+    pub(crate) trace: Option<Box<SpanContext>>,
 }
 
 /// The token of an `Authorization` value, whose scheme is `Bearer` in any case.

@@ -1,19 +1,20 @@
 //! The identity provider over HTTP. Every call is measured, and passes the circuit breaker.
 
 use std::{
-    error::Error,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use arc_swap::ArcSwapOption;
-use reqwest::{Client, RequestBuilder, StatusCode, header, redirect};
+use reqwest::{Client, Request, RequestBuilder, StatusCode, header};
 use serde::Deserialize;
 
 use crate::{
     breaker::Breaker,
     config::ProviderConfig,
     metrics::{BreakerSeries, Histograms, ProviderOperation},
+    outbound::{client, with_causes},
+    traces::{Traces, called},
 };
 
 /// Bytes of an answer at most.
@@ -28,6 +29,7 @@ pub(crate) struct Provider {
     breaker: Breaker,
     endpoints: ArcSwapOption<Endpoints>,
     duration: Histograms<ProviderOperation>,
+    traces: Option<Arc<Traces>>,
 }
 
 /// Where the provider is asked what, as its discovery document has it.
@@ -88,20 +90,15 @@ impl Provider {
         timeout: Duration,
         breaker: BreakerSeries,
         duration: Histograms<ProviderOperation>,
+        traces: Option<Arc<Traces>>,
     ) -> reqwest::Result<Self> {
-        // A redirect could carry a password elsewhere.
-        let client = || Client::builder().timeout(timeout).redirect(redirect::Policy::none());
-        let http = match client().build() {
-            // A machine without root certificates can still speak plain HTTP.
-            Err(_) if config.address.starts_with("http:") => client().tls_certs_only([]).build()?,
-            built => built?,
-        };
         Ok(Self {
             config: config.clone(),
-            http,
+            http: client(&config.address, timeout)?,
             breaker: Breaker::new("keycloak", BREAKER, breaker),
             endpoints: ArcSwapOption::empty(),
             duration,
+            traces,
         })
     }
 
@@ -230,7 +227,7 @@ impl Provider {
             request = request.header("x-correlation-id", id);
         }
         let started = Instant::now();
-        let answer = answer(request).await;
+        let answer = answer(request, self.traces.as_deref()).await;
         self.duration.of(operation).observe(started.elapsed().as_secs_f64());
         match &answer {
             Ok(_) | Err(ProviderError::Malformed(_)) => self.breaker.succeeded(),
@@ -240,8 +237,23 @@ impl Provider {
     }
 }
 
-async fn answer(request: RequestBuilder) -> Result<Answer, ProviderError> {
-    let mut response = request.send().await?;
+async fn answer(request: RequestBuilder, traces: Option<&Traces>) -> Result<Answer, ProviderError> {
+    let (http, request) = request.build_split();
+    let mut request = request?;
+    let trace = traces.map(|traces| traces.call(&mut request));
+    let answer = send(&http, request).await;
+    if let Some(trace) = trace {
+        let status = match &answer {
+            Ok(Answer { status, .. }) | Err(ProviderError::Status { status, .. }) => Some(*status),
+            Err(_) => None,
+        };
+        called(&trace, status);
+    }
+    answer
+}
+
+async fn send(http: &Client, request: Request) -> Result<Answer, ProviderError> {
+    let mut response = http.execute(request).await?;
     let status = response.status();
     if status.is_server_error() {
         return Err(ProviderError::Status { url: response.url().to_string(), status });
@@ -255,16 +267,4 @@ async fn answer(request: RequestBuilder) -> Result<Answer, ProviderError> {
         body.extend_from_slice(&part);
     }
     Ok(Answer { status, body })
-}
-
-/// An error of the client says what it did; why that failed stands in its causes.
-pub(super) fn with_causes(error: &reqwest::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }

@@ -39,7 +39,7 @@ impl Provider {
         let provider = config.provider.as_ref()?;
         let metrics = Metrics::new(&[], "");
         let breaker = metrics.breakers.of(Dependency::Keycloak);
-        Some(Self::new(provider, config.timeout, breaker, metrics.auth.provider_duration))
+        Some(Self::new(provider, config.timeout, breaker, metrics.auth.provider_duration, None))
     }
 
     /// Reads its discovery document, whatever issuer it is of.

@@ -8,6 +8,7 @@ mod auth;
 mod cluster;
 mod settings;
 mod store;
+mod traces;
 mod value;
 
 use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
@@ -17,6 +18,7 @@ pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
 pub use settings::{SETTINGS, Setting};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
+pub use traces::TracesConfig;
 pub use value::{AllowList, ConnectionPolicy, Environment, FailMode, LogFormat, Network, Secret};
 use value::{Bytes, Positive, Value};
 
@@ -46,6 +48,8 @@ pub struct Config {
     pub cluster: ClusterConfig,
     /// Log lines.
     pub log: LogConfig,
+    /// Traces; none: there are none.
+    pub traces: Option<TracesConfig>,
 }
 
 /// Sockets and shutdown.
@@ -240,6 +244,7 @@ impl Reader<'_> {
             audit: self.audit(&data_dir),
             cluster,
             log: LogConfig { filter: self.get("LOG_LEVEL"), format: self.get("LOG_FORMAT") },
+            traces: self.traces(),
         }
     }
 

@@ -206,6 +206,25 @@ pub const SETTINGS: &[Setting] = &[
         "auto: human on a terminal, else one JSON object a line",
     ),
     setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT",
+        "",
+        "URL",
+        "Where traces go, by OTLP over HTTP, such as http://localhost:4318; empty: there are none",
+    ),
+    setting(
+        "OTEL_EXPORTER_OTLP_HEADERS",
+        "",
+        "SECRET",
+        "Headers for that: NAME=VALUE, percent-encoded, separated by commas",
+    ),
+    setting("OTEL_SERVICE_NAME", "switchboard", "NAME", "What traces call this server"),
+    setting(
+        "OTEL_TRACES_SAMPLER_ARG",
+        "1.0",
+        "RATIO",
+        "The part of traces that is exported, from 0 to 1; a request with a traceparent keeps to that",
+    ),
+    setting(
         "DEV_KEY_FILE",
         "",
         "PATH",

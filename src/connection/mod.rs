@@ -23,6 +23,7 @@ use crate::{
     metrics::Metrics,
     protocol::CloseReason,
     router::Router,
+    traces::Traces,
 };
 use session::Session;
 use socket::Socket;
@@ -37,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) validator: Arc<Validator>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traces: Option<Arc<Traces>>,
     /// The I/O tasks of all connections, for a shutdown to wait for.
     pub(crate) tasks: TaskTracker,
 }

@@ -18,13 +18,12 @@ use axum::{
 };
 use serde_json::{Map, Value};
 
-use tracing::Instrument;
-
 use super::{Api, Problem, problem::Told, remote};
 use crate::{
     audit::{self, Audit, Event},
     auth::{Identity, Remote},
     metrics::AuditOutcome,
+    traces,
 };
 
 /// What is found out about a request on its way, for its audit row.
@@ -84,7 +83,7 @@ pub(super) async fn audit(
         return answer.await;
     }
     // In a task of its own: a change goes on when its client leaves, and its row is to say how it ended.
-    match tokio::spawn(answer.in_current_span()).await {
+    match traces::spawn(answer).await {
         Ok(response) => response,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),

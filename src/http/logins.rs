@@ -12,7 +12,6 @@ use axum::{
 };
 use serde::{Deserialize, Deserializer, de};
 use serde_json::Value;
-use tracing::Instrument;
 
 use super::{Api, Problem, audit::Noted, input, remote};
 use crate::{
@@ -20,6 +19,7 @@ use crate::{
     handlers::HandlerError,
     metrics::AuthOutcome,
     protocol::ErrorBody,
+    traces,
 };
 
 /// Bytes of a text that is passed on, at most.
@@ -115,7 +115,7 @@ pub(super) async fn logout(
         }
         Ok(StatusCode::NO_CONTENT)
     };
-    tokio::spawn(ending.in_current_span()).await.unwrap_or_else(|_| {
+    traces::spawn(ending).await.unwrap_or_else(|_| {
         // The panic hook has logged it.
         Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal()))
     })

@@ -49,6 +49,7 @@ use crate::{
     limits::Limits,
     metrics::Metrics,
     protocol::ErrorBody,
+    traces::Traces,
 };
 
 /// What the routes work with.
@@ -59,6 +60,7 @@ pub(crate) struct Api {
     pub(crate) logins: Option<Logins>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) config: HttpConfig,
     /// Cancelled when the server is to stop.
     pub(crate) leaving: CancellationToken,

@@ -1,7 +1,10 @@
 //! What every request gets, whatever becomes of it: a correlation id, a log line, its place in the
-//! metrics, and the security headers.
+//! metrics, a span where there are traces, and the security headers.
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     body::Body,
@@ -14,7 +17,11 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::{Api, Peer, address::client_address, guard::User, problem::Told};
-use crate::{auth::Remote, metrics::Endpoint};
+use crate::{
+    auth::Remote,
+    metrics::Endpoint,
+    traces::{Trace, answered, span_context, within},
+};
 
 pub(super) const CORRELATION_HEADER: HeaderName = HeaderName::from_static("x-correlation-id");
 
@@ -48,15 +55,12 @@ pub(super) async fn observe(
 ) -> Response {
     let started = Instant::now();
     let correlation = correlation(request.headers());
-    let proxies = &api.config.trusted_proxies;
-    let remote = Remote {
-        address: client_address(proxies, request.headers(), request.extensions()),
-        user_agent: user_agent(request.headers()),
-        correlation: Arc::clone(&correlation),
-    };
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
+    let quiet = route.as_ref().is_some_and(|it| it == "/metrics" || it.starts_with("/health"));
     let endpoint = Endpoint::new(request.method().as_str(), route.as_deref());
     let secure = is_secure(&api, &request);
+    let traces = api.traces.as_ref().filter(|_| !quiet);
+    let trace = traces.map(|it| it.request(&request, route.as_deref(), secure, &correlation));
     let span = tracing::info_span!(
         "request",
         request_id = &*correlation,
@@ -66,21 +70,27 @@ pub(super) async fn observe(
         // The label of its metrics: leads from a graph to the lines.
         route = endpoint.route(),
     );
+    let proxies = &api.config.trusted_proxies;
+    let remote = Remote {
+        address: client_address(proxies, request.headers(), request.extensions()),
+        user_agent: user_agent(request.headers()),
+        correlation: Arc::clone(&correlation),
+        trace: trace.as_ref().map(|trace| Box::new(span_context(trace))),
+    };
     request.extensions_mut().insert(Arc::new(remote));
 
     let in_progress = api.metrics.http.begin(&endpoint);
-    let mut response = next.run(request).instrument(span.clone()).await;
+    let mut response = within(trace.clone(), next.run(request)).instrument(span.clone()).await;
     drop(in_progress);
 
     let took = started.elapsed();
-    let status = response.status().as_u16();
-    api.metrics.http.finish(&endpoint, status, took);
-    if status >= 500 && status != 503 {
+    let status = response.status();
+    api.metrics.http.finish(&endpoint, status.as_u16(), took);
+    if status.is_server_error() && status != StatusCode::SERVICE_UNAVAILABLE {
         let code = response.extensions().get::<Told>().map_or("internal_error", |told| told.code);
         api.metrics.errors.count(code, "http");
     }
-    let quiet = route.is_some_and(|route| route == "/metrics" || route.starts_with("/health"));
-    span.in_scope(|| log(&response, status, took.as_secs_f64() * 1000.0, quiet));
+    span.in_scope(|| report(&response, trace, took, quiet));
     add_headers(response.headers_mut(), &correlation, secure);
     // Who has the connection open learns with an answer that it ends, not while it sends the next request.
     if api.leaving.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -89,8 +99,14 @@ pub(super) async fn observe(
     response
 }
 
-fn log(response: &Response, status_code: u16, duration_ms: f64, quiet: bool) {
+/// Ends the span and writes the line.
+fn report(response: &Response, trace: Option<Trace>, took: Duration, quiet: bool) {
     let user_id = response.extensions().get::<User>().map(|user| &*user.0.subject);
+    if let Some(trace) = &trace {
+        answered(trace, response.status(), user_id);
+    }
+    let _current = trace.map(Trace::attach);
+    let (status_code, duration_ms) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
     if quiet {
         tracing::debug!(status_code, duration_ms, user_id, "request");
     } else {

@@ -11,7 +11,7 @@ use dashmap::DashMap;
 use prometheus::IntCounter;
 use uuid::Uuid;
 
-pub(crate) use outbox::{Batch, Command, Figures, Outbox};
+pub(crate) use outbox::{Batch, Command, Figures, Outbox, Ready};
 
 use crate::{
     auth::Identity,

@@ -20,6 +20,7 @@ use uuid::Uuid;
 use crate::{
     auth::{Identity, Remote},
     protocol::{CloseReason, Format, Push},
+    traces::MessageSpan,
 };
 
 /// The way out of one connection.
@@ -62,11 +63,19 @@ pub(crate) enum Command {
     },
 }
 
+/// What is to be known of an answer once it is written.
+pub(crate) struct Ready {
+    /// When it was ready.
+    pub(crate) at: Instant,
+    /// Where there are traces.
+    pub(crate) trace: Option<Box<MessageSpan>>,
+}
+
 /// What a session takes out at once.
 #[derive(Default)]
 pub(crate) struct Batch {
-    /// Answers, each with the time it was ready. Bounded by the requests in flight.
-    pub(crate) replies: VecDeque<(Message, Instant)>,
+    /// Answers. Bounded by the requests in flight.
+    pub(crate) replies: VecDeque<(Message, Ready)>,
     /// Pushes in the order they were accepted. Bounded by `WS_SEND_QUEUE`.
     pub(crate) pushes: VecDeque<Message>,
 }
@@ -122,7 +131,7 @@ impl Outbox {
     }
 
     /// Puts an answer in. One that comes after the end of the connection has nowhere to go.
-    pub(crate) fn reply(&self, frame: Message, ready: Instant) {
+    pub(crate) fn reply(&self, frame: Message, ready: Ready) {
         let mut state = self.state();
         if state.ended.is_none() {
             state.batch.replies.push_back((frame, ready));
@@ -282,9 +291,17 @@ mod tests {
             issued_at: 0,
             expires_at: u64::MAX,
         };
-        let remote =
-            Remote { address: [127, 0, 0, 1].into(), user_agent: None, correlation: "c".into() };
+        let remote = Remote {
+            address: [127, 0, 0, 1].into(),
+            user_agent: None,
+            correlation: "c".into(),
+            trace: None,
+        };
         Outbox::new(Uuid::nil(), Arc::new(identity), Format::Json, push_limit, Arc::new(remote))
+    }
+
+    fn ready() -> Ready {
+        Ready { at: Instant::now(), trace: None }
     }
 
     #[tokio::test]
@@ -293,7 +310,7 @@ mod tests {
         let push = Push::new(3, &1).unwrap();
         outbox.push(&push).unwrap();
         for _ in 0..100 {
-            outbox.reply(Message::text("a"), Instant::now());
+            outbox.reply(Message::text("a"), ready());
         }
         let mut batch = Batch::default();
         assert!(poll_fn(|cx| outbox.poll_take(cx, &mut batch)).await.is_none());
@@ -317,7 +334,7 @@ mod tests {
         let outbox = outbox(2);
         outbox.end(CloseReason::Normal);
         outbox.end(CloseReason::InternalError);
-        outbox.reply(Message::text("late"), Instant::now());
+        outbox.reply(Message::text("late"), ready());
         let mut batch = Batch::default();
         assert!(outbox.poll_take(&mut Context::from_waker(Waker::noop()), &mut batch).is_pending());
         assert_eq!(outbox.ended(), Some(CloseReason::Normal));

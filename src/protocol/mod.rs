@@ -151,6 +151,11 @@ impl ErrorBody {
         self
     }
 
+    /// Whether the server is at fault, or something behind it.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.code, "internal_error" | "unavailable" | "timeout" | "overloaded")
+    }
+
     /// The answer to a bug: says nothing about it.
     pub fn internal() -> Self {
         Self::new("internal_error", "Internal error")

@@ -24,6 +24,7 @@ use crate::{
     handlers::{Caller, Context, Outcome, Package},
     metrics::Metrics,
     protocol::{ErrorBody, Status},
+    traces::{Trace, within},
 };
 
 /// A request on its way to a handler.
@@ -105,15 +106,19 @@ impl HandlerActor {
         state: &mut State,
     ) -> Instant {
         self.queued.fetch_sub(1, Ordering::Relaxed);
-        let Job { data, caller, responder } = job;
+        let Job { data, caller, mut responder } = job;
         let waited = begun.saturating_duration_since(responder.received());
         self.metrics.ws.phase_queue.observe(waited.as_secs_f64());
+        responder.dequeued(self.package.name, begun);
         if waited >= self.config.timeout {
             time_out(self.package.name, &self.metrics, responder);
             return begun;
         }
         let handler = Arc::clone(&self.package.handler);
-        let running = handler.start(Arc::clone(&self.context), caller, responder.head(), data);
+        let mut running = handler.start(Arc::clone(&self.context), caller, responder.head(), data);
+        if let Some(trace) = responder.handling(begun) {
+            running = Box::pin(within(Some(trace), running));
+        }
         let mut running = AssertUnwindSafe(running).catch_unwind();
         let outcome = (&mut running).now_or_never();
         let now = Instant::now();
@@ -184,6 +189,7 @@ fn finish(
     if error.is_ours() {
         metrics.errors.count(body.code, package);
         let head = responder.head();
+        let _trace = responder.trace().map(Trace::attach);
         tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
     }
     responder.fail(reply, body, ready);

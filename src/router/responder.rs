@@ -1,7 +1,6 @@
 //! One answer for one request, by construction; and one row of the audit trail, where it has one.
 
 use std::{
-    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -9,9 +8,10 @@ use std::{
 use crate::{
     audit::{Audit, Event},
     handlers::Caller,
-    hub::Outbox,
+    hub::{Outbox, Ready},
     metrics::{AuditOutcome, PackageMetrics},
     protocol::{ErrorBody, Reply, ReplyHead, Status},
+    traces::{MessageSpan, Trace},
 };
 
 /// A message that took longer leaves a line, which a graph of latencies leads to.
@@ -33,6 +33,7 @@ pub(crate) struct Responder {
     /// Taken by the answer.
     outbox: Option<Arc<Outbox>>,
     audited: Option<Box<Audited>>,
+    trace: Option<Box<MessageSpan>>,
 }
 
 impl Responder {
@@ -42,8 +43,9 @@ impl Responder {
         received: Instant,
         metrics: Arc<PackageMetrics>,
         outbox: Arc<Outbox>,
+        trace: Option<Box<MessageSpan>>,
     ) -> Self {
-        Self { head, received, metrics, outbox: Some(outbox), audited: None }
+        Self { head, received, metrics, outbox: Some(outbox), audited: None, trace }
     }
 
     /// What the answer repeats.
@@ -61,6 +63,23 @@ impl Responder {
         self.audited = Some(Box::new(audited));
     }
 
+    /// Notes in the trace that the handler's turn has come.
+    pub(super) fn dequeued(&self, package: &'static str, begun: Instant) {
+        if let Some(trace) = &self.trace {
+            trace.dequeued(package, begun);
+        }
+    }
+
+    /// The trace that the handler is to run in, if there is one.
+    pub(super) fn handling(&mut self, begun: Instant) -> Option<Trace> {
+        self.trace.as_mut().map(|trace| trace.handling(begun))
+    }
+
+    /// The trace of the request, if there is one.
+    pub(super) fn trace(&self) -> Option<Trace> {
+        self.trace.as_ref().map(|trace| trace.trace())
+    }
+
     /// Answers. `ready` is now, read once for all the metrics of a message.
     pub(crate) fn answer(mut self, reply: Reply, ready: Instant) {
         self.send(reply, None, ready);
@@ -68,7 +87,7 @@ impl Responder {
 
     /// Answers with an error of the handler, which `reply` tells of.
     pub(crate) fn fail(mut self, reply: Reply, error: ErrorBody, ready: Instant) {
-        self.send(reply, Some(error.msg), ready);
+        self.send(reply, Some(error), ready);
     }
 
     /// Answers with an error, before any handler saw the request.
@@ -78,16 +97,21 @@ impl Responder {
 
     fn send_error(&mut self, status: Status, error: ErrorBody) {
         let reply = self.head.error(status, &error);
-        self.send(reply, Some(error.msg), Instant::now());
+        self.send(reply, Some(error), Instant::now());
     }
 
-    fn send(&mut self, reply: Reply, error: Option<Cow<'static, str>>, ready: Instant) {
+    fn send(&mut self, reply: Reply, error: Option<ErrorBody>, ready: Instant) {
         let Some(outbox) = self.outbox.take() else { return };
         let took = ready - self.received;
         self.metrics.processing.observe(took.as_secs_f64());
         self.metrics.answered(reply.status);
+        let mut trace = self.trace.take();
         if took > SLOW {
-            log_slow(self.head, &outbox, took);
+            log_slow(self.head, &outbox, took, trace.as_deref());
+        }
+        if let Some(trace) = &mut trace {
+            let error = error.as_ref().map(|error| (error.code, error.is_ours()));
+            trace.answered(reply.status as i32, error, ready);
         }
         // First: who has seen the answer can rely on the row.
         if let Some(audited) = self.audited.take() {
@@ -105,16 +129,17 @@ impl Responder {
                 },
                 data: audited.data,
                 status: reply.status as i32,
-                error,
+                error: error.map(|error| error.msg),
                 took: Some(took),
             });
         }
-        outbox.reply(reply.frame, ready);
+        outbox.reply(reply.frame, Ready { at: ready, trace });
     }
 }
 
 #[cold]
-fn log_slow(head: ReplyHead, outbox: &Outbox, took: Duration) {
+fn log_slow(head: ReplyHead, outbox: &Outbox, took: Duration, trace: Option<&MessageSpan>) {
+    let _trace = trace.map(|trace| trace.trace().attach());
     tracing::info!(
         connection_id = %outbox.id, request_id = %head.req_id, user_id = &*outbox.identity().subject,
         pkg_id = head.pkg_id, duration_ms = took.as_secs_f64() * 1000.0, "slow message"

@@ -34,6 +34,7 @@ use crate::{
     registry::{RegistryAddress, RegistryMessage},
     router::Router,
     store::{OpenError, Store},
+    traces::{Traces, TracesError},
 };
 use root::Root;
 use upgrade::Web;
@@ -83,6 +84,9 @@ pub enum ServeError {
     /// The client of the identity provider.
     #[error("cannot make an HTTP client: {0}")]
     Provider(#[from] reqwest::Error),
+    /// The exporter of traces.
+    #[error("cannot export traces: {0}")]
+    Traces(#[from] TracesError),
     /// The supervision tree did not come up.
     #[error("cannot start the actors: {0}")]
     Actors(#[from] ractor::SpawnErr),
@@ -122,6 +126,9 @@ pub async fn run(
     }
     AuditWriter::finish(&server.context.audit, &server.context.store).await;
     server.context.store.close().await;
+    if let Some(traces) = &server.shared.traces {
+        traces.finish().await;
+    }
     tracing::info!("stopped");
     supervision
 }
@@ -146,9 +153,12 @@ impl Server {
     async fn open(config: Config, packages: Vec<Package>) -> Result<Self, ServeError> {
         let names: Vec<_> = packages.iter().map(|package| (package.id, package.name)).collect();
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
-        let (validator, provider) = validator(&config.auth, &metrics)?;
+        let traces = config.traces.as_ref();
+        let traces = traces.map(|traces| Traces::open(traces, config.environment)).transpose()?;
+        let traces = traces.map(Arc::new);
+        let (validator, provider) = validator(&config.auth, &metrics, traces.clone())?;
         let validator = Arc::new(validator);
-        let store = Arc::new(Store::open(&config.store, metrics.db.clone()).await?);
+        let store = Store::open(&config.store, metrics.db.clone(), traces.clone()).await?;
         let (settings, series) = (config.audit.clone(), metrics.audit.clone());
         // It reads what an earlier process left.
         let audit = spawn_blocking(move || Audit::open(&settings, series)).await;
@@ -165,7 +175,7 @@ impl Server {
             broadcast_errors,
         );
         let context = Arc::new(Context {
-            store,
+            store: Arc::new(store),
             audit: Arc::clone(&audit),
             hub,
             cluster: Arc::new(cluster),
@@ -180,6 +190,7 @@ impl Server {
             validator: Arc::clone(&validator),
             audit,
             metrics,
+            traces,
             tasks: TaskTracker::new(),
         });
         Ok(Self {
@@ -217,6 +228,7 @@ impl Server {
             logins: provider.map(|provider| Logins::new(provider, client_id, metrics)),
             limits: Arc::clone(&self.limits),
             metrics: Arc::clone(&self.shared.metrics),
+            traces: self.shared.traces.clone(),
             config: self.config.http.clone(),
             leaving: self.leaving.clone(),
         });
@@ -266,6 +278,7 @@ impl Server {
 fn validator(
     config: &AuthConfig,
     metrics: &Metrics,
+    traces: Option<Arc<Traces>>,
 ) -> Result<(Validator, Option<Arc<Provider>>), ServeError> {
     let auth = metrics.auth.clone();
     let Some(provider) = &config.provider else {
@@ -274,7 +287,7 @@ fn validator(
     };
     let breaker = metrics.breakers.of(Dependency::Keycloak);
     let duration = auth.provider_duration.clone();
-    let provider = Arc::new(Provider::new(provider, config.timeout, breaker, duration)?);
+    let provider = Arc::new(Provider::new(provider, config.timeout, breaker, duration, traces)?);
     Ok((Validator::of(&provider, config, auth), Some(provider)))
 }
 

@@ -214,8 +214,12 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
     let (tcp, _) = listener.accept().await.unwrap();
-    let remote =
-        Remote { address: [127, 0, 0, 1].into(), user_agent: None, correlation: "c".into() };
+    let remote = Remote {
+        address: [127, 0, 0, 1].into(),
+        user_agent: None,
+        correlation: "c".into(),
+        trace: None,
+    };
     let outbox = Outbox::new(Uuid::nil(), Arc::clone(&identity), Format::Json, 1, Arc::new(remote));
     let admission = Box::new(Admission {
         socket: socket::accept(tcp, &[], 1024).await,

@@ -14,6 +14,7 @@ mod sqlite;
 use std::{
     future::Future,
     io,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -34,7 +35,8 @@ use sqlite::Sqlite;
 
 use crate::{
     config::{DatabasePlace, StoreConfig},
-    metrics::{DbErrorKind, DbMetrics, DbOperation},
+    metrics::{DbErrorKind, DbMetrics, DbOperation, Label as _},
+    traces::{Query, Traces},
 };
 
 /// Why an operation on the database failed.
@@ -111,6 +113,7 @@ pub(crate) struct Store {
     database: Database,
     metrics: DbMetrics,
     slow_query: Duration,
+    traces: Option<Arc<Traces>>,
 }
 
 enum Database {
@@ -153,7 +156,11 @@ fn with_conditions(head: &str, conditions: &[(bool, &str)], tail: &str) -> Asser
 
 impl Store {
     /// Opens the database; brings its schema up to date, or refuses an old one.
-    pub(crate) async fn open(config: &StoreConfig, metrics: DbMetrics) -> Result<Self, OpenError> {
+    pub(crate) async fn open(
+        config: &StoreConfig,
+        metrics: DbMetrics,
+        traces: Option<Arc<Traces>>,
+    ) -> Result<Self, OpenError> {
         let (database, schema) = match &config.place {
             DatabasePlace::Sqlite(file) => {
                 let (sqlite, schema) = Sqlite::open(file, config).await?;
@@ -168,7 +175,7 @@ impl Store {
             let Schema { has, needs, .. } = schema;
             tracing::warn!(has, needs, "the schema is that of a newer program");
         }
-        let store = Self { database, metrics, slow_query: config.slow_query };
+        let store = Self { database, metrics, slow_query: config.slow_query, traces };
         store.measure();
         Ok(store)
     }
@@ -228,8 +235,17 @@ impl Store {
         } else {
             tracing::debug!(duration_ms, statement = sql, "query");
         }
-        result.map_err(|error| {
-            let (kind, error) = classify(error);
+        let result = result.map_err(classify);
+        if let Some(traces) = &self.traces {
+            traces.query(&Query {
+                system: self.either("sqlite", "postgresql"),
+                operation: operation.label(),
+                text: sql,
+                took,
+                error: result.as_ref().err().map(|(kind, _)| kind.label()),
+            });
+        }
+        result.map_err(|(kind, error)| {
             self.metrics.failed(operation, kind);
             error
         })

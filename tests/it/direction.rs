@@ -18,7 +18,8 @@ const ORDER: &[&[&str]] = &[
     &["metrics"],
     &["protocol"],
     &["telemetry"],
-    &["config", "machine", "task"],
+    &["traces"],
+    &["config", "machine", "outbound", "task"],
 ];
 
 #[test]

@@ -58,5 +58,6 @@ mod slow_consumers;
 mod stack;
 mod support;
 mod tokens;
+mod traces;
 mod traefik;
 mod upgrade;

@@ -145,8 +145,12 @@ mod tests {
     }
 
     fn credential() -> Credential {
-        let remote =
-            Remote { address: [127, 0, 0, 1].into(), user_agent: None, correlation: "c".into() };
+        let remote = Remote {
+            address: [127, 0, 0, 1].into(),
+            user_agent: None,
+            correlation: "c".into(),
+            trace: None,
+        };
         Credential::new(identity("ann", "issuer"), Uuid::max(), remote.into())
     }
 

@@ -5,6 +5,7 @@
 //! while a write waits.
 
 mod credential;
+mod feed;
 mod refresh;
 mod strikes;
 
@@ -19,12 +20,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, SinkExt, StreamExt};
+use futures_util::{FutureExt, StreamExt};
 use tokio::{
     task::coop,
     time::{Sleep, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::{self, Bytes, Message};
+use tokio_tungstenite::tungstenite::{Bytes, Message};
 
 use super::{
     Admission, Shared, StopOnDrop,
@@ -32,7 +33,7 @@ use super::{
     socket::{self, Socket},
 };
 use crate::{
-    hub::{Batch, Command, Outbox},
+    hub::{Batch, Command, Outbox, Ready},
     limits::{MessageBudget, Refused},
     metrics::LimitType,
     protocol::{
@@ -40,8 +41,10 @@ use crate::{
         ServerControl, Status,
     },
     router::{Departure, Responder},
+    traces,
 };
 use credential::Credential;
+use feed::feed;
 use strikes::Strikes;
 
 /// Control answers that wait for a write before reading stops.
@@ -69,8 +72,8 @@ pub(super) struct Session {
     /// Takes from the outbox since the socket was last looked at.
     takes: u32,
     in_flight: usize,
-    /// When the answers of the batch being written were ready.
-    ready: Vec<Instant>,
+    /// The answers that are fed and not flushed yet.
+    fed: Vec<Ready>,
     strikes: Strikes,
     /// Set where a deadline may have come nearer: the timer has to be set anew.
     rescheduled: bool,
@@ -108,7 +111,7 @@ impl Session {
             timer_set: false,
             takes: 0,
             in_flight: 0,
-            ready: Vec::new(),
+            fed: Vec::new(),
             strikes: Strikes::default(),
             rescheduled: false,
             last_seen: now,
@@ -306,7 +309,17 @@ impl Session {
         self.outbox.count_received();
         self.in_flight += 1;
         let head = ReplyHead { format: self.outbox.format, pkg_id, req_id };
-        Responder::new(head, now, ws.package(pkg_id), Arc::clone(&self.outbox))
+        let trace = self.shared.traces.as_ref().and_then(|traces| {
+            traces.message(&traces::Message {
+                received: now,
+                pkg_id,
+                req_id,
+                connection_id: self.outbox.id,
+                user_id: &self.credential.identity().subject,
+                upgrade: self.outbox.remote.trace.as_deref(),
+            })
+        });
+        Responder::new(head, now, ws.package(pkg_id), Arc::clone(&self.outbox), trace)
     }
 
     fn control(&mut self, control: ClientControl, now: Instant) -> Flow {
@@ -389,7 +402,6 @@ impl Session {
         self.shared.metrics.ws.sent.inc_by((answers + self.batch.pushes.len()) as u64);
         self.in_flight -= answers;
         self.outbox.set_in_flight(self.in_flight);
-        self.ready.extend(self.batch.replies.iter().map(|(_, ready)| *ready));
     }
 
     /// When the connection ends at the latest, whatever it is doing.
@@ -412,7 +424,7 @@ impl Session {
             let end = self.latest_end();
             tokio::select! {
                 biased;
-                done = feed(&mut self.socket, &mut self.control, &mut self.batch) => match done {
+                done = feed(&mut self.socket, &mut self.control, &mut self.batch, &mut self.fed) => match done {
                     Ok(()) => break,
                     Err(_) => return Flow::Break(CloseReason::Abnormal),
                 },
@@ -425,11 +437,13 @@ impl Session {
                 }
             }
         }
-        if !self.ready.is_empty() {
+        if !self.fed.is_empty() {
             let flushed = Instant::now();
-            for ready in self.ready.drain(..) {
-                let took = (flushed - ready).as_secs_f64();
-                self.shared.metrics.ws.phase_write.observe(took);
+            for Ready { at, trace } in self.fed.drain(..) {
+                self.shared.metrics.ws.phase_write.observe((flushed - at).as_secs_f64());
+                if let Some(trace) = trace {
+                    trace.written(at, flushed);
+                }
             }
         }
         Flow::Continue(())
@@ -467,25 +481,6 @@ impl Session {
     }
 }
 
-/// Feeds everything and flushes once. Can be dropped and called again: a frame is taken from its queue
-/// when the socket has room for it.
-async fn feed(
-    socket: &mut Socket,
-    control: &mut VecDeque<Message>,
-    batch: &mut Batch,
-) -> tungstenite::Result<()> {
-    loop {
-        poll_fn(|cx| socket.poll_ready_unpin(cx)).await?;
-        let next = control.pop_front();
-        let next = next.or_else(|| batch.replies.pop_front().map(|(frame, _)| frame));
-        match next.or_else(|| batch.pushes.pop_front()) {
-            Some(frame) => socket.start_send_unpin(frame)?,
-            None => break,
-        }
-    }
-    poll_fn(|cx| socket.poll_flush_unpin(cx)).await
-}
-
 /// A timer that is made only when it is polled: a write that does not wait pays nothing for it.
 async fn pause(time: Duration) {
     tokio::time::sleep(time).await;
@@ -495,6 +490,3 @@ async fn pause(time: Duration) {
 async fn until(deadline: Instant) {
     sleep_until(deadline.into()).await;
 }
-
-#[cfg(test)]
-mod tests;

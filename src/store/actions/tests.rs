@@ -8,7 +8,7 @@ use crate::{config::Config, metrics::Metrics};
 async fn store(folder: &TempDir) -> Store {
     let data = folder.path().display().to_string();
     let config = Config::read(|name| (name == "DATA_DIR").then(|| data.clone())).unwrap();
-    Store::open(&config.store, Metrics::new(&[], "dev").db).await.unwrap()
+    Store::open(&config.store, Metrics::new(&[], "dev").db, None).await.unwrap()
 }
 
 fn row(i: u128, timestamp: &str) -> Action {

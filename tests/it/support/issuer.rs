@@ -334,18 +334,22 @@ async fn answer(
         }
         path @ ("/realms/test/token" | "/realms/test/logout") => {
             let path = path.rsplit('/').next().unwrap().to_owned();
-            let correlation = request.headers().get("x-correlation-id");
-            let correlation = correlation.map(|id| id.to_str().unwrap().to_owned());
+            let header = |name| {
+                let value = request.headers().get(name);
+                value.map(|value| value.to_str().unwrap().to_owned())
+            };
+            let (correlation, traceparent) = (header("x-correlation-id"), header("traceparent"));
             let body = request.into_body().collect().await.unwrap().to_bytes();
             if let Mood::Slow(time) = mood {
                 tokio::time::sleep(time).await;
             }
             let form = form_urlencoded::parse(&body).into_owned().collect();
             let key = state.keys.lock().unwrap()[0].clone();
-            let (status, body) =
-                state.users.answer(&url, Asked { path, correlation, form }, |changes| {
-                    key.sign(&claims(&url, &changes))
-                });
+            let (status, body) = state.users.answer(
+                &url,
+                Asked { path, correlation, traceparent, form },
+                |changes| key.sign(&claims(&url, &changes)),
+            );
             (if matches!(mood, Mood::Failing | Mood::LoginsFailing) { 500 } else { status }, body)
         }
         _ => (404, String::new()),

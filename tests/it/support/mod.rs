@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod balancer;
 mod client;
+pub(crate) mod collector;
 pub(crate) mod database;
 pub(crate) mod fleet;
 pub(crate) mod handlers;

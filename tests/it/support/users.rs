@@ -21,6 +21,7 @@ pub(crate) struct Asked {
     /// `token` or `logout`.
     pub(crate) path: String,
     pub(crate) correlation: Option<String>,
+    pub(crate) traceparent: Option<String>,
     pub(crate) form: HashMap<String, String>,
 }
 
