@@ -97,7 +97,7 @@ struct Entry {
     subject: Arc<str>,
     /// Given back when the entry goes.
     _place: OwnedSemaphorePermit,
-    _lease: Option<Lease>,
+    lease: Option<Lease>,
 }
 
 #[derive(Default)]
@@ -145,7 +145,9 @@ impl Actor for Registry {
             }
             RegistryMessage::Drain { spread, grace, overlap } => {
                 table.draining = true;
-                for entry in table.connections.values() {
+                for entry in table.connections.values_mut() {
+                    // Of one that came after all others were given back.
+                    drop(entry.lease.take());
                     let reconnect_after = spread.mul_f64(fastrand::f64());
                     let stay = if overlap { reconnect_after + grace } else { grace };
                     drop(entry.actor.cast(Command::Drain { reconnect_after, stay }));
@@ -255,9 +257,7 @@ impl Registry {
             table.of_user.entry(Arc::clone(&subject)).or_default().push(Arc::clone(&outbox));
         }
         let id = actor.get_id();
-        table
-            .connections
-            .insert(id, Entry { actor, outbox, subject, _place: place, _lease: lease });
+        table.connections.insert(id, Entry { actor, outbox, subject, _place: place, lease });
         table.peak = table.peak.max(table.connections.len());
         self.shared.metrics.ws.connections.inc(ConnectionOutcome::Accepted);
         self.measure(table);

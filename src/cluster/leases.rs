@@ -11,10 +11,14 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
+    time::Duration,
 };
 
 use dashmap::DashMap;
-use tokio::sync::Notify;
+use tokio::{
+    sync::Notify,
+    time::{sleep, timeout},
+};
 use uuid::Uuid;
 
 use super::ledger::{Entered, Ledger};
@@ -24,6 +28,8 @@ use crate::{
     protocol::CloseReason,
 };
 
+/// Time for Redis to learn that all are given back.
+const LAST: Duration = Duration::from_secs(1);
 /// Leases that wait to be given back; of more, Redis learns when it is compared with the table.
 const BOUND: usize = 10_000;
 
@@ -62,8 +68,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.leases.held.remove(&self.outbox.id);
-        if self.standing != Entered::Refused {
+        let held = self.leases.held.remove(&self.outbox.id);
+        if held.is_some() && self.standing != Entered::Refused {
             self.leases.end(&self.outbox);
         }
     }
@@ -116,6 +122,21 @@ impl Leases {
         }
         drop(ended);
         self.changed.notify_one();
+    }
+
+    /// Gives back those of all connections that are let in, which stay open for now, and waits until Redis
+    /// knows it. One that is slow holds up nobody for long.
+    pub(super) async fn give_all_back(&self) {
+        for outbox in self.admitted() {
+            self.held.remove(&outbox.id);
+            self.end(&outbox);
+        }
+        let told = async {
+            while self.ledger.is_connected() && !self.ended().is_empty() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        };
+        drop(timeout(LAST, told).await);
     }
 
     /// Ends connections whose places newer ones took, those too that are not let in yet.

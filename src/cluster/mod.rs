@@ -162,6 +162,14 @@ impl Cluster {
         }
     }
 
+    /// Lets go of the places of this node's connections: their clients are about to be told to go to other
+    /// nodes, where they need them while they are still here.
+    pub(crate) async fn leave(&self) {
+        if let Some(others) = &self.others {
+            others.leases.give_all_back().await;
+        }
+    }
+
     /// Some connections of all nodes, or of a user by name, the newest first, and how many there are.
     pub(crate) async fn connections(
         &self,

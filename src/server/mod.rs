@@ -262,6 +262,7 @@ impl Server {
         self.leaving.cancel();
         sleep(drain_delay).await;
         self.draining.cancel();
+        self.context.cluster.leave().await;
         let overlap = self.context.cluster.is_on();
         if self.registry.tell(RegistryMessage::Drain { spread, grace, overlap }).is_err() {
             tracing::error!("there is no registry to drain");

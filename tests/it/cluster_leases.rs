@@ -249,6 +249,61 @@ async fn a_lease_is_given_back_however_its_connection_ends() {
     all.until_known(&[("ann", 0)]).await;
 }
 
+/// The drain of a node is told to all of a user's connections; each is replaced on another node at once.
+async fn moves(policy: (&str, &str)) {
+    let drain = [("DRAIN_DELAY", "0s"), ("DRAIN_SPREAD", "0s"), ("DRAIN_GRACE", "2s"), policy];
+    let mut all = Nodes::start(2, &drain).await;
+    let mut old = five(&all.nodes[..1], "ann").await;
+    let mut bob = all.nodes[1].client("bob").await;
+    all.nodes[0].begin_shutdown();
+    for client in &mut old {
+        assert_eq!(client.receive().await["type"], "drain");
+    }
+    let mut new = Vec::new();
+    for moved in join_all((0..5).map(|_| attempt(&all.nodes[1], "ann"))).await {
+        new.push(moved.unwrap_or_else(|refused| panic!("{refused:?}")));
+    }
+    is_limited(&all.nodes[1], &mut new, policy).await;
+    bob.call(3, json!({ "name": "x" })).await;
+    for client in &mut new {
+        assert_eq!(client.receive().await["data"]["name"], "x");
+    }
+    // They were not ended for the new ones.
+    for client in &mut old {
+        let (seen, closed) = client.until_closed().await;
+        assert_eq!((seen.len(), &seen[0]["data"]["name"]), (1, &json!("x")));
+        assert_eq!(closed, Closed::Code(1001));
+    }
+    all.nodes.remove(0).stop().await.unwrap();
+    all.until_known(&[("ann", 5), ("bob", 1)]).await;
+}
+
+/// A sixth is refused, or takes the place of the first.
+async fn is_limited(node: &TestServer, five: &mut Vec<Client>, policy: (&str, &str)) {
+    if policy.1 == "reject_new" {
+        return is_one_too_many(node, "ann").await;
+    }
+    five.push(node.client("ann").await);
+    let mut left = Vec::new();
+    for mut client in five.drain(..) {
+        if client.try_call(100, json!({})).await.is_some() {
+            left.push(client);
+        }
+    }
+    assert_eq!(left.len(), 5);
+    *five = left;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_a_node_that_drains_leave_their_places_to_those_that_replace_them() {
+    moves(("WS_CONNECTION_POLICY", "reject_new")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_a_node_that_drains_are_not_kicked_by_those_that_replace_them() {
+    moves(KICK[0]).await;
+}
+
 async fn list(server: &TestServer, query: &str) -> Value {
     let path = format!("/admin/connections{query}");
     let answer = server.rest(Method::GET, &path).send().await.unwrap();
