@@ -20,12 +20,21 @@ use crate::hub::Outbox;
 const PAGE: usize = 100;
 /// Between two signs of life, with what is new about connections.
 const RENEWAL: Duration = Duration::from_secs(3);
+/// A comparison is followed by a pause so many times as long, up to a renewal: each connection that is let in
+/// without a lease asks for one, and of thousands it is work.
+const PAUSES: u32 = 10;
 /// After a command that failed.
 const RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Keeper<'a> {
     leases: &'a Leases,
     life: Life<'a>,
+}
+
+/// When something may be done again.
+struct Next {
+    renewal: Instant,
+    comparison: Instant,
 }
 
 impl<'a> Keeper<'a> {
@@ -35,11 +44,13 @@ impl<'a> Keeper<'a> {
 
     /// Goes on as long as it is polled.
     pub(super) async fn keep(&self) -> Error {
-        let mut renewed = Instant::now();
+        let mut next = Next { renewal: Instant::now() + RENEWAL, comparison: Instant::now() };
         loop {
-            let due = (renewed + RENEWAL).saturating_duration_since(Instant::now());
+            let pausing = self.leases.is_unsynced() && next.comparison < next.renewal;
+            let due = if pausing { next.comparison } else { next.renewal };
+            let due = due.saturating_duration_since(Instant::now());
             drop(timeout(due, self.leases.changed.notified()).await);
-            if let Err(error) = self.step(&mut renewed).await {
+            if let Err(error) = self.step(&mut next).await {
                 tracing::debug!(%error, "redis was not told of connections");
                 // It may have heard it, or not.
                 self.leases.compare();
@@ -48,9 +59,11 @@ impl<'a> Keeper<'a> {
         }
     }
 
-    async fn step(&self, renewed: &mut Instant) -> Result<(), Error> {
-        if self.leases.is_to_compare() {
+    async fn step(&self, next: &mut Next) -> Result<(), Error> {
+        let begun = Instant::now();
+        if begun >= next.comparison && self.leases.is_to_compare() {
             self.compare().await?;
+            next.comparison = Instant::now() + (PAUSES * begun.elapsed()).min(RENEWAL);
         }
         loop {
             let ended = self.leases.next_ended(PAGE);
@@ -60,7 +73,7 @@ impl<'a> Keeper<'a> {
             self.life.release(&ended).await?;
             self.leases.given_back(ended.len());
         }
-        if renewed.elapsed() >= RENEWAL {
+        if Instant::now() >= next.renewal {
             match self.life.renew().await? {
                 Some(dead) => self.bury(&dead).await?,
                 None => self.leases.compare(),
@@ -68,7 +81,7 @@ impl<'a> Keeper<'a> {
             for page in self.leases.news().chunks(PAGE) {
                 self.life.report(page).await?;
             }
-            *renewed = Instant::now();
+            next.renewal = Instant::now() + RENEWAL;
         }
         Ok(())
     }

@@ -187,6 +187,11 @@ impl Leases {
         self.changed.notify_one();
     }
 
+    /// Whether that is still to be done.
+    pub(super) fn is_unsynced(&self) -> bool {
+        self.unsynced.load(Ordering::Acquire)
+    }
+
     /// Whether that is to be done, once.
     pub(super) fn is_to_compare(&self) -> bool {
         self.unsynced.swap(false, Ordering::AcqRel)
@@ -194,7 +199,7 @@ impl Leases {
 
     /// Whether none is held, and Redis was told of all.
     pub(super) fn is_idle(&self) -> bool {
-        self.held.is_empty() && self.ended().is_empty() && !self.unsynced.load(Ordering::Acquire)
+        self.held.is_empty() && self.ended().is_empty() && !self.is_unsynced()
     }
 
     fn ended(&self) -> MutexGuard<'_, VecDeque<Arc<Outbox>>> {
