@@ -103,7 +103,7 @@ pub(crate) struct Audit {
     metrics: AuditMetrics,
     /// Oldest first. An entry leaves when it is safe: in the database or in the spool.
     queue: Mutex<VecDeque<Arc<Entry>>>,
-    /// Told of a first entry and of a full batch.
+    /// Told of a first entry and of each full batch.
     filled: Notify,
     /// Told of rows in the spool.
     spooled: Notify,
@@ -178,7 +178,7 @@ impl Audit {
         queue.push_back(entry);
         let waiting = queue.len();
         drop(queue);
-        if waiting == 1 || waiting == self.config.batch_size {
+        if waiting == 1 || waiting.is_multiple_of(self.config.batch_size) {
             self.filled.notify_one();
         }
         None

@@ -19,7 +19,7 @@ use tokio::{
 use super::{Audit, Entry, redact, retention};
 use crate::{
     metrics::AuditErrorKind,
-    store::{Store, StoreError},
+    store::{Action, Store},
     task::{self, Task},
 };
 
@@ -98,18 +98,18 @@ enum Refused {
     /// It is away, or too slow.
     Away,
     /// One of them is not to its liking.
-    Data(StoreError),
+    Data(String),
 }
 
 impl Rows {
-    async fn insert(&self, rows: &[String], patience: Duration) -> Result<(), Refused> {
+    async fn insert(&self, rows: Vec<Action>, patience: Duration) -> Result<(), Refused> {
         let metrics = &self.audit.metrics;
-        let started = Instant::now();
-        let batch = format!("[{}]", rows.join(","));
-        let error = match timeout(patience, self.store.insert_actions(&batch)).await {
+        let (count, started) = (rows.len(), Instant::now());
+        let insert = self.store.insert_actions(rows, self.audit.config.batch_size);
+        let error = match timeout(patience, insert).await {
             Ok(Ok(())) => {
-                metrics.written.inc_by(rows.len() as u64);
-                metrics.batch_size.observe(rows.len() as f64);
+                metrics.written.inc_by(count as u64);
+                metrics.batch_size.observe(count as f64);
                 metrics.duration.observe(started.elapsed().as_secs_f64());
                 if self.audit.away.swap(false, Ordering::Relaxed) {
                     tracing::info!("the database takes audit rows again");
@@ -118,7 +118,7 @@ impl Rows {
             }
             Ok(Err(error)) if error.is_about_data() => {
                 metrics.errors.inc(AuditErrorKind::Refused);
-                return Err(Refused::Data(error));
+                return Err(Refused::Data(error.to_string()));
             }
             Ok(Err(error)) => error.to_string(),
             Err(_) => format!("no answer within {patience:?}"),
@@ -144,11 +144,13 @@ impl Rows {
 /// From the queue into the database or into the spool.
 struct Writer {
     rows: Rows,
-    /// Time for a statement.
+    /// Time for the database.
     patience: Duration,
     /// The age up to which rows are tried on the database. What waited longer goes to the spool, or the
     /// promise of `AUDIT_BATCH_TIMEOUT` would be broken.
     fresh: Duration,
+    /// Rows that are written at once.
+    full: usize,
     complained: Option<Instant>,
 }
 
@@ -157,8 +159,12 @@ impl Writer {
         // A row waits half of the time for others, and may then take a quarter in the database: the
         // last quarter is for the row that came while a statement before it was running.
         let limit = audit.config.batch_timeout;
+        let (batch, queue) = (audit.config.batch_size, audit.config.queue);
+        // As many as leave half of the queue to those that come meanwhile.
+        let batches = store.batches_at_once().min(queue / 2 / batch).max(1);
         Self {
             rows: Rows { audit, store },
+            full: batch * batches,
             patience: limit / 4,
             fresh: limit * 5 / 8,
             complained: None,
@@ -175,11 +181,11 @@ impl Writer {
         }
     }
 
-    /// Waits for a full batch, or for a row that has waited long enough.
+    /// Waits for all that are written at once, or for a row that has waited long enough.
     async fn until_due(&self) {
         let audit = &self.rows.audit;
         let linger = audit.config.batch_timeout / 2;
-        while audit.waiting() < audit.config.batch_size {
+        while audit.waiting() < self.full {
             match audit.oldest_since() {
                 None => audit.filled.notified().await,
                 Some(since) => {
@@ -195,7 +201,7 @@ impl Writer {
     /// Makes the oldest rows safe; false where nothing takes them.
     async fn write(&mut self) -> bool {
         let audit = &self.rows.audit;
-        let batch = audit.oldest(audit.config.batch_size);
+        let batch = audit.oldest(self.full);
         let Some(first) = batch.first() else { return true };
         let fresh = first.since.elapsed() < self.fresh;
         if fresh && self.insert(&batch).await {
@@ -221,8 +227,8 @@ impl Writer {
         if self.rows.audit.away.load(Ordering::Relaxed) {
             return false;
         }
-        let rows: Vec<_> = batch.iter().map(|entry| text(entry)).collect();
-        let inserted = self.rows.insert(&rows, self.patience).await.is_ok();
+        let rows = batch.iter().map(|entry| redact::row(entry)).collect();
+        let inserted = self.rows.insert(rows, self.patience).await.is_ok();
         if inserted {
             self.rows.audit.forget(batch);
         }
@@ -268,7 +274,7 @@ impl Replayer {
         if rows.is_empty() {
             return false;
         }
-        let settled = match self.0.insert(&rows, PATIENCE).await {
+        let settled = match self.insert(&rows).await {
             Ok(()) => rows.len(),
             Err(Refused::Away) => 0,
             Err(Refused::Data(_)) => self.one_by_one(&rows).await,
@@ -277,14 +283,23 @@ impl Replayer {
         settled > 0
     }
 
+    async fn insert(&self, rows: &[String]) -> Result<(), Refused> {
+        let read = rows.iter().map(|row| serde_json::from_str(row)).collect::<Result<_, _>>();
+        let rows = read.map_err(|error| {
+            self.0.audit.metrics.errors.inc(AuditErrorKind::Refused);
+            Refused::Data(error.to_string())
+        })?;
+        self.0.insert(rows, PATIENCE).await
+    }
+
     /// Keeps a row that the database refuses from holding up the others; returns how many are settled.
     async fn one_by_one(&self, rows: &[String]) -> usize {
         for (settled, row) in rows.iter().enumerate() {
-            match self.0.insert(std::slice::from_ref(row), PATIENCE).await {
+            match self.insert(std::slice::from_ref(row)).await {
                 Ok(()) => {}
                 Err(Refused::Away) => return settled,
-                Err(Refused::Data(error)) => {
-                    let (row, why) = (row.clone(), error.to_string());
+                Err(Refused::Data(why)) => {
+                    let row = row.clone();
                     let kept = self.0.spool(move |audit| audit.reject(&row, &why)).await;
                     if kept != Some(true) {
                         return settled;

@@ -140,7 +140,7 @@ impl AuditMetrics {
             batch_size: family.histogram(
                 "audit_batch_size",
                 "Rows in an audit batch.",
-                &[1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0],
+                &[1.0, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1000.0],
             ),
             duration: family.histogram(
                 "audit_log_creation_duration_seconds",

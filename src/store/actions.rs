@@ -1,19 +1,21 @@
 //! The audit trail: table `user_actions`.
 //!
-//! Rows travel as JSON, one text for a whole batch: the same text that the spool keeps. A row that is
-//! there already is passed over, so that writing a batch twice does no harm.
+//! A row that is there already is passed over, so that writing a batch twice does no harm. Postgres takes
+//! a batch as one text of JSON. SQLite works in this process, where its time counts: values are bound,
+//! since it would search the JSON once for each column, and many batches share a transaction.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, SqlitePool};
 use uuid::Uuid;
 
 use super::{
-    Store, StoreError,
+    Database, Store, StoreError,
     moment::{Since, Until},
     statement, with_conditions,
 };
+use crate::metrics::DbOperation;
 
 /// Somebody did something, or was kept from it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -102,33 +104,22 @@ type Row = (
     Option<f64>,
 );
 
-/// Named, since a newer program may have added others.
-macro_rules! insert {
-    ($rows:literal) => {
-        concat!(
-            "INSERT INTO user_actions (id, timestamp, user_id, username, user_roles, action_type, \
-             resource, outcome, ip_address, user_agent, request_id, request_data, response_status, \
-             error_message, duration_ms) ",
-            $rows,
-            " ON CONFLICT (id) DO NOTHING"
-        )
-    };
-}
+// Not `ON CONFLICT`: a statement that can fail in its middle first copies every page that it changes to a
+// file. What `OR IGNORE` passes over beside known ids, a NULL where none may be, is no [`Action`].
+const INSERT_SQLITE: &str = "INSERT OR IGNORE INTO user_actions (id, timestamp, user_id, username, \
+    user_roles, action_type, resource, outcome, ip_address, user_agent, request_id, request_data, \
+    response_status, error_message, duration_ms) VALUES ";
+const VALUES_SQLITE: &str = "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
+/// Rows of a statement on SQLite: it allows 32,766 values.
+const MOST_ROWS: usize = 500;
 
-// `jsonb_each`: `json_each` has every row read again for every column, which doubles the cost.
-const INSERT_SQLITE: &str = insert!(
-    "SELECT value ->> 'id', value ->> 'timestamp', value ->> 'user_id', value ->> 'username', \
-     value -> 'user_roles', value ->> 'action_type', value ->> 'resource', value ->> 'outcome', \
-     value ->> 'ip_address', value ->> 'user_agent', value ->> 'request_id', \
-     nullif(value -> 'request_data', 'null'), value ->> 'response_status', \
-     value ->> 'error_message', value ->> 'duration_ms' FROM jsonb_each($1) WHERE true"
-);
-
-const INSERT_POSTGRES: &str = insert!(
-    "SELECT id, timestamp, user_id, username, user_roles, action_type, resource, outcome, \
-     ip_address, user_agent, request_id, request_data, response_status, error_message, duration_ms \
-     FROM json_populate_recordset(NULL::user_actions, $1::json)"
-);
+// Named, since a newer program may have added others.
+const INSERT_POSTGRES: &str = "INSERT INTO user_actions (id, timestamp, user_id, username, user_roles, \
+    action_type, resource, outcome, ip_address, user_agent, request_id, request_data, \
+    response_status, error_message, duration_ms) SELECT id, timestamp, user_id, username, \
+    user_roles, action_type, resource, outcome, ip_address, user_agent, request_id, request_data, \
+    response_status, error_message, duration_ms \
+    FROM json_populate_recordset(NULL::user_actions, $1::json) ON CONFLICT (id) DO NOTHING";
 
 const SELECT_SQLITE: &str = "SELECT id, timestamp, user_id, username, user_roles, action_type, \
     resource, outcome, ip_address, user_agent, request_id, request_data, response_status, \
@@ -145,13 +136,36 @@ const NEWEST_FIRST: &str =
 const OLDEST_FIRST: &str = " ORDER BY user_actions.timestamp, user_actions.id LIMIT $5";
 
 impl Store {
-    /// Adds rows that are not there yet, given as a JSON array of [`Action`]s. No text in them may hold
-    /// a NUL or half a surrogate pair: Postgres would refuse the whole batch.
-    pub(crate) async fn insert_actions(&self, rows: &str) -> Result<(), StoreError> {
-        let sql = self.either(INSERT_SQLITE, INSERT_POSTGRES);
-        let none: Vec<i32> = statement!(self, Insert, query_scalar(sql, rows), fetch_all)?;
-        debug_assert!(none.is_empty(), "the statement returns no rows");
-        Ok(())
+    /// Batches that are best written at once. Each transaction of SQLite writes all pages that it has
+    /// changed, of six indexes; many rows change hardly more of them than a few.
+    pub(crate) fn batches_at_once(&self) -> usize {
+        self.either(10, 1)
+    }
+
+    /// Adds rows that are not there yet, at most `at_most` in a statement; all or, on Postgres, those of
+    /// some statements. No text in them may hold a NUL or half a surrogate pair: Postgres would refuse
+    /// the whole statement.
+    pub(crate) async fn insert_actions(
+        &self,
+        rows: Vec<Action>,
+        at_most: usize,
+    ) -> Result<(), StoreError> {
+        match &self.database {
+            Database::Sqlite(sqlite) => {
+                let write = bound(sqlite.pool(DbOperation::Insert), rows, at_most.min(MOST_ROWS));
+                self.run(DbOperation::Insert, INSERT_SQLITE, write).await
+            }
+            Database::Postgres(postgres) => {
+                let pool = postgres.pool();
+                for rows in rows.chunks(at_most) {
+                    let rows = serde_json::to_string(rows).expect("a row is written as JSON");
+                    let insert = sqlx::query(INSERT_POSTGRES).bind(rows).execute(&pool);
+                    self.run(DbOperation::Insert, INSERT_POSTGRES, postgres.while_up(insert))
+                        .await?;
+                }
+                Ok(())
+            }
+        }
     }
 
     /// A part of the actions that match, newest first.
@@ -287,6 +301,40 @@ impl Store {
         ];
         with_conditions(head, &conditions, tail)
     }
+}
+
+/// Adds rows to SQLite, in one transaction.
+async fn bound(pool: &SqlitePool, mut rows: Vec<Action>, at_most: usize) -> sqlx::Result<()> {
+    let mut transaction = pool.begin().await?;
+    while !rows.is_empty() {
+        let part = rows.drain(..at_most.min(rows.len()));
+        let values = vec![VALUES_SQLITE; part.len()].join(",");
+        // Prepared statements are kept, so the usual one alone is to be.
+        let is_usual = part.len() == at_most;
+        let insert = sqlx::query(AssertSqlSafe(INSERT_SQLITE.to_owned() + &values));
+        let insert = part.fold(insert.persistent(is_usual), |insert, row| {
+            let roles = serde_json::to_string(&row.user_roles).expect("texts are written as JSON");
+            let data = row.request_data.filter(|data| data.get() != "null");
+            insert
+                .bind(row.id.to_string())
+                .bind(row.timestamp)
+                .bind(row.user_id)
+                .bind(row.username)
+                .bind(roles)
+                .bind(row.action_type)
+                .bind(row.resource)
+                .bind(row.outcome)
+                .bind(row.ip_address)
+                .bind(row.user_agent)
+                .bind(row.request_id)
+                .bind(data.map(|data| Box::<str>::from(data).into_string()))
+                .bind(row.response_status)
+                .bind(row.error_message)
+                .bind(row.duration_ms)
+        });
+        insert.execute(&mut *transaction).await?;
+    }
+    transaction.commit().await
 }
 
 /// Reads a row; one that cannot be read was written by somebody else.

@@ -42,13 +42,11 @@ async fn a_batch_that_is_written_twice_is_there_once_and_as_it_was() {
     let mut rows =
         vec![row(1, "2026-11-22T10:00:00.000000Z"), row(2, "2026-11-22T10:00:00.000001Z")];
     rows[1].request_data = None;
-    let batch = serde_json::to_string(&rows).unwrap();
-    store.insert_actions(&batch).await.unwrap();
-    store.insert_actions(&batch).await.unwrap();
+    store.insert_actions(rows.clone(), 100).await.unwrap();
+    store.insert_actions(rows.clone(), 100).await.unwrap();
     rows.push(row(3, "2026-11-22T10:00:00.000002Z"));
-    let batch = serde_json::to_string(&rows).unwrap();
-    store.insert_actions(&batch).await.unwrap();
-    store.insert_actions("[]").await.unwrap();
+    store.insert_actions(rows.clone(), 2).await.unwrap();
+    store.insert_actions(Vec::new(), 2).await.unwrap();
     let seen = store.actions_after(None, None, None, 10).await.unwrap();
     assert_eq!(
         seen.iter().map(text).collect::<Vec<_>>(),
@@ -62,7 +60,7 @@ async fn only_rows_from_before_a_time_are_removed_the_oldest_first_and_so_many()
     let store = store(&folder).await;
     let rows: Vec<_> =
         (0..10).map(|i| row(9 - i, &format!("2026-11-2{i}T00:00:00.000000Z"))).collect();
-    store.insert_actions(&serde_json::to_string(&rows).unwrap()).await.unwrap();
+    store.insert_actions(rows.clone(), 4).await.unwrap();
     let before = "2026-11-27T00:00:00Z".parse().unwrap();
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 4);
     let left = store.actions_after(None, None, None, 10).await.unwrap();
