@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::{
     backchannel::{is_closed, is_open, logout_token},
     cluster::heard,
-    support::{Client, fleet::Fleet, issuer::Issuer},
+    support::{Client, Closed, fleet::Fleet, issuer::Issuer},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -30,6 +30,27 @@ async fn a_broadcast_on_one_process_reaches_the_clients_of_all_once() {
     }
     // Redis has answered by now, and said how many there are.
     assert_eq!(fleet.broadcast(0, 0).await, json!({ "nodes": 3, "connections": 3 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn five_connections_over_three_processes_are_let_in_and_a_sixth_is_not() {
+    let limits = [("WS_MAX_CONNECTIONS_PER_USER", "5"), ("RATE_LIMIT_FAIL_MODE", "closed")];
+    let fleet = Fleet::start(3, &limits).await;
+    let mut inside = Vec::new();
+    for i in 0..5 {
+        inside.push(fleet.client(i % 3, "ann").await);
+    }
+    for node in 0..3 {
+        let mut sixth = Client::open(fleet.addr(node), "/web").await;
+        sixth
+            .send(&json!({ "type": "auth", "token": format!("Bearer {}", fleet.token("ann")) }))
+            .await;
+        assert_eq!(sixth.receive().await["code"], "connection_limit");
+        assert_eq!(sixth.until_closed().await.1, Closed::Code(1008));
+    }
+    for client in &mut inside {
+        is_open(client).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
