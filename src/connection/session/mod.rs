@@ -136,6 +136,8 @@ impl Session {
 
     async fn serve(&mut self) -> Flow {
         self.write().await?;
+        // The room of the greeting would be kept by every connection that idles.
+        self.control.shrink_to_fit();
         let timer = sleep_until(self.next_deadline().into());
         tokio::pin!(timer);
         loop {
