@@ -24,6 +24,10 @@ stack:
 load-tools:
     tests/load_tools.sh
 
+# Instructions a message and KiB a connection, beside those that were committed (--update: commit them anew)
+performance *options:
+    tests/performance.sh {{ options }}
+
 # The dashboards' JSON from their description (needs Python 3.11)
 dashboards:
     docker/grafana/generate

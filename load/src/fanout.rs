@@ -200,14 +200,14 @@ fn tell(summary: &mut Summary, server: &Pushed, bare: &Pushed) {
 }
 
 /// An administrator's push.
-struct Broadcast<'a> {
-    endpoint: &'a Endpoint,
-    token: &'a str,
-    body: String,
+pub(crate) struct Broadcast<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) token: &'a str,
+    pub(crate) body: String,
 }
 
 impl Broadcast<'_> {
-    fn send(&self) -> anyhow::Result<()> {
+    pub(crate) fn send(&self) -> anyhow::Result<()> {
         let sent = self.endpoint.ask("POST /admin/broadcast", Some(self.token), Some(&self.body));
         sent.map(drop).context("a push needs a token with the role `admin`")
     }

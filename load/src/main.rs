@@ -1,7 +1,7 @@
 //! Load tools for Switchboard: each mode starts the servers it measures and prints a table.
 //!
 //! In reading order: `steady`, `fanout`, `connect`, `idle`, `storm`, `churn`, `drain`, `soak`, `bench`,
-//! `database`, `audit` and `redis` are modes. They measure a `target`,
+//! `database`, `audit`, `redis` and `guard` are modes. They measure a `target`,
 //! which is a `server` of their own or another's, with a `client`: it drives connections (`link`) with the
 //! requests (`script`) of a `mix`, and keeps a `tally`. A `timeline` follows it, a `summary` tells the
 //! result, also as a `page`. Linux only: most figures come from `/proc`.
@@ -18,6 +18,7 @@ mod databases;
 mod drain;
 mod fanout;
 mod frame;
+mod guard;
 mod http;
 mod idle;
 mod link;
@@ -82,6 +83,8 @@ enum Mode {
     Audit(audit::Options),
     /// Compares the CPU a message costs a node of a cluster and a server that is alone
     Redis(redis::Options),
+    /// Counts instructions and memory, and compares them with those that were committed
+    Guard(guard::Options),
     /// Serves the baseline of messages
     #[command(hide = true)]
     Bare { address: SocketAddr },
@@ -106,6 +109,7 @@ fn main() -> ExitCode {
         Mode::Database(options) => database::run(&options),
         Mode::Audit(options) => audit::run(&options),
         Mode::Redis(options) => redis::run(&options),
+        Mode::Guard(options) => guard::run(&options),
         Mode::Bare { address } => bare::serve(address),
         Mode::Sender { address } => sender::serve(address),
     };

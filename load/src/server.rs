@@ -103,6 +103,8 @@ fn beside() -> anyhow::Result<PathBuf> {
 pub(crate) struct Program {
     pub(crate) name: &'static str,
     path: PathBuf,
+    /// A program that runs it, with its arguments.
+    under: Vec<OsString>,
     /// What comes before its address on the command line; none: it is told by its environment.
     arguments: Option<Vec<OsString>>,
     wire: Wire,
@@ -124,7 +126,8 @@ impl Program {
         wire: Wire,
     ) -> anyhow::Result<Self> {
         let (tokens, folder) = (vec!["none".to_owned()], tempfile::tempdir()?);
-        Ok(Self { name, path, arguments: Some(arguments), wire, tokens, folder })
+        let (under, arguments) = (Vec::new(), Some(arguments));
+        Ok(Self { name, path, under, arguments, wire, tokens, folder })
     }
 
     /// A build of Switchboard.
@@ -136,7 +139,13 @@ impl Program {
         let folder = tempfile::tempdir()?;
         let token = |user| token(&path, folder.path(), &format!("load-{user}"));
         let tokens = (0..users).map(token).collect::<anyhow::Result<_>>()?;
-        Ok(Self { name, path, arguments: None, wire: Wire::Json, tokens, folder })
+        let (under, wire) = (Vec::new(), Wire::Json);
+        Ok(Self { name, path, under, arguments: None, wire, tokens, folder })
+    }
+
+    /// The same, run by another program under the process id it is started with.
+    pub(crate) fn under(self, under: Vec<OsString>) -> Self {
+        Self { under, ..self }
     }
 
     /// Where it keeps its data.
@@ -167,7 +176,9 @@ impl Program {
     ) -> anyhow::Result<Server> {
         let log = self.folder.path().join(format!("log-{}", address.port()));
         let output = fs::File::create(&log)?;
-        let mut command = machine.command(&self.path);
+        let mut words = self.under.iter().map(OsString::as_os_str).chain([self.path.as_os_str()]);
+        let mut command = machine.command(words.next().unwrap_or_default().as_ref());
+        command.args(words);
         if let Some(arguments) = &self.arguments {
             command.args(arguments).arg(address.to_string());
         }

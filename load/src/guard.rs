@@ -1,0 +1,281 @@
+//! `guard`: what the server costs in figures that hold still, compared with those that were committed.
+//!
+//! Instructions are counted by valgrind's callgrind. The server has one core and so one thread, and each
+//! count is of thousands of messages that are all answered: neither timers nor batches move it by a
+//! hundredth. The kernel's share is in none of them, nor are clock readings, which cost no instruction here.
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsString,
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{
+    bench::{idle, measure},
+    client::Client,
+    fanout::Broadcast,
+    http::Endpoint,
+    machine::{self, Machine},
+    mix::{ECHO, Mix},
+    script::{Script, Wire},
+    server::{Server, ServerOption, USERS},
+};
+
+/// The committed figures, one `name value` a line.
+const HEADER: &str =
+    "# What the server costs; see docs/performance.md. Written by tests/performance.sh --update.\n";
+/// Share by which a figure may differ, in either direction: what was gained is not to be lost unnoticed.
+const TOLERANCE: f64 = 0.05;
+const IDLE: &str = "idle_connection_kib";
+/// What an idle connection may come to, whatever was committed.
+const MOST_KIB: f64 = 11.0;
+const IDLE_CONNECTIONS: usize = 8000;
+
+const MESSAGES: u64 = 8000;
+/// Messages, connections or pushes before a count: what is made for the first is not the cost of any.
+const FIRST_MESSAGES: u64 = 1000;
+const CONNECTIONS: usize = 500;
+const PUSHES: usize = 40;
+/// For a count; under valgrind everything takes some fifty times as long.
+const TIMEOUT: Duration = Duration::from_secs(120);
+const TURN: Duration = Duration::from_millis(50);
+
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    server: ServerOption,
+    /// The committed figures, of which none may differ by more than 5 %
+    #[arg(long, value_name = "FILE")]
+    baseline: Option<PathBuf>,
+    /// Write them instead
+    #[arg(long, requires = "baseline")]
+    update: bool,
+    /// Keep the profiles there, for callgrind_annotate
+    #[arg(long, value_name = "FOLDER")]
+    profiles: Option<PathBuf>,
+}
+
+type Figures = BTreeMap<String, f64>;
+
+pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
+    machine::allow_connections(IDLE_CONNECTIONS)?;
+    let machine = Machine::new();
+    let temporary = tempfile::tempdir()?;
+    let folder = options.profiles.as_deref().unwrap_or(temporary.path());
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    let profile = folder.join("profile");
+    let mut file = OsString::from("--callgrind-out-file=");
+    file.push(&profile);
+    // Without lines a profile has one row a function, with what was inlined into it.
+    let callgrind = ["valgrind", "--tool=callgrind", "--quiet", "--dump-line=no"];
+    let callgrind = callgrind.map(OsString::from).into_iter().chain([file]).collect();
+    let program = options.server.program()?;
+    let mut figures = Figures::new();
+    let memory = measure(&program, &machine, |server| idle(server, IDLE_CONNECTIONS))?;
+    figures.insert(IDLE.to_owned(), memory.kib);
+    let program = program.under(callgrind);
+    measure(&program, &machine, |server| instructions(server, &profile, &mut figures))?;
+    let committed = match &options.baseline {
+        Some(file) => read(file)?,
+        None => Figures::new(),
+    };
+    let (table, faults) = compare(&figures, &committed);
+    print!("{table}\n{machine}");
+    match &options.baseline {
+        Some(file) if options.update => write(file, &figures),
+        Some(_) if !faults.is_empty() => bail!("{}", faults.join("\n")),
+        _ => Ok(()),
+    }
+}
+
+/// Counts what each thing costs, on a server that runs under callgrind.
+fn instructions(server: &Server, profile: &Path, figures: &mut Figures) -> anyhow::Result<()> {
+    let pid = server.probe.pid.context("the server has no process")?;
+    let mut callgrind = Callgrind { pid, profile: profile.to_owned(), taken: 0 };
+    for wire in [Wire::Json, Wire::Protobuf] {
+        let mix = Mix::parse(ECHO)?;
+        let script = Script::new(&server.address.to_string(), wire, &server.tokens, &mix)?;
+        let mut client = Client::new(vec![server.address], script, mix.parts().len())?;
+        client.open(1)?;
+        for in_flight in [1, 16] {
+            ask(&mut client, in_flight, FIRST_MESSAGES)?;
+            callgrind.take("before")?;
+            let count = ask(&mut client, in_flight, MESSAGES)?;
+            let name = format!("message_{}_{in_flight}", wire.name());
+            figures.insert(name.clone(), callgrind.take(&name)? / count as f64);
+        }
+    }
+    let mut client = server.client()?.opening(1, None);
+    // Every token is remembered from here on.
+    client.open(USERS)?;
+    callgrind.take("before")?;
+    client.open(CONNECTIONS)?;
+    figures.insert("connect".to_owned(), callgrind.take("connect")? / CONNECTIONS as f64);
+    let endpoint = Endpoint::new(server.address);
+    let body = r#"{"pkg_id":100,"data":{"text":"a push"}}"#.to_owned();
+    let broadcast = Broadcast { endpoint: &endpoint, token: &server.tokens[0], body };
+    push(&mut client, &broadcast)?;
+    callgrind.take("before")?;
+    for _ in 0..PUSHES {
+        push(&mut client, &broadcast)?;
+    }
+    let deliveries = (PUSHES * client.ready()) as f64;
+    figures.insert("push_delivery".to_owned(), callgrind.take("push_delivery")? / deliveries);
+    Ok(())
+}
+
+/// Has at least so many messages answered, all that were sent; returns how many.
+fn ask(client: &mut Client, in_flight: usize, wanted: u64) -> anyhow::Result<u64> {
+    client.forget_answers();
+    let end = Instant::now() + TIMEOUT;
+    client.run(in_flight, Duration::ZERO)?;
+    while client.tally.answers() < wanted {
+        client.go_on(TURN)?;
+        ensure!(Instant::now() < end, "{wanted} messages are not answered after {TIMEOUT:?}");
+    }
+    client.run(0, Duration::ZERO)?;
+    while client.tally.answers() < client.tally.sent {
+        client.go_on(TURN)?;
+        ensure!(Instant::now() < end, "the last messages are not answered after {TIMEOUT:?}");
+    }
+    Ok(client.tally.answers())
+}
+
+/// Pushes to everybody, and waits until all have it.
+fn push(client: &mut Client, broadcast: &Broadcast<'_>) -> anyhow::Result<()> {
+    client.tally.pushes.restart();
+    let end = Instant::now() + TIMEOUT;
+    broadcast.send()?;
+    while client.tally.pushes.count < client.ready() as u64 {
+        client.go_on(TURN)?;
+        ensure!(Instant::now() < end, "a push is not with everybody after {TIMEOUT:?}");
+    }
+    Ok(())
+}
+
+/// A process that runs under callgrind.
+struct Callgrind {
+    pid: u32,
+    /// Where it writes, with a number behind.
+    profile: PathBuf,
+    taken: u32,
+}
+
+impl Callgrind {
+    /// Instructions since this was last called; the profile is kept under `name`.
+    fn take(&mut self, name: &str) -> anyhow::Result<f64> {
+        let pid = self.pid.to_string();
+        let output = Command::new("callgrind_control").args(["--dump", &pid]).output();
+        let output = output.context("cannot start callgrind_control, which comes with valgrind")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(output.status.success(), "callgrind_control failed: {}", said.trim());
+        self.taken += 1;
+        let written = self.profile.with_extension(self.taken.to_string());
+        let text = fs::read_to_string(&written)
+            .with_context(|| format!("callgrind has not written {}: {said}", written.display()))?;
+        fs::write(self.profile.with_file_name(name), without_open_calls(&text))?;
+        fs::remove_file(&written)?;
+        let total = text.lines().find_map(|line| line.strip_prefix("totals: ")?.parse().ok());
+        total.context("a profile without a total")
+    }
+}
+
+/// Leaves out calls that began before: callgrind_annotate takes what they cost for their callers' own.
+fn without_open_calls(profile: &str) -> String {
+    let mut lines = profile.lines();
+    let mut kept = String::with_capacity(profile.len());
+    while let Some(line) = lines.next() {
+        if line.starts_with("calls=0 ") {
+            lines.next();
+        } else {
+            kept.push_str(line);
+            kept.push('\n');
+        }
+    }
+    kept
+}
+
+fn read(file: &Path) -> anyhow::Result<Figures> {
+    let text = fs::read_to_string(file);
+    let text = text.with_context(|| format!("cannot read {}", file.display()))?;
+    let figure = |line: &str| {
+        let (name, value) = line.split_once(' ')?;
+        Some((name.to_owned(), value.parse().ok()?))
+    };
+    let lines = text.lines().filter(|line| !line.starts_with('#'));
+    lines.map(|line| figure(line).with_context(|| format!("{line}: a name and a value"))).collect()
+}
+
+fn write(file: &Path, figures: &Figures) -> anyhow::Result<()> {
+    let lines = figures.iter().map(|(name, value)| format!("{name} {}\n", shown(name, *value)));
+    let text = HEADER.to_owned() + &lines.collect::<String>();
+    fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+}
+
+fn shown(name: &str, value: f64) -> String {
+    format!("{value:.*}", if name == IDLE { 2 } else { 0 })
+}
+
+/// A table, and what is wrong.
+fn compare(figures: &Figures, committed: &Figures) -> (String, Vec<String>) {
+    let mut table = "| | now | committed | change |\n|---|---|---|---|\n".to_owned();
+    let mut faults = Vec::new();
+    for (name, now) in figures {
+        let known = committed.get(name);
+        let change = known.map(|known| now / known - 1.0);
+        let known = known.map_or("–".to_owned(), |known| shown(name, *known));
+        let percent = change.map_or("–".to_owned(), |change| format!("{:+.1} %", change * 100.0));
+        let now_shown = shown(name, *now);
+        // A string takes what is written to it.
+        let _ = writeln!(table, "| {name} | {now_shown} | {known} | {percent} |");
+        if change.is_none_or(|change| change.abs() > TOLERANCE) {
+            faults.push(format!("{name} is {now_shown}, {known} was committed ({percent})"));
+        }
+        if name == IDLE && *now > MOST_KIB {
+            faults.push(format!("{name} is {now_shown}, {MOST_KIB} is the most"));
+        }
+    }
+    (table, faults)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Figures, IDLE, compare, without_open_calls};
+
+    #[test]
+    fn a_call_that_began_before_costs_its_caller_nothing() {
+        let profile = "fn=(1) main\ncfn=(2) serve\ncalls=0 29\n360 99\n1 7\ncalls=2 3\n4 5\n";
+        let kept = "fn=(1) main\ncfn=(2) serve\n1 7\ncalls=2 3\n4 5\n";
+        assert_eq!(without_open_calls(profile), kept);
+    }
+
+    fn faults(name: &str, now: f64, committed: f64) -> usize {
+        let of = |value| Figures::from([(name.to_owned(), value)]);
+        compare(&of(now), &of(committed)).1.len()
+    }
+
+    #[test]
+    fn a_figure_may_differ_by_a_twentieth_in_either_direction() {
+        assert_eq!(faults("connect", 104.0, 100.0) + faults("connect", 96.0, 100.0), 0);
+        assert_eq!(faults("connect", 106.0, 100.0), 1);
+        assert_eq!(faults("connect", 94.0, 100.0), 1);
+    }
+
+    #[test]
+    fn a_figure_that_nobody_committed_is_a_fault() {
+        let now = Figures::from([("connect".to_owned(), 1.0)]);
+        assert_eq!(compare(&now, &Figures::new()).1.len(), 1);
+    }
+
+    #[test]
+    fn an_idle_connection_has_a_bound_that_nobody_can_commit_away() {
+        assert_eq!(faults(IDLE, 11.0, 11.0), 0);
+        assert_eq!(faults(IDLE, 11.2, 11.2), 1);
+    }
+}
