@@ -184,7 +184,8 @@ impl<'a> Session<'a> {
                 Err(RecvError::Lagged(lost)) => {
                     self.cluster.broadcast_errors.inc_by(lost);
                     tracing::warn!(lost, "events of other nodes came too fast");
-                    // There may have been logouts among them.
+                    // There may have been logouts among them, and connections that were replaced.
+                    self.others.leases.compare();
                     if let Err(error) = self.sync().await {
                         return error;
                     }

@@ -45,24 +45,25 @@ const IDLE: Duration = Duration::from_millis(500);
 pub(crate) enum Refused {
     /// There are too many; one may be tried again after this time.
     TooMany(Duration),
+    /// This node owes too many; Redis has answered soon, or is given up. No fault of the client.
+    Slow,
     /// Nobody can say now whether there are too many.
     Unavailable,
 }
 
 impl Refused {
-    /// Redis has answered by then, or was given up.
-    const SLOW: Self = Self::TooMany(redis::COMMAND);
-
     /// What the client is told.
     pub(crate) fn error(self) -> ErrorBody {
-        match self {
-            Self::TooMany(wait) => {
-                let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
-                ErrorBody::new("rate_limit_exceeded", "Too many messages")
-                    .with(json!({ "retry_after_ms": retry_after_ms }))
+        let wait = match self {
+            Self::TooMany(wait) => wait,
+            Self::Slow => redis::COMMAND,
+            Self::Unavailable => {
+                return ErrorBody::new("unavailable", "Limits cannot be checked now");
             }
-            Self::Unavailable => ErrorBody::new("unavailable", "Limits cannot be checked now"),
-        }
+        };
+        let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        ErrorBody::new("rate_limit_exceeded", "Too many messages")
+            .with(json!({ "retry_after_ms": retry_after_ms }))
     }
 }
 
@@ -156,7 +157,7 @@ impl MessageBudget {
         }
         let owed = account.owed.fetch_add(1, Relaxed) + 1;
         let may_owe = owed <= account.most();
-        let taken = if may_owe { limit.check() } else { Err(Refused::SLOW) };
+        let taken = if may_owe { limit.check() } else { Err(Refused::Slow) };
         if taken.is_err() {
             account.owed.fetch_sub(1, Relaxed);
         }

@@ -146,3 +146,29 @@ async fn a_redis_that_hangs_opens_the_circuit_breaker_and_nobody_waits_for_long(
     node.until_metric(&service("circuit_breaker_state"), 0.0).await;
     assert_eq!(get(&node, &token).await.status(), 200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_client_that_sends_much_while_redis_hangs_is_not_closed() {
+    let redis = Redis::start();
+    let settings = Settings::new((redis.url(), "much".into()));
+    let node = settings.node().await;
+    let mut client = node.client("ann").await;
+    assert_eq!(echo(&mut client).await["status_code"], 0);
+    block_in_place(|| redis.command("CLIENT PAUSE 2000 ALL"));
+    const SENT: usize = 400;
+    for _ in 0..SENT {
+        let request = json!({ "pkg_id": 100, "req_id": uuid::Uuid::new_v4(), "data": {} });
+        client.send(&request).await;
+    }
+    let mut refused = 0;
+    for _ in 0..SENT {
+        let answer = client.receive().await;
+        if answer["status_code"] != 0 {
+            assert_eq!(answer["data"]["code"], "rate_limit_exceeded", "{answer}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 20, "{refused}: Redis was not too slow");
+    assert_eq!(node.metric(MESSAGES).await, 0.0, "the limit was not reached");
+    assert_eq!(echo(&mut client).await["pkg_id"], 100, "and the connection stays");
+}

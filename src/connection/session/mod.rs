@@ -287,7 +287,7 @@ impl Session {
         let responder = self.responder(request.pkg_id, request.req_id, now);
         if let Err(refused) = self.budget.take() {
             responder.refuse(Status::Error, refused.error());
-            if refused == Refused::Unavailable {
+            if !matches!(refused, Refused::TooMany(_)) {
                 return Flow::Continue(());
             }
             self.shared.metrics.rate_limit_hits.inc(LimitType::Message);
