@@ -54,13 +54,25 @@ impl Reader<'_> {
         let fail_mode: Option<FailMode> = self.get("RATE_LIMIT_FAIL_MODE");
         ClusterConfig {
             redis: self.redis(),
-            prefix: self.get("REDIS_KEY_PREFIX"),
+            prefix: self.prefix(),
             node: self.get("NODE_ID"),
             fail_mode: fail_mode.unwrap_or(match environment {
                 Environment::Dev => FailMode::Open,
                 Environment::Staging | Environment::Production => FailMode::Closed,
             }),
         }
+    }
+
+    /// Braces are the keys' own: what is in the first pair decides the slot of a Redis Cluster, and the keys
+    /// of one script have to be in one.
+    fn prefix(&mut self) -> String {
+        let prefix: String = self.get("REDIS_KEY_PREFIX");
+        if prefix.contains(['{', '}']) {
+            self.faults.push(format!(
+                "REDIS_KEY_PREFIX: {prefix:?} is not allowed; allowed: text without {{ and }}"
+            ));
+        }
+        prefix
     }
 
     fn redis(&mut self) -> Option<RedisUrl> {
@@ -127,6 +139,19 @@ mod tests {
         ] {
             let fault = redis(url).unwrap_err();
             assert!(fault.contains("REDIS_URL") && !fault.contains("hush-hush"), "{fault}");
+        }
+    }
+
+    #[test]
+    fn braces_in_the_prefix_would_tear_the_keys_of_a_script_apart() {
+        let prefix = |text: &str| {
+            let config = Config::read(|name| (name == "REDIS_KEY_PREFIX").then(|| text.to_owned()));
+            config.map(|config| config.cluster.prefix).map_err(|faults| faults.to_string())
+        };
+        assert_eq!(prefix("blue:1"), Ok("blue:1".to_owned()));
+        for text in ["{blue}", "blue{", "}blue"] {
+            let fault = prefix(text).unwrap_err();
+            assert!(fault.contains("REDIS_KEY_PREFIX") && fault.contains(text), "{fault}");
         }
     }
 

@@ -90,7 +90,7 @@ impl HttpLimit {
             HttpKey::User(subject) => format!("limit:http:user:{subject}"),
             HttpKey::Address(address) => format!("limit:http:address:{address}"),
         };
-        let one = Units { used: 0, more: 1, share: 1 };
+        let one = Units { used: 0, more: 1, share: 1, full_in: Duration::ZERO };
         let (taken, full) = shared.take(RedisOperation::HttpLimit, &key, self.quota, one).await?;
         let (interval, burst) = (self.quota.replenish_interval(), self.quota.burst_size().get());
         let used = (full.as_secs_f64() / interval.as_secs_f64()).ceil();

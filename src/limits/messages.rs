@@ -2,13 +2,19 @@
 //! nodes share in Redis: it pays for what it lets through, some at a time, and goes on from what is left.
 //!
 //! While a user is busy a node pays ahead, and gives back what is not used. Beyond that it lets through
-//! what it can pay later, up to a bound. So no message waits for Redis.
+//! what it can pay later, up to a bound; there sessions read nothing more until Redis has answered, or was
+//! too slow and is done without.
 
 use std::{
+    mem,
     sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{
+            AtomicBool, AtomicI64, AtomicU64,
+            Ordering::{AcqRel, Relaxed},
+        },
     },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 
@@ -22,7 +28,7 @@ use serde_json::json;
 use tokio::time::sleep;
 
 use super::shared::{Shared, Units};
-use crate::{config::FailMode, metrics::RedisOperation, protocol::ErrorBody, redis};
+use crate::{config::FailMode, metrics::RedisOperation, protocol::ErrorBody};
 
 /// Parts of a minute's limit that a node may owe. With what comes back within [`IDLE`], four nodes
 /// are a tenth over the limit at most.
@@ -37,6 +43,8 @@ const LEAST_AHEAD: u32 = 16;
 /// used up all, and may hear of what others gave back.
 const DUE: i64 = 80;
 const DUE_AT_THE_END: i64 = 600;
+/// Due whatever is owed: messages were let through of which Redis may not know.
+const AT_ONCE: i64 = i64::MIN;
 /// What was paid ahead is looked at twice in a second, and given back if nothing of it was used since.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -45,8 +53,6 @@ const IDLE: Duration = Duration::from_millis(500);
 pub(crate) enum Refused {
     /// There are too many; one may be tried again after this time.
     TooMany(Duration),
-    /// This node owes too many; Redis has answered soon, or is given up. No fault of the client.
-    Slow,
     /// Nobody can say now whether there are too many.
     Unavailable,
 }
@@ -56,7 +62,6 @@ impl Refused {
     pub(crate) fn error(self) -> ErrorBody {
         let wait = match self {
             Self::TooMany(wait) => wait,
-            Self::Slow => redis::COMMAND,
             Self::Unavailable => {
                 return ErrorBody::new("unavailable", "Limits cannot be checked now");
             }
@@ -105,10 +110,14 @@ struct Account {
     quota: Quota,
     /// Messages that were let through and are not paid; below 0: paid ahead.
     owed: AtomicI64,
+    /// What may be owed.
+    most: i64,
     /// From here on it is time to pay.
     due: AtomicI64,
     /// A payment is on its way.
     paying: AtomicBool,
+    /// Those that wait until it has arrived.
+    waiting: Mutex<Vec<Waker>>,
     /// Somebody looks after what was paid ahead.
     watched: AtomicBool,
     /// The limiter's state, and the time it counts from.
@@ -133,8 +142,10 @@ impl MessageBudget {
                 key: format!("limit:messages:{subject}"),
                 quota,
                 owed: AtomicI64::new(0),
+                most: (i64::from(quota.burst_size().get()) / OWED).max(LEAST_OWED),
                 due: AtomicI64::new(1),
                 paying: AtomicBool::new(false),
+                waiting: Mutex::default(),
                 watched: AtomicBool::new(false),
                 full,
                 clock: clock.clone(),
@@ -145,23 +156,42 @@ impl MessageBudget {
         Self { limit }
     }
 
+    /// Ready: a message may be taken. Else this node owes too many, and it takes as long as Redis does to
+    /// answer, or until that is given up.
+    pub(crate) fn poll_ready(self: &Arc<Self>, cx: &Context<'_>) -> Poll<()> {
+        let Some(Limit { account: Some(account), .. }) = &self.limit else {
+            return Poll::Ready(());
+        };
+        if account.may_owe() {
+            return Poll::Ready(());
+        }
+        account.wake_later(cx.waker());
+        // Once more: the payment may have arrived just before.
+        if account.may_owe() {
+            return Poll::Ready(());
+        }
+        self.pay_soon(account);
+        Poll::Pending
+    }
+
     /// Takes one message.
     pub(crate) fn take(self: &Arc<Self>) -> Result<(), Refused> {
         let Some(limit) = &self.limit else { return Ok(()) };
         let Some(account) = &limit.account else { return limit.check() };
         if !account.shared.answers() {
             return match account.shared.fail_mode {
-                FailMode::Open => limit.check(),
+                FailMode::Open => {
+                    account.due.store(AT_ONCE, Relaxed);
+                    limit.check()
+                }
                 FailMode::Closed => Err(Refused::Unavailable),
             };
         }
         let owed = account.owed.fetch_add(1, Relaxed) + 1;
-        let may_owe = owed <= account.most();
-        let taken = if may_owe { limit.check() } else { Err(Refused::Slow) };
+        let taken = limit.check();
         if taken.is_err() {
             account.owed.fetch_sub(1, Relaxed);
-        }
-        if account.is_due(owed) && (taken.is_ok() || !may_owe) {
+        } else if account.is_due(owed) {
             self.pay_soon(account);
         }
         taken
@@ -182,7 +212,7 @@ impl MessageBudget {
         };
         // What is let through meanwhile may be due as well, with nobody who comes after it.
         while account.pay(account.ahead()).await && account.is_due(account.owed.load(Relaxed)) {}
-        if account.owed.load(Relaxed) < 0 && !account.watched.swap(true, Relaxed) {
+        if account.owed.load(Relaxed) < 0 && !account.watched.swap(true, AcqRel) {
             let budget = Arc::clone(self);
             tokio::spawn(async move {
                 if let Some(Limit { account: Some(account), .. }) = &budget.limit {
@@ -202,9 +232,26 @@ impl Limit {
 }
 
 impl Account {
-    /// What may be owed.
-    fn most(&self) -> i64 {
-        (i64::from(self.quota.burst_size().get()) / OWED).max(LEAST_OWED)
+    /// Whether one more may be let through before Redis has answered.
+    fn may_owe(&self) -> bool {
+        self.owed.load(Relaxed) < self.most || !self.shared.answers() || self.does_without()
+    }
+
+    /// Whether Redis was too slow the last time, and this node goes by what it knows.
+    fn does_without(&self) -> bool {
+        self.shared.fail_mode == FailMode::Open && self.due.load(Relaxed) == AT_ONCE
+    }
+
+    fn wake_later(&self, waker: &Waker) {
+        let mut waiting = self.waiting();
+        if !waiting.iter().any(|known| known.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waker>> {
+        // Nothing that panics happens while the lock is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is paid ahead.
@@ -217,13 +264,14 @@ impl Account {
     }
 
     /// One payment at a time; whether this was one, and was answered. Without an answer what was owed is
-    /// forgiven and what was to be given back lapses: it may have arrived, and nobody pays twice.
+    /// owed no more, and what was to be given back lapses: it may have arrived, and nobody pays twice. What
+    /// Redis does not know it learns from the next one: no budget is fuller there than it is here.
     async fn pay(&self, ahead: u32) -> bool {
-        if self.paying.swap(true, Relaxed) {
-            return false;
-        }
+        let Some(_payment) = Payment::begin(self) else { return false };
         let used = self.owed.load(Relaxed);
-        let units = Units { used, more: ahead, share: 2 };
+        let at_once = self.due.load(Relaxed) == AT_ONCE;
+        let full_in = if at_once { self.full_in() } else { Duration::ZERO };
+        let units = Units { used, more: ahead, share: 2, full_in };
         let operation = RedisOperation::MessageLimit;
         let paid = self.shared.take(operation, &self.key, self.quota, units).await;
         let more = paid.as_ref().map_or(0, |(more, _)| i64::from(*more));
@@ -233,14 +281,20 @@ impl Account {
             self.correct(*full, owed);
         }
         let limit = i64::from(self.quota.burst_size().get());
-        let due = match (ahead, more) {
-            (0, _) => (limit / DUE).max(1),
-            (_, 0 | 1) => (limit / DUE_AT_THE_END).max(1),
+        let due = match (&paid, ahead, more) {
+            (Err(_), ..) => AT_ONCE,
+            (_, 0, _) => (limit / DUE).max(1),
+            (_, _, 0 | 1) => (limit / DUE_AT_THE_END).max(1),
             _ => -more / 2,
         };
         self.due.store(due, Relaxed);
-        self.paying.store(false, Relaxed);
         paid.is_ok()
+    }
+
+    /// The time until the budget is full, as far as this node knows.
+    fn full_in(&self) -> Duration {
+        let now = self.clock.now().duration_since(self.start).as_u64();
+        Duration::from_nanos(self.full.load(Relaxed).saturating_sub(now))
     }
 
     /// Goes on from what Redis says, with what it does not know yet.
@@ -256,14 +310,37 @@ impl Account {
     async fn watch(&self) {
         loop {
             let before = self.owed.load(Relaxed);
-            if before >= 0 {
-                break;
+            if before < 0 {
+                sleep(IDLE).await;
+                if self.owed.load(Relaxed) == before {
+                    self.pay(0).await;
+                }
+                continue;
             }
-            sleep(IDLE).await;
-            if self.owed.load(Relaxed) == before {
-                self.pay(0).await;
+            // Who pays ahead just before this counts on the one who watches, and gets another look.
+            self.watched.swap(false, AcqRel);
+            if self.owed.load(Relaxed) >= 0 || self.watched.swap(true, AcqRel) {
+                return;
             }
         }
-        self.watched.store(false, Relaxed);
+    }
+}
+
+/// A payment on its way. However it ends, those that wait for it go on.
+struct Payment<'a>(&'a Account);
+
+impl<'a> Payment<'a> {
+    /// None: there is one.
+    fn begin(account: &'a Account) -> Option<Self> {
+        // Made only then: one that is dropped has ended.
+        (!account.paying.swap(true, Relaxed)).then(|| Self(account))
+    }
+}
+
+impl Drop for Payment<'_> {
+    fn drop(&mut self) {
+        self.0.paying.store(false, Relaxed);
+        let waiting = mem::take(&mut *self.0.waiting());
+        waiting.into_iter().for_each(Waker::wake);
     }
 }

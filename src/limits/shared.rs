@@ -12,15 +12,15 @@ use crate::{
 };
 
 /// A key holds the microsecond since 1970 at which its budget is full again, and goes then. Takes the
-/// units that are used already (or gives back, below 0), then more if they are there. Returns how many
-/// more, and the microseconds until the budget is full.
+/// units that are used already (or gives back, below 0), but is full in so many microseconds at least; then
+/// takes more if they are there. Returns how many more, and the microseconds until the budget is full.
 const GCRA: &str = r"
 local time = redis.call('TIME')
 local now = time[1] * 1000000 + time[2]
 local interval, burst = tonumber(ARGV[1]), tonumber(ARGV[2])
 local used, more, share = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local full = math.max(tonumber(redis.call('GET', KEYS[1])) or now, now)
-full = math.max(full + used * interval, now)
+full = math.max(full + used * interval, now + tonumber(ARGV[6]))
 local free = burst - (full - now) / interval
 more = math.max(math.min(more, math.floor(free / share)), 0)
 full = full + more * interval
@@ -40,6 +40,8 @@ pub(super) struct Units {
     pub(super) more: u32,
     /// The part of what is there that may be taken: all, a half, …
     pub(super) share: u32,
+    /// The budget is full no sooner: what a node knows, and Redis perhaps not.
+    pub(super) full_in: Duration,
 }
 
 /// The limits of a cluster.
@@ -70,13 +72,14 @@ impl Shared {
         units: Units,
     ) -> Result<(u32, Duration), Error> {
         let interval = quota.replenish_interval().as_secs_f64() * 1e6;
-        let Units { used, more, share } = units;
+        let Units { used, more, share, full_in } = units;
         let arguments = vec![
             interval.to_string(),
             quota.burst_size().to_string(),
             used.to_string(),
             more.to_string(),
             share.to_string(),
+            full_in.as_micros().to_string(),
         ];
         let keys = vec![self.redis.key(key)];
         let (more, full): (u32, u64) =

@@ -19,6 +19,7 @@ mod cluster_lease_faults;
 mod cluster_leases;
 mod cluster_limits;
 mod cluster_limits_faults;
+mod cluster_outages;
 mod commands;
 mod crowd;
 mod defaults;

@@ -234,8 +234,9 @@ impl Session {
         self.drain.as_ref().is_some_and(|drain| Instant::now() >= drain.quiet)
     }
 
-    /// Takes every frame that has arrived, while there is room for its request. Ready: the connection
-    /// ends, or there is a control answer to write.
+    /// Takes every frame that has arrived, while there is room for its request, in the budget of messages
+    /// too: but not near the end, where nothing that has arrived may be left. Ready: the connection ends, or
+    /// there is a control answer to write.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Flow> {
         let mut arrived = None;
         let mut departure = Departure::default();
@@ -244,6 +245,7 @@ impl Session {
             && self.in_flight < self.shared.config.max_in_flight
             && self.control.len() < MAX_CONTROL
             && !self.pong_due
+            && (self.drain.is_some() || self.budget.poll_ready(cx).is_ready())
         {
             let Poll::Ready(frame) = self.socket.poll_next_unpin(cx) else { break };
             let now = *arrived.get_or_insert_with(Instant::now);

@@ -95,11 +95,15 @@ impl Redis {
 
     /// Kills it.
     pub(crate) fn kill(&self) {
-        let file = self.folder.join("pid");
-        let pid = fs::read_to_string(&file).unwrap();
+        self.signal("-KILL");
         // So that the keeper kills nobody who has the same number later.
-        fs::remove_file(file).unwrap();
-        assert!(Command::new("kill").args(["-KILL", pid.trim()]).status().unwrap().success());
+        fs::remove_file(self.folder.join("pid")).unwrap();
+    }
+
+    /// Sends it a signal by name.
+    pub(crate) fn signal(&self, name: &str) {
+        let pid = fs::read_to_string(self.folder.join("pid")).unwrap();
+        assert!(Command::new("kill").args([name, pid.trim()]).status().unwrap().success());
     }
 
     /// What it says to a command: the first line.
