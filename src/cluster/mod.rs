@@ -193,17 +193,16 @@ impl Cluster {
         self.others.as_ref()?.leases.ledger.count(user).await.ok()
     }
 
-    /// Ends a connection, on whichever node it is; false if there is none of this id.
+    /// Ends a connection, on whichever node it is; false if none of this id is here or listed.
     pub(crate) async fn close(&self, id: Uuid) -> Result<bool, Error> {
         if self.hub.close(id, REVOKED) {
             return Ok(true);
         }
         let Some(others) = &self.others else { return Ok(false) };
-        let found = others.leases.ledger.has(id).await?;
-        if found {
-            self.publish(Event::Close(id));
-        }
-        Ok(found)
+        let listed = others.leases.ledger.has(id).await?;
+        // In any case: those of a node that drains are not listed any more.
+        self.publish(Event::Close(id));
+        Ok(listed)
     }
 
     /// Ends every connection of a user, by name.

@@ -83,7 +83,7 @@ impl Nodes {
 }
 
 /// The development issuer's `sub` of a user.
-fn subject(user: &str) -> Uuid {
+pub(crate) fn subject(user: &str) -> Uuid {
     Uuid::new_v5(&Uuid::NAMESPACE_DNS, user.as_bytes())
 }
 
@@ -422,4 +422,18 @@ async fn an_id_that_no_node_has_is_not_found_on_any() {
     assert_eq!(client.until_closed().await.1, Closed::Code(4004));
     all.until_known(&[("ann", 0)]).await;
     assert_eq!(end(&id).await, 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_waits_for_its_node_to_drain_is_ended_by_its_id_on_another() {
+    let drain = [("DRAIN_SPREAD", "0s"), ("DRAIN_GRACE", "9s"), CLOSED];
+    let mut all = Nodes::start(2, &drain).await;
+    let (mut client, id) = named(&all.nodes[0], "ann", "json").await;
+    all.nodes[0].begin_shutdown();
+    assert_eq!(client.receive().await["type"], "drain");
+    all.until_known(&[("ann", 0)]).await;
+    let path = format!("/admin/connections/{id}");
+    let answer = all.nodes[1].rest(Method::DELETE, &path).send().await.unwrap();
+    assert_eq!(answer.status(), 404, "it is not listed");
+    assert_eq!(client.until_closed().await.1, Closed::Code(4004));
 }

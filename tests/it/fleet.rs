@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
+use tokio::task::block_in_place;
 
 use crate::{
     backchannel::{is_closed, is_open, logout_token},
     cluster::heard,
-    support::{Client, Closed, fleet::Fleet, issuer::Issuer},
+    cluster_leases::{CLOSED, subject},
+    support::{Client, fleet::Fleet, issuer::Issuer, redis::Redis},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,12 +43,7 @@ async fn five_connections_over_three_processes_are_let_in_and_a_sixth_is_not() {
         inside.push(fleet.client(i % 3, "ann").await);
     }
     for node in 0..3 {
-        let mut sixth = Client::open(fleet.addr(node), "/web").await;
-        sixth
-            .send(&json!({ "type": "auth", "token": format!("Bearer {}", fleet.token("ann")) }))
-            .await;
-        assert_eq!(sixth.receive().await["code"], "connection_limit");
-        assert_eq!(sixth.until_closed().await.1, Closed::Code(1008));
+        fleet.is_one_too_many(node, "ann").await;
     }
     for client in &mut inside {
         is_open(client).await;
@@ -108,5 +105,47 @@ async fn a_process_that_is_killed_leaves_the_others_serving_and_may_come_back() 
     fleet.broadcast(2, 3).await;
     for client in left.iter_mut().chain([&mut back]) {
         assert_eq!(heard(client).await, 3);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_is_killed_leaves_its_leases_to_others_within_thirty_seconds() {
+    let redis = block_in_place(Redis::start);
+    let (url, limit) = (redis.url(), ("WS_MAX_CONNECTIONS_PER_USER", "5"));
+    let own = [("REDIS_URL", &*url), ("REDIS_KEY_PREFIX", "leases"), limit];
+    let mut fleet = Fleet::start(3, &[&own[..], &[CLOSED]].concat()).await;
+    let known = |command: &str, name: &str| {
+        block_in_place(|| redis.command(&format!(r#"{command} "leases:{{connections}}:{name}""#)))
+    };
+    let user = format!("user:{}", subject("ann"));
+    let mut lost = [fleet.client(0, "ann").await, fleet.client(0, "ann").await];
+    let mut inside = Vec::new();
+    for node in [1, 1, 2] {
+        inside.push(fleet.client(node, "ann").await);
+    }
+    let dead = fleet.listed(1, None).await[4]["node"].clone();
+    fleet.kill(0);
+    let since = Instant::now();
+    for client in &mut lost {
+        client.until_closed().await;
+    }
+    fleet.is_one_too_many(1, "ann").await;
+    while inside.len() < 5 && since.elapsed() < Duration::from_secs(30) {
+        inside.extend(fleet.attempt(1 + inside.len() % 2, "ann").await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    println!("the places of a node that was killed are free after {:?}", since.elapsed());
+    assert_eq!(inside.len(), 5, "after {:?}", since.elapsed());
+    for node in [1, 2] {
+        fleet.is_one_too_many(node, "ann").await;
+        let listed = fleet.listed(node, None).await;
+        assert_eq!(listed.len(), 5);
+        assert!(listed.iter().all(|connection| connection["node"] != dead), "{listed:?}");
+    }
+    for (command, name) in [("ZCARD", &*user), ("ZCARD", "all"), ("HLEN", "details")] {
+        assert_eq!(known(command, name), ":5", "{name}");
+    }
+    for client in &mut inside {
+        is_open(client).await;
     }
 }

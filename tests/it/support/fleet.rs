@@ -16,7 +16,7 @@ use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 use super::{
-    Client, postgres,
+    Client, Closed, postgres,
     process::{Process, Ran},
     programs::free_port,
     redis,
@@ -120,6 +120,46 @@ impl Fleet {
         let mut client = Client::open(self.addr(node), "/web").await;
         client.authenticate(&self.token(user)).await;
         client
+    }
+
+    /// An authenticated client of a node, or how it was refused.
+    pub(crate) async fn attempt(
+        &self,
+        node: usize,
+        user: &str,
+    ) -> Result<Client, (String, Closed)> {
+        let mut client = Client::open(self.addr(node), "/web").await;
+        let token = format!("Bearer {}", self.token(user));
+        client.send(&json!({ "type": "auth", "token": token })).await;
+        let answer = client.receive().await;
+        if answer["type"] == "auth_ok" {
+            return Ok(client);
+        }
+        let code = answer["code"].as_str().unwrap_or_default().to_owned();
+        Err((code, client.until_closed().await.1))
+    }
+
+    /// The user has enough, as soon as a node can say.
+    pub(crate) async fn is_one_too_many(&self, node: usize, user: &str) {
+        let since = Instant::now();
+        let refused = loop {
+            let refused = self.attempt(node, user).await.err().expect("one too many was let in");
+            if refused.0 != "unavailable" || since.elapsed() > PATIENCE {
+                break refused;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(refused, ("connection_limit".into(), Closed::Code(1008)));
+    }
+
+    /// The connections of a user that a node lists, and those of all users without one.
+    pub(crate) async fn listed(&self, node: usize, user: Option<&str>) -> Vec<Value> {
+        let query = user.map(|user| format!("&user={user}")).unwrap_or_default();
+        let path = format!("/admin/connections?per_page=100{query}");
+        let request = self.request(node, Method::GET, &path).bearer_auth(self.token("rest"));
+        let answer = request.send().await.unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
     }
 
     /// A REST request to a node, without a token.
