@@ -254,12 +254,14 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     let admission = Box::new(Admission { socket, identity, outbox, budget, lease });
     let (refused, refusal) = oneshot::channel();
     let admit = RegistryMessage::Admit { admission, place, refused };
-    if let Err(RegistryMessage::Admit { admission, .. }) = web.registry.tell(admit) {
-        return refuse(admission.socket, CloseReason::InternalError.into(), &remote.correlation)
-            .await;
-    }
-    // Admitted: the sender is dropped unused.
-    if let Ok((admission, reason)) = refusal.await {
+    let refused = match web.registry.tell(admit) {
+        Err(RegistryMessage::Admit { admission, .. }) => {
+            Some((admission, CloseReason::InternalError))
+        }
+        // Admitted: the sender is dropped unused.
+        _ => refusal.await.ok(),
+    };
+    if let Some((admission, reason)) = refused {
         let Admission { socket, lease, .. } = *admission;
         // Not held while the client takes its time.
         drop(lease);
