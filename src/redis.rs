@@ -14,9 +14,16 @@ use fred::{
     clients::SubscriberClient,
     error::{Error, ErrorKind},
     interfaces::{ClientLike, LuaInterface},
-    types::{Builder, FromValue, RespVersion, config::Config, scripts::Script},
+    types::{
+        Builder, FromValue, RespVersion,
+        config::{Config, ReconnectPolicy},
+        scripts::Script,
+    },
 };
-use tokio::{task::JoinError, time::timeout};
+use tokio::{
+    task::JoinError,
+    time::{sleep, timeout},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -31,6 +38,8 @@ pub(crate) const COMMAND: Duration = Duration::from_millis(100);
 const CONNECT: Duration = Duration::from_secs(1);
 /// Time to find the server and all these steps.
 const OPENING: Duration = Duration::from_secs(2);
+/// Milliseconds between two attempts at something: at first and at last, with some chance on top.
+const BACKOFF: (u32, u32) = (50, 1000);
 /// Messages that wait to be handed over; more are lost.
 const INBOX: usize = 4096;
 /// How long the circuit breaker stays open, at first and at most.
@@ -38,6 +47,20 @@ const BREAKER: (Duration, Duration) = (Duration::from_secs(1), Duration::from_se
 
 /// The driver's task, which is done when the connection is lost, and takes it along when it is dropped.
 pub(crate) type Connection = AbortOnDropHandle<Result<(), Error>>;
+
+/// The pauses between attempts at what fails: each is twice as long as the one before.
+pub(crate) struct Backoff(ReconnectPolicy);
+
+impl Backoff {
+    pub(crate) fn new() -> Self {
+        Self(ReconnectPolicy::new_exponential(0, BACKOFF.0, BACKOFF.1, 2))
+    }
+
+    pub(crate) async fn pause(&mut self) {
+        let delay = self.0.next_delay().unwrap_or(BACKOFF.1.into());
+        sleep(Duration::from_millis(delay)).await;
+    }
+}
 
 /// Redis as this node sees it.
 pub(crate) struct Redis {

@@ -4,9 +4,10 @@
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use fred::{
-    clients::SubscriberClient,
+    clients::{SubscriberClient, WithOptions},
     error::Error,
-    interfaces::{KeysInterface, PubsubInterface, SortedSetsInterface},
+    interfaces::{ClientLike, PubsubInterface, SortedSetsInterface},
+    types::{ClusterHash, config::Options, scripts::Script},
 };
 
 use super::{
@@ -24,19 +25,28 @@ pub(super) struct Commands<'a> {
     others: &'a Others,
     channel: String,
     revocations: String,
+    keep: Script,
 }
 
 impl<'a> Commands<'a> {
     pub(super) fn new(others: &'a Others, client: SubscriberClient) -> Self {
         let key = |name| others.redis.key(name);
-        Self { client, others, channel: key("events"), revocations: key("revocations") }
+        let keep = Script::from_lua(include_str!("scripts/keep.lua"));
+        Self { client, others, channel: key("events"), revocations: key("revocations"), keep }
+    }
+
+    /// For commands about the channel. All nodes ask the same one of a Redis Cluster, which alone knows how
+    /// many they are; the driver would take any.
+    fn at_channel(&self) -> WithOptions<SubscriberClient> {
+        let cluster_hash = Some(ClusterHash::FirstKey);
+        self.client.with_options(&Options { cluster_hash, ..Options::default() })
     }
 
     /// Takes part in the channel.
     pub(super) async fn subscribe(&self) -> Result<(), Error> {
         self.others
             .redis
-            .timed(RedisOperation::Subscribe, self.client.subscribe(&self.channel))
+            .timed(RedisOperation::Subscribe, self.at_channel().subscribe(&self.channel))
             .await
     }
 
@@ -48,9 +58,26 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
+    /// Asks all masters of a Redis Cluster, for any may have the keys of a limit: one may be silent while the
+    /// others answer.
+    pub(super) async fn sign_of_life(&self) -> Result<(), Error> {
+        self.count_nodes().await?;
+        if self.client.is_clustered() {
+            for master in self.client.active_connections() {
+                let cluster_node = Some(master);
+                let options = Options { cluster_node, ..Options::default() };
+                let client = self.client.with_options(&options);
+                let ping = client.ping::<()>(None);
+                self.others.redis.timed(RedisOperation::Nodes, ping).await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Asks how many nodes there are, which is a sign of life too.
     pub(super) async fn count_nodes(&self) -> Result<(), Error> {
-        let count = self.client.pubsub_numsub(&self.channel);
+        let client = self.at_channel();
+        let count = client.pubsub_numsub(&self.channel);
         let counts: HashMap<String, usize> =
             self.others.redis.timed(RedisOperation::Nodes, count).await?;
         let nodes = counts.get(&self.channel).copied().unwrap_or(0);
@@ -65,20 +92,14 @@ impl<'a> Commands<'a> {
         revocations: &[Revocation],
         lifetime: Duration,
     ) -> Result<(), Error> {
-        let member = |revocation: &Revocation| {
-            let text = serde_json::to_string(&revocation.logout);
-            (revocation.until as f64, text.expect("a logout has nothing that JSON lacks"))
-        };
-        let members: Vec<_> = revocations.iter().map(member).collect();
-        let (key, seconds) = (&self.revocations, i64::try_from(lifetime.as_secs() + 1));
-        self.others
-            .redis
-            .timed(RedisOperation::Revoke, async {
-                let _: () = self.client.zadd(key, None, None, false, false, members).await?;
-                let _: () = self.client.expire(key, seconds.unwrap_or(i64::MAX), None).await?;
-                self.client.zremrangebyscore(key, f64::NEG_INFINITY, now() as f64).await
-            })
-            .await
+        let seconds = (lifetime.as_secs() + 1).to_string();
+        let mut arguments = vec![seconds, now().to_string()];
+        for Revocation { logout, until } in revocations {
+            let text = serde_json::to_string(logout).expect("a logout has nothing that JSON lacks");
+            arguments.extend([until.to_string(), text]);
+        }
+        let (redis, keys) = (&self.others.redis, vec![self.revocations.clone()]);
+        redis.run_on(&self.client, RedisOperation::Revoke, &self.keep, keys, arguments).await
     }
 
     /// The logouts that are in force. From the end, so that none is passed over while others go at

@@ -8,13 +8,13 @@ use std::{
 };
 
 use fred::{clients::SubscriberClient, error::Error};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 
 use super::{
     leases::Leases,
     ledger::{Dead, Entered, Life},
 };
-use crate::hub::Outbox;
+use crate::{hub::Outbox, redis::Backoff};
 
 /// Connections in one script: a few milliseconds of Redis.
 const PAGE: usize = 100;
@@ -23,8 +23,6 @@ const RENEWAL: Duration = Duration::from_secs(3);
 /// A comparison is followed by a pause so many times as long, up to a renewal: each connection that is let in
 /// without a lease asks for one, and of thousands it is work.
 const PAUSES: u32 = 10;
-/// After a command that failed.
-const RETRY: Duration = Duration::from_millis(100);
 
 pub(super) struct Keeper<'a> {
     leases: &'a Leases,
@@ -45,16 +43,20 @@ impl<'a> Keeper<'a> {
     /// Goes on as long as it is polled.
     pub(super) async fn keep(&self) -> Error {
         let mut next = Next { renewal: Instant::now() + RENEWAL, comparison: Instant::now() };
+        let mut backoff = Backoff::new();
         loop {
             let pausing = self.leases.is_unsynced() && next.comparison < next.renewal;
             let due = if pausing { next.comparison } else { next.renewal };
             let due = due.saturating_duration_since(Instant::now());
             drop(timeout(due, self.leases.changed.notified()).await);
-            if let Err(error) = self.step(&mut next).await {
-                tracing::debug!(%error, "redis was not told of connections");
-                // It may have heard it, or not.
-                self.leases.compare();
-                sleep(RETRY).await;
+            match self.step(&mut next).await {
+                Ok(()) => backoff = Backoff::new(),
+                Err(error) => {
+                    tracing::debug!(%error, "redis was not told of connections");
+                    // It may have heard it, or not.
+                    self.leases.compare();
+                    backoff.pause().await;
+                }
             }
         }
     }

@@ -10,9 +10,9 @@ use std::{
 };
 
 use fred::{
-    error::Error,
+    error::{Error, ErrorKind},
     interfaces::EventInterface,
-    types::{Message, config::ReconnectPolicy},
+    types::{ClusterStateChange, Message},
 };
 use ractor::{Actor, ActorCell, ActorProcessingErr, ActorRef, SpawnErr};
 use tokio::{
@@ -28,7 +28,7 @@ use super::{
     queue::Batch,
 };
 use crate::{
-    redis::{Connection, gone},
+    redis::{Backoff, Connection, gone},
     task::{self, Task},
 };
 
@@ -36,8 +36,6 @@ use crate::{
 const HEARTBEAT: Duration = Duration::from_millis(500);
 /// Silence after which the connection is given up.
 const SILENCE: Duration = Duration::from_secs(2);
-/// Milliseconds between two attempts to connect: at first and at last, with some chance on top.
-const BACKOFF: (u32, u32) = (50, 1000);
 /// Between two looks whether a Redis that was too slow answers again.
 const RETRY: Duration = Duration::from_millis(100);
 /// Time to connect before the first client is let in.
@@ -97,20 +95,19 @@ impl Actor for ClusterLink {
 
 async fn keep_connected(cluster: Arc<Cluster>) {
     let Some(others) = &cluster.others else { return };
-    let backoff = || ReconnectPolicy::new_exponential(0, BACKOFF.0, BACKOFF.1, 2);
-    let mut delays = backoff();
+    let mut backoff = Backoff::new();
     let mut known = false;
     loop {
         let (was_connected, lost) = Box::pin(Session::live(&cluster, others)).await;
         others.tried.store(true, Ordering::Relaxed);
         if was_connected {
-            delays = backoff();
+            backoff = Backoff::new();
         }
         if was_connected || !known {
             known = true;
             tracing::warn!(error = %lost, "no connection to redis: this node serves its own clients");
         }
-        sleep(Duration::from_millis(delays.next_delay().unwrap_or(BACKOFF.1.into()))).await;
+        backoff.pause().await;
     }
 }
 
@@ -140,6 +137,7 @@ impl<'a> Session<'a> {
             error = session.receive(&mut inbox) => error,
             error = session.watch() => error,
             error = session.keeper.keep() => error,
+            error = rearranged(session.commands.client.cluster_change_rx()) => error,
             ended = connection => gone(ended),
         };
         (true, lost)
@@ -166,7 +164,7 @@ impl<'a> Session<'a> {
         let mut last = Instant::now();
         loop {
             sleep(HEARTBEAT).await;
-            match self.commands.count_nodes().await {
+            match self.commands.sign_of_life().await {
                 Ok(()) => last = Instant::now(),
                 Err(error) if last.elapsed() >= SILENCE => return error,
                 Err(_) => {}
@@ -254,5 +252,17 @@ impl<'a> Session<'a> {
         self.commands.keep(revocations, lifetime).await?;
         let event = Event::LogOut(revocations.to_vec()).encode();
         self.commands.publish(&self.cluster.envelope(&[event])).await
+    }
+}
+
+/// Waits until a Redis Cluster is without one of its masters. The driver goes on with the others, and does not
+/// say whether it had subscribed at that one.
+async fn rearranged(mut changes: Receiver<Vec<ClusterStateChange>>) -> Error {
+    let is_less = |change: &ClusterStateChange| matches!(change, ClusterStateChange::Remove(_));
+    loop {
+        match changes.recv().await {
+            Ok(changes) if !changes.iter().any(is_less) => {}
+            _ => return Error::new(ErrorKind::Cluster, "a master of the cluster is gone"),
+        }
     }
 }

@@ -45,7 +45,8 @@ const SCHEMES: &[&str] =
     &["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
 
 /// The parameters of a URL that the driver knows; it passes over any other.
-const PARAMETERS: &[&str] = &["node", "sentinelServiceName"];
+const PARAMETERS: &[&str] =
+    &["node", "sentinelServiceName", "sentinelUsername", "sentinelPassword"];
 
 const ALLOWED: &str = "redis://USER:PASSWORD@HOST:PORT/DATABASE, redis-sentinel://HOST:PORT?sentinelServiceName=NAME, redis-cluster://HOST:PORT, each with &node=HOST:PORT for more hosts; rediss… is with TLS";
 
@@ -117,6 +118,7 @@ mod tests {
             "redis://ann:hush-hush@redis.example:6380/2",
             "rediss://:hush-hush@redis.example",
             "redis-sentinel://ann:hush-hush@a.example:26379/1?sentinelServiceName=main&node=b.example:26379",
+            "redis-sentinel://a.example?sentinelServiceName=main&sentinelUsername=eve&sentinelPassword=hush-hush",
             "redis-cluster://ann:hush-hush@a.example:7000?node=b.example:7000",
             "rediss-cluster://a.example:7000",
         ] {

@@ -15,6 +15,7 @@ mod brute_force;
 mod closing;
 mod cluster;
 mod cluster_faults;
+mod cluster_kinds;
 mod cluster_lease_faults;
 mod cluster_leases;
 mod cluster_limits;

@@ -1,11 +1,11 @@
-//! A Redis of the tests' own: found or installed, in a temporary folder, gone when the tests are. And a
-//! network on the way to it that can be cut.
+//! A Redis of the tests' own, of whatever kind: found or installed, in a temporary folder, gone when the
+//! tests are. And a network on the way to it that can be cut.
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Write},
-    net::{SocketAddr, TcpStream as StdStream},
-    path::PathBuf,
+    io::{BufRead, BufReader, Read, Write},
+    net::{Shutdown, SocketAddr, TcpListener as StdListener, TcpStream as StdStream},
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
         OnceLock,
@@ -52,8 +52,19 @@ impl Redis {
         redis
     }
 
+    /// Starts one whose configuration has more lines.
+    pub(crate) fn with(lines: &[&str]) -> Self {
+        let redis = Self::configured(lines);
+        redis.start_again();
+        redis
+    }
+
     /// One that does not run yet.
     pub(crate) fn stopped() -> Self {
+        Self::configured(&[])
+    }
+
+    fn configured(lines: &[&str]) -> Self {
         let program = program(&["redis-server", "valkey-server"], "redis-server", MISSING);
         let folder = TempDir::new().unwrap().keep();
         let script =
@@ -63,7 +74,18 @@ impl Redis {
         keeper.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let keeper = keeper.spawn().unwrap();
         // It has to be free again after a stop.
-        Self { folder, port: free_port(), program, keeper }
+        let redis = Self { folder, port: port(), program, keeper };
+        let text = |path: &str| redis.folder.join(path).display().to_string();
+        let file = format!(
+            "port {}\nbind 127.0.0.1\ndaemonize yes\nsave \"\"\ndir {}\nlogfile {}\npidfile {}\n{}\n",
+            redis.port,
+            text(""),
+            text("log"),
+            text("pid"),
+            lines.join("\n").replace("PORT", &redis.port.to_string())
+        );
+        fs::write(redis.folder.join("conf"), file).unwrap();
+        redis
     }
 
     pub(crate) fn addr(&self) -> SocketAddr {
@@ -77,15 +99,19 @@ impl Redis {
     /// Starts it, empty, and waits until it answers.
     #[expect(clippy::disallowed_methods, reason = "callers give up their worker")]
     pub(crate) fn start_again(&self) {
-        let text = |path: &str| self.folder.join(path).display().to_string();
-        let (port, folder, log, pid) = (self.port.to_string(), text(""), text("log"), text("pid"));
+        let (conf, log) = (self.folder.join("conf"), self.folder.join("log"));
+        let lines = fs::read_to_string(&conf).unwrap();
         let mut command = Command::new(&self.program);
-        command.args(["--port", &port, "--bind", "127.0.0.1", "--daemonize", "yes", "--save", ""]);
-        command.args(["--dir", &folder, "--logfile", &log, "--pidfile", &pid]);
+        command.arg(conf);
+        if lines.contains("\nsentinel ") {
+            command.arg("--sentinel");
+        }
         assert!(command.stdin(Stdio::null()).stdout(Stdio::null()).status().unwrap().success());
         for _ in 0..200 {
             if StdStream::connect(self.addr()).is_ok() {
-                assert_eq!(self.command("PING"), "+PONG");
+                let answers = ["+PONG", "-NOAUTH Authentication required."];
+                let tls = lines.contains("\ntls-port ");
+                assert!(tls || answers.contains(&&*self.command("PING")));
                 return;
             }
             sleep(Duration::from_millis(20));
@@ -100,10 +126,35 @@ impl Redis {
         fs::remove_file(self.folder.join("pid")).unwrap();
     }
 
-    /// Sends it a signal by name.
+    /// Sends a signal by name.
     pub(crate) fn signal(&self, name: &str) {
         let pid = fs::read_to_string(self.folder.join("pid")).unwrap();
         assert!(Command::new("kill").args([name, pid.trim()]).status().unwrap().success());
+    }
+
+    /// All that it says to a command.
+    pub(crate) fn said(&self, command: &str) -> String {
+        let mut stream = StdStream::connect(self.addr()).unwrap();
+        stream.write_all(format!("{command}\r\n").as_bytes()).unwrap();
+        // It closes, once it has answered.
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut said = String::new();
+        stream.read_to_string(&mut said).unwrap();
+        said
+    }
+
+    /// Waits until what it says to a command has some words.
+    #[expect(clippy::disallowed_methods, reason = "callers give up their worker")]
+    pub(crate) fn until_said(&self, command: &str, words: &str) {
+        let mut said = String::new();
+        for _ in 0..500 {
+            said = self.said(command);
+            if said.contains(words) {
+                return;
+            }
+            sleep(Duration::from_millis(20));
+        }
+        panic!("{command} never said {words}: {said}");
     }
 
     /// What it says to a command: the first line.
@@ -121,6 +172,77 @@ impl Drop for Redis {
         drop(self.keeper.stdin.take());
         drop(self.keeper.wait());
     }
+}
+
+/// A free port, whose neighbour on which the nodes of a cluster talk is free too.
+fn port() -> u16 {
+    let free = |port: &u16| StdListener::bind(("127.0.0.1", *port + 10_000)).is_ok();
+    std::iter::repeat_with(free_port).find(free).unwrap()
+}
+
+/// A Redis Cluster: three masters, and a replica of the one that has a key.
+pub(crate) fn cluster(key: &str) -> [Redis; 4] {
+    let [a, b, c, replica] = [(); 4].map(|()| {
+        Redis::with(&[
+            "cluster-enabled yes",
+            "cluster-node-timeout 1000",
+            "cluster-replica-validity-factor 0",
+            "repl-diskless-sync-delay 0",
+        ])
+    });
+    let slot: usize = a.command(&format!("CLUSTER KEYSLOT {key}"))[1..].parse().unwrap();
+    let mut owner = String::new();
+    for (i, master) in [&a, &b, &c].into_iter().enumerate() {
+        let slots = 16_384 * i / 3..16_384 * (i + 1) / 3;
+        if slots.contains(&slot) {
+            owner = master.said("CLUSTER MYID").lines().nth(1).unwrap().to_owned();
+        }
+        let slots: Vec<_> = slots.map(|slot| slot.to_string()).collect();
+        assert_eq!(master.command(&format!("CLUSTER ADDSLOTS {}", slots.join(" "))), "+OK");
+        assert_eq!(master.command(&format!("CLUSTER SET-CONFIG-EPOCH {}", i + 1)), "+OK");
+    }
+    for other in [&b, &c, &replica] {
+        assert_eq!(a.command(&format!("CLUSTER MEET 127.0.0.1 {}", other.port)), "+OK");
+    }
+    replica.until_said("CLUSTER NODES", &owner);
+    assert_eq!(replica.command(&format!("CLUSTER REPLICATE {owner}")), "+OK");
+    replica.until_said("INFO replication", "master_link_status:up");
+    for node in [&a, &b, &c, &replica] {
+        node.until_said("CLUSTER INFO", "cluster_state:ok");
+        node.until_said("CLUSTER INFO", "cluster_known_nodes:4");
+        node.until_said("CLUSTER NODES", &format!("slave {owner}"));
+    }
+    // The owner first.
+    let is_owner = |node: &Redis| node.said("CLUSTER MYID").contains(&owner);
+    let mut masters = [a, b, c];
+    masters.sort_by_key(|node| !is_owner(node));
+    let [owner, one, two] = masters;
+    [owner, replica, one, two]
+}
+
+/// A sentinel of a master named `main` and its replica, with failovers in a hurry.
+pub(crate) fn sentinel(master: &Redis, lines: &[&str]) -> Redis {
+    let main = [
+        &*format!("sentinel monitor main 127.0.0.1 {} 1", master.port),
+        "sentinel down-after-milliseconds main 500",
+        "sentinel failover-timeout main 2000",
+    ];
+    Redis::with(&[&main, lines].concat())
+}
+
+/// Makes an authority, `ca.pem`, and a certificate for 127.0.0.1 of it, `cert.pem` with `key.pem`.
+pub(crate) fn certify(folder: &Path) {
+    let missing = "the tests need openssl: install it, or put it into PATH";
+    let openssl = program(&["openssl"], "openssl", missing);
+    let script = r#"set -e; new="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+        "$0" req -x509 $new -days 2 -subj /CN=authority -keyout ca.key -out ca.pem
+        "$0" req $new -subj /CN=redis -keyout key.pem -out request.pem
+        echo subjectAltName=IP:127.0.0.1 >names
+        "$0" x509 -req -in request.pem -CA ca.pem -CAkey ca.key -CAcreateserial -days 2 \
+            -extfile names -out cert.pem"#;
+    let made = Command::new("sh").args(["-c", script]).arg(openssl).current_dir(folder).output();
+    let made = made.unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
 }
 
 /// What the network does.
