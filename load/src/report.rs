@@ -32,6 +32,28 @@ impl Column {
     }
 }
 
+/// What figures of some rounds come to.
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    low: f64,
+    high: f64,
+}
+
+impl Spread {
+    pub(crate) fn of(figures: impl IntoIterator<Item = f64>) -> Self {
+        let mut figures: Vec<_> = figures.into_iter().collect();
+        figures.sort_by(f64::total_cmp);
+        let at = |place: Option<&f64>| place.copied().unwrap_or(f64::NAN);
+        Self { median: median(&figures), low: at(figures.first()), high: at(figures.last()) }
+    }
+
+    /// `5.25 µs (5.06–5.68)`.
+    pub(crate) fn text(&self, decimals: usize, unit: &str) -> String {
+        let Self { median, low, high } = self;
+        format!("{median:.decimals$}{unit} ({low:.decimals$}–{high:.decimals$})")
+    }
+}
+
 /// One row's figures of one round, by column.
 type Sample = Vec<f64>;
 
@@ -42,11 +64,18 @@ pub(crate) struct Rounds {
     names: Vec<&'static str>,
     /// By round, then by row.
     samples: Vec<Vec<Sample>>,
+    /// Each figure has its ratio to that of the first row beside it.
+    beside: bool,
 }
 
 impl Rounds {
     pub(crate) fn new(title: &'static str, columns: Vec<Column>, names: Vec<&'static str>) -> Self {
-        Self { title, columns, names, samples: Vec::new() }
+        Self { title, columns, names, samples: Vec::new(), beside: false }
+    }
+
+    /// The same with ratios in the cells instead of rows of their own.
+    pub(crate) fn beside_first(self) -> Self {
+        Self { beside: true, ..self }
     }
 
     /// Adds a round, a sample for each row, and shows it to whoever waits for the table.
@@ -62,35 +91,33 @@ impl Rounds {
         self.samples.push(samples);
     }
 
-    /// A cell for each column: the median, lowest and highest of what `figure` gets from a round.
     fn row(
         &self,
         f: &mut fmt::Formatter<'_>,
         title: &str,
-        format: impl Fn(&Column) -> (usize, String),
-        figure: impl Fn(&[Sample], usize) -> f64,
+        cell: impl Fn(usize, &Column) -> String,
     ) -> fmt::Result {
         write!(f, "| {title} |")?;
         for (index, column) in self.columns.iter().enumerate() {
-            let mut figures: Vec<_> =
-                self.samples.iter().map(|round| figure(round, index)).collect();
-            figures.sort_by(f64::total_cmp);
-            if let (Some(low), Some(high)) = (figures.first(), figures.last()) {
-                let ((decimals, unit), median) = (format(column), median(&figures));
-                write!(f, " {median:.decimals$}{unit} ({low:.decimals$}–{high:.decimals$}) |")?;
-            }
+            write!(f, " {} |", cell(index, column))?;
         }
         writeln!(f)
     }
 
-    fn ratio(&self, f: &mut fmt::Formatter<'_>, one: usize, other: usize) -> fmt::Result {
+    /// What one row has in a column.
+    pub(crate) fn figure(&self, row: usize, column: usize) -> Spread {
+        Spread::of(self.samples.iter().map(|round| round[row][column]))
+    }
+
+    /// One row's figures in a column as multiples of another's, taken within each round.
+    pub(crate) fn ratio(&self, one: usize, other: usize, column: usize) -> Spread {
+        let ratio = |round: &Vec<Sample>| round[one][column] / round[other][column];
+        Spread::of(self.samples.iter().map(ratio))
+    }
+
+    fn ratios(&self, f: &mut fmt::Formatter<'_>, one: usize, other: usize) -> fmt::Result {
         let title = format!("{} / {}", self.names[one], self.names[other]);
-        self.row(
-            f,
-            &title,
-            |_| (2, "×".to_owned()),
-            |round, column| round[one][column] / round[other][column],
-        )
+        self.row(f, &title, |index, _| self.ratio(one, other, index).text(2, "×"))
     }
 }
 
@@ -102,17 +129,22 @@ impl fmt::Display for Rounds {
         writeln!(f, "| {} | {} |", self.title, cells(|column| column.title))?;
         writeln!(f, "|---|{}", "---|".repeat(self.columns.len()))?;
         for (row, name) in self.names.iter().enumerate() {
-            let format = |column: &Column| (column.decimals, column.unit());
-            self.row(f, name, format, |round, column| round[row][column])?;
+            self.row(f, name, |index, column| {
+                let cell = self.figure(row, index).text(column.decimals, &column.unit());
+                if !self.beside || row == 0 {
+                    return cell;
+                }
+                format!("{cell}, {:.2}×", self.ratio(row, 0, index).median)
+            })?;
         }
         if self.columns.iter().all(|column| column.bound.is_none()) {
             return Ok(());
         }
         for row in 1..self.names.len() {
-            self.ratio(f, row, 0)?;
+            self.ratios(f, row, 0)?;
         }
         if self.names.len() > 2 {
-            self.ratio(f, 2, 1)?;
+            self.ratios(f, 2, 1)?;
         }
         writeln!(f, "| bound | {} |", cells(|column| column.bound.unwrap_or("–")))
     }
@@ -120,6 +152,9 @@ impl fmt::Display for Rounds {
 
 /// Of figures in order.
 fn median(figures: &[f64]) -> f64 {
+    if figures.is_empty() {
+        return f64::NAN;
+    }
     let middle = figures.len() / 2;
     if figures.len() % 2 == 1 {
         figures[middle]
@@ -148,6 +183,15 @@ mod tests {
         assert!(table.contains("| switchboard / bare | 2.50× (2.00–3.00) |"), "{table}");
         assert!(table.contains("| bare | 5.50 µs (1.00–10.00) |"), "{table}");
         assert!(table.ends_with("| bound | ≤ 2× |\n"), "{table}");
+    }
+
+    #[test]
+    fn a_ratio_may_stand_beside_its_figure() {
+        let columns = vec![Column::new("message", "µs")];
+        let mut rounds = Rounds::new("CPU", columns, vec!["bare", "other"]).beside_first();
+        rounds.push(vec![vec![1.0], vec![2.0]]);
+        let rows = "| bare | 1.00 µs (1.00–1.00) |\n| other | 2.00 µs (2.00–2.00), 2.00× |\n";
+        assert!(rounds.to_string().ends_with(rows), "{rounds}");
     }
 
     #[test]

@@ -143,6 +143,11 @@ impl Program {
         Ok(Self { name, path, under, arguments: None, wire, tokens, folder })
     }
 
+    /// The same under another name, asked in another format.
+    pub(crate) fn speaking(self, name: &'static str, wire: Wire) -> Self {
+        Self { name, wire, ..self }
+    }
+
     /// The same, run by another program under the process id it is started with.
     pub(crate) fn under(self, under: Vec<OsString>) -> Self {
         Self { under, ..self }
