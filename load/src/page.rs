@@ -1,8 +1,8 @@
-//! A [`Summary`] as a page that needs nothing but itself.
+//! A [`Summary`] as a page that needs nothing but itself, and its plots as one picture.
 
 use crate::{
-    plot::{Axis, Series, escape, plot},
-    summary::{Latency, Summary},
+    plot::{Axis, Plot, Series, escape, picture},
+    summary::{Latency, Return, Summary},
     timeline::Point,
 };
 
@@ -26,7 +26,15 @@ text{fill:var(--soft);font:11px system-ui,sans-serif;text-anchor:middle}text.y{t
 path.s0{stroke:var(--s0)}path.s1{stroke:var(--s1)}path.s2{stroke:var(--s2)}
 path.s3{stroke:var(--s3)}path.s4{stroke:var(--s4)}path.s5{stroke:var(--s5)}
 i.s0{background:var(--s0)}i.s1{background:var(--s1)}i.s2{background:var(--s2)}
-i.s3{background:var(--s3)}i.s4{background:var(--s4)}i.s5{background:var(--s5)}";
+i.s3{background:var(--s3)}i.s4{background:var(--s4)}i.s5{background:var(--s5)}
+rect.paper{fill:var(--paper)}text.start{text-anchor:start;font-size:13px}.ink{fill:var(--ink);font-weight:600}
+tspan.s0{fill:var(--s0)}tspan.s1{fill:var(--s1)}";
+
+/// What happened over time, as a picture for a document.
+pub(crate) fn svg(summary: &Summary) -> String {
+    let heading = format!("{}: {}, {}", summary.command, summary.machine, summary.at);
+    picture(STYLE, &heading, &timeline(summary))
+}
 
 pub(crate) fn page(summary: &Summary) -> String {
     let mode = summary.mode;
@@ -45,11 +53,8 @@ pub(crate) fn page(summary: &Summary) -> String {
     }
     html += "</table>";
     html += &latencies(&summary.latencies);
-    html += &timeline(&summary.timeline);
-    for (index, name) in summary.series.iter().enumerate() {
-        let value = |point: &Point| point.series.get(index).copied();
-        html += &over_time(&escape(name), "", &summary.timeline, &[(name, &value)]);
-    }
+    html += &returns(&summary.returns);
+    html += &timeline(summary).iter().map(Plot::figure).collect::<String>();
     if !summary.notes.is_empty() {
         let notes: Vec<_> = summary.notes.iter().map(|note| bold(&escape(note))).collect();
         html += &format!("<ul><li>{}</ul>", notes.join("<li>"));
@@ -97,19 +102,28 @@ fn latencies(latencies: &[Latency]) -> String {
     let known = [0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999]
         .map(|share| (nines(share).abs(), format!("{}%", (share * 1e8).round() / 1e6)));
     let ticks = known.into_iter().filter(|(at, _)| *at <= last + 0.001).collect();
-    html + &plot(
-        "Latency",
-        "ms, by share of answers",
-        &Axis { title: "percentile", ticks },
-        &series,
-    )
+    let (title, unit) = ("Latency".to_owned(), "ms, by share of answers");
+    html + &Plot { title, unit, axis: Axis { title: "percentile", ticks }, series }.figure()
+}
+
+fn returns(returns: &[Return]) -> String {
+    if returns.is_empty() {
+        return String::new();
+    }
+    let mut html = "<table><tr><th>left behind<th>before<th>after<th>returned".to_owned();
+    for each in returns {
+        let [before, after] = each.texts();
+        let (of, returned) = (escape(&each.of), each.verdict());
+        html += &format!("<tr><td>{of}<td>{before}<td>{after}<td>{}", bold(returned));
+    }
+    html + "</table>"
 }
 
 /// A line of a plot: its name, and its value at a point.
 type Line<'a> = (&'a str, &'a dyn Fn(&Point) -> Option<f64>);
 
-fn timeline(points: &[Point]) -> String {
-    let plots: [(&str, &str, &[Line<'_>]); 5] = [
+fn timeline(summary: &Summary) -> Vec<Plot> {
+    let plots: [(&str, &'static str, &[Line<'_>]); 5] = [
         ("Rate", "answers a second", &[("rate", &|point| Some(point.rate))]),
         (
             "Latency over time",
@@ -124,11 +138,25 @@ fn timeline(points: &[Point]) -> String {
         ("Memory of the server", "MiB resident", &[("memory", &|point| point.server_mib)]),
         ("Connections", "", &[("connections", &|point| Some(point.connections as f64))]),
     ];
-    plots.map(|(title, unit, series)| over_time(title, unit, points, series)).concat()
+    let points = &summary.timeline;
+    let mut drawn: Vec<_> = plots
+        .into_iter()
+        .filter_map(|(title, unit, series)| over_time(title, unit, points, series))
+        .collect();
+    for (index, name) in summary.series.iter().enumerate() {
+        let value = |point: &Point| point.series.get(index).copied();
+        drawn.extend(over_time(name, "", points, &[(name, &value)]));
+    }
+    drawn
 }
 
 /// Nothing where there is nothing to see.
-fn over_time(title: &str, unit: &str, points: &[Point], series: &[Line<'_>]) -> String {
+fn over_time(
+    title: &str,
+    unit: &'static str,
+    points: &[Point],
+    series: &[Line<'_>],
+) -> Option<Plot> {
     let series: Vec<_> = series
         .iter()
         .map(|(name, value)| Series {
@@ -141,7 +169,7 @@ fn over_time(title: &str, unit: &str, points: &[Point], series: &[Line<'_>]) -> 
         .filter(|series| series.points.len() > 1)
         .collect();
     if series.iter().all(|series| series.points.iter().all(|point| point.1 == 0.0)) {
-        return String::new();
+        return None;
     }
-    plot(title, unit, &Axis::seconds(&series), &series)
+    Some(Plot { title: title.to_owned(), unit, axis: Axis::seconds(&series), series })
 }

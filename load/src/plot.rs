@@ -1,4 +1,4 @@
-//! Line plots as inline SVG.
+//! Line plots: SVG inside a page, or a picture of its own.
 
 use std::fmt::Write as _;
 
@@ -8,6 +8,8 @@ const LEFT: f64 = 64.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
 const BOTTOM: f64 = 40.0;
+/// Above each plot of a picture, and above all.
+const HEADING: f64 = 28.0;
 
 pub(crate) struct Series {
     pub(crate) name: String,
@@ -31,54 +33,99 @@ impl Axis {
     }
 }
 
-/// Draws series over one axis. Values start at 0.
-pub(crate) fn plot(title: &str, unit: &str, axis: &Axis, series: &[Series]) -> String {
-    let points = || series.iter().flat_map(|series| &series.points);
-    let ends = axis.ticks.iter().map(|tick| tick.0).chain(points().map(|point| point.0));
-    let right = ends.fold(f64::MIN_POSITIVE, f64::max);
-    let steps = steps(points().map(|point| point.1).fold(0.0, f64::max));
-    let top = steps.last().copied().unwrap_or(1.0);
-    let x = |value: f64| LEFT + value / right * (WIDTH - LEFT - RIGHT);
-    let y = |value: f64| HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM);
+/// Series over one axis. Values start at 0.
+pub(crate) struct Plot {
+    pub(crate) title: String,
+    pub(crate) unit: &'static str,
+    pub(crate) axis: Axis,
+    pub(crate) series: Vec<Series>,
+}
+
+impl Plot {
+    /// For a page.
+    pub(crate) fn figure(&self) -> String {
+        let (title, legend) = (escape(&self.title), legend(&self.series));
+        format!(
+            "<figure><figcaption><b>{title}</b> <span>{}</span>{legend}</figcaption>\
+             <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">{}</svg></figure>",
+            self.unit,
+            self.drawing()
+        )
+    }
+
+    fn drawing(&self) -> String {
+        let Self { axis, series, .. } = self;
+        let points = || series.iter().flat_map(|series| &series.points);
+        let ends = axis.ticks.iter().map(|tick| tick.0).chain(points().map(|point| point.0));
+        let right = ends.fold(f64::MIN_POSITIVE, f64::max);
+        let steps = steps(points().map(|point| point.1).fold(0.0, f64::max));
+        let top = steps.last().copied().unwrap_or(1.0);
+        let x = |value: f64| LEFT + value / right * (WIDTH - LEFT - RIGHT);
+        let y = |value: f64| HEIGHT - BOTTOM - value / top * (HEIGHT - TOP - BOTTOM);
+        let mut svg = String::new();
+        for step in &steps {
+            let (at, end, label) = (y(*step), WIDTH - RIGHT, label(*step));
+            line(&mut svg, format_args!("<path class=\"grid\" d=\"M{LEFT} {at:.1}H{end}\"/>"));
+            let place = (LEFT - 8.0, at + 4.0);
+            line(
+                &mut svg,
+                format_args!(
+                    "<text x=\"{:.1}\" y=\"{:.1}\" class=\"y\">{label}</text>",
+                    place.0, place.1
+                ),
+            );
+        }
+        for (value, label) in &axis.ticks {
+            let at = (x(*value), HEIGHT - BOTTOM + 16.0);
+            line(&mut svg, format_args!("<text x=\"{:.1}\" y=\"{}\">{label}</text>", at.0, at.1));
+        }
+        let middle = (LEFT + WIDTH - RIGHT) / 2.0;
+        let title = axis.title;
+        line(&mut svg, format_args!("<text x=\"{middle}\" y=\"{}\">{title}</text>", HEIGHT - 6.0));
+        for (index, series) in series.iter().enumerate() {
+            let mut path = String::new();
+            for (nth, point) in series.points.iter().enumerate() {
+                let verb = if nth == 0 { 'M' } else { 'L' };
+                line(&mut path, format_args!("{verb}{:.1} {:.1}", x(point.0), y(point.1)));
+            }
+            let name = escape(&series.name);
+            line(
+                &mut svg,
+                format_args!(
+                    "<path class=\"line s{index}\" d=\"{path}\"><title>{name}</title></path>"
+                ),
+            );
+        }
+        svg
+    }
+}
+
+/// Plots below each other, as a file of its own.
+pub(crate) fn picture(style: &str, heading: &str, plots: &[Plot]) -> String {
+    let height = HEADING + (HEADING + HEIGHT) * plots.len() as f64;
     let mut svg = format!(
-        "<figure><figcaption><b>{title}</b> <span>{unit}</span>{}</figcaption>\
-         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">",
-        legend(series)
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {height}\"><style>{style}</style>\
+         <rect width=\"{WIDTH}\" height=\"{height}\" class=\"paper\"/>\
+         <text x=\"8\" y=\"20\" class=\"start\">{}</text>\n",
+        escape(heading)
     );
-    for step in &steps {
-        let at = y(*step);
-        let end = WIDTH - RIGHT;
-        let label = label(*step);
-        line(&mut svg, format_args!("<path class=\"grid\" d=\"M{LEFT} {at:.1}H{end}\"/>"));
+    for (nth, plot) in plots.iter().enumerate() {
+        let top = HEADING + (HEADING + HEIGHT) * nth as f64;
+        let title = escape(&plot.title);
+        let mut names = format!("<tspan class=\"ink\">{title}</tspan> {}", plot.unit);
+        for (index, series) in plot.series.iter().enumerate().filter(|_| plot.series.len() > 1) {
+            names += &format!(" <tspan class=\"s{index}\">— {}</tspan>", escape(&series.name));
+        }
         line(
             &mut svg,
             format_args!(
-                "<text x=\"{:.1}\" y=\"{:.1}\" class=\"y\">{label}</text>",
-                LEFT - 8.0,
-                at + 4.0
+                "<g transform=\"translate(0 {top})\"><text x=\"8\" y=\"20\" class=\"start\">{names}</text>\
+                 <g transform=\"translate(0 {HEADING})\">{}</g></g>\n",
+                plot.drawing()
             ),
         );
     }
-    for (value, label) in &axis.ticks {
-        let at = (x(*value), HEIGHT - BOTTOM + 16.0);
-        line(&mut svg, format_args!("<text x=\"{:.1}\" y=\"{}\">{label}</text>", at.0, at.1));
-    }
-    let middle = (LEFT + WIDTH - RIGHT) / 2.0;
-    let title = axis.title;
-    line(&mut svg, format_args!("<text x=\"{middle}\" y=\"{}\">{title}</text>", HEIGHT - 6.0));
-    for (index, series) in series.iter().enumerate() {
-        let mut path = String::new();
-        for (nth, point) in series.points.iter().enumerate() {
-            let verb = if nth == 0 { 'M' } else { 'L' };
-            line(&mut path, format_args!("{verb}{:.1} {:.1}", x(point.0), y(point.1)));
-        }
-        let name = escape(&series.name);
-        line(
-            &mut svg,
-            format_args!("<path class=\"line s{index}\" d=\"{path}\"><title>{name}</title></path>"),
-        );
-    }
-    svg + "</svg></figure>"
+    svg + "</svg>\n"
 }
 
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
@@ -143,11 +190,14 @@ mod tests {
     fn a_line_goes_from_the_left_below_to_the_right_above() {
         let series = [Series { name: "a<b".to_owned(), points: vec![(0.0, 0.0), (10.0, 4.0)] }];
         let axis = Axis::seconds(&series);
-        let svg = plot("rate", "/s", &axis, &series);
+        let plot = Plot { title: "rate".to_owned(), unit: "/s", axis, series: series.into() };
+        let svg = plot.figure();
         let (left, bottom) = (LEFT, HEIGHT - BOTTOM);
         let (right, top) = (WIDTH - RIGHT, TOP);
         let path = format!("d=\"M{left:.1} {bottom:.1}L{right:.1} {top:.1}\"");
         assert!(svg.contains(&path), "{svg}");
         assert!(svg.contains("a&lt;b"), "{svg}");
+        let picture = picture("", "soak & storm", &[plot]);
+        assert!(picture.contains(&path) && picture.contains("soak &amp; storm"), "{picture}");
     }
 }

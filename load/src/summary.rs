@@ -25,6 +25,9 @@ pub(crate) struct OutputOption {
     /// Write a page with plots, which needs nothing but itself
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
+    /// Write the plots over time as one picture
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
 }
 
 impl OutputOption {
@@ -40,6 +43,9 @@ impl OutputOption {
         }
         if let Some(file) = &self.html {
             write(file, &page::page(summary))?;
+        }
+        if let Some(file) = &self.svg {
+            write(file, &page::svg(summary))?;
         }
         Ok(())
     }
@@ -59,6 +65,8 @@ pub(crate) struct Summary {
     #[serde(serialize_with = "by_key")]
     pub(crate) figures: Vec<Figure>,
     pub(crate) latencies: Vec<Latency>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) returns: Vec<Return>,
     pub(crate) timeline: Vec<Point>,
     /// What the values of `series` in the timeline are.
     #[serde(skip_serializing_if = "<[&str]>::is_empty")]
@@ -125,6 +133,33 @@ impl Latency {
     }
 }
 
+/// Something that has to be back where it was.
+#[derive(Serialize)]
+pub(crate) struct Return {
+    pub(crate) of: String,
+    unit: &'static str,
+    before: f64,
+    after: f64,
+    pub(crate) returned: bool,
+}
+
+impl Return {
+    /// `slack` is the share of what there was by which more is allowed to be left.
+    pub(crate) fn new(of: &str, unit: &'static str, before: f64, after: f64, slack: f64) -> Self {
+        let returned = after <= before * (1.0 + slack);
+        Self { of: of.to_owned(), unit, before, after, returned }
+    }
+
+    pub(crate) fn texts(&self) -> [String; 2] {
+        let decimals = if self.unit.is_empty() { 0 } else { 2 };
+        [self.before, self.after].map(|value| format!("{value:.decimals$}{}", self.unit))
+    }
+
+    pub(crate) fn verdict(&self) -> &'static str {
+        if self.returned { "yes" } else { "**no**" }
+    }
+}
+
 impl Summary {
     pub(crate) fn new(mode: &'static str, target: &Target) -> Self {
         Self {
@@ -135,6 +170,7 @@ impl Summary {
             server: target.description(),
             figures: Vec::new(),
             latencies: Vec::new(),
+            returns: Vec::new(),
             timeline: Vec::new(),
             series: &[],
             notes: Vec::new(),
@@ -225,6 +261,13 @@ impl fmt::Display for Summary {
         for Latency { of, count, p50_ms, p90_ms, p99_ms, p999_ms, max_ms, .. } in &self.latencies {
             write!(f, "| {of} | {count} | {p50_ms:.2} | {p90_ms:.2} | {p99_ms:.2} ")?;
             writeln!(f, "| {p999_ms:.2} | {max_ms:.2} |")?;
+        }
+        if !self.returns.is_empty() {
+            writeln!(f, "\n| left behind | before | after | returned |\n|---|---|---|---|")?;
+        }
+        for each in &self.returns {
+            let [before, after] = each.texts();
+            writeln!(f, "| {} | {before} | {after} | {} |", each.of, each.verdict())?;
         }
         writeln!(f)?;
         for note in &self.notes {

@@ -41,6 +41,10 @@ impl TokenCache {
         None
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn insert(&self, token: Fingerprint, entry: Entry) {
         self.0.insert(token, entry);
     }

@@ -102,6 +102,11 @@ impl Validator {
         }
     }
 
+    /// Tokens whose signatures were found good and are remembered.
+    pub(crate) fn tokens_known(&self) -> usize {
+        self.cache.as_ref().map_or(0, TokenCache::len)
+    }
+
     /// Reads a token (without its scheme). Waits only where its key is not known.
     pub(crate) async fn validate(&self, token: &str) -> Result<Identity, AuthError> {
         // After the cache, which knows nothing of it.

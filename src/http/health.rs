@@ -10,7 +10,10 @@ use axum::{
 };
 use serde_json::json;
 
+use tokio::runtime::Handle;
+
 use super::Api;
+use crate::metrics::Table;
 
 fn word(healthy: bool) -> &'static str {
     if healthy { "healthy" } else { "unhealthy" }
@@ -50,6 +53,17 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     api.context.audit.measure();
     let in_flight = i64::try_from(api.context.hub.in_flight()).unwrap_or(i64::MAX);
     api.metrics.ws.requests_in_flight.set(in_flight);
+    let tasks = Handle::current().metrics().num_alive_tasks();
+    let runtime = &api.metrics.runtime;
+    runtime.tasks_alive.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+    let [connections, users] = api.context.hub.entries();
+    let [messages, http, failures] = api.limits.entries();
+    runtime.set_entries(Table::Connections, connections);
+    runtime.set_entries(Table::Users, users);
+    runtime.set_entries(Table::MessageLimits, messages);
+    runtime.set_entries(Table::HttpLimits, http);
+    runtime.set_entries(Table::Failures, failures);
+    runtime.set_entries(Table::Tokens, api.validator.tokens_known());
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, api.metrics.render()).into_response()
 }

@@ -108,6 +108,11 @@ impl Hub {
         }
     }
 
+    /// Entries of its tables: connections and users.
+    pub(crate) fn entries(&self) -> [usize; 2] {
+        [self.connections.len(), self.users.len()]
+    }
+
     /// Open connections.
     pub(crate) fn len(&self) -> usize {
         self.connections.len()

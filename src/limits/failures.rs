@@ -57,6 +57,11 @@ impl Failures {
         }
     }
 
+    /// Addresses that failed.
+    pub(super) fn len(&self) -> usize {
+        self.limiter.as_ref().map_or(0, RateLimiter::len)
+    }
+
     /// Forgets the addresses whose budget is full again.
     pub(super) fn forget_idle(&self) {
         let Some(limiter) = &self.limiter else { return };

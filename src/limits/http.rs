@@ -111,6 +111,11 @@ impl HttpLimit {
         }
     }
 
+    /// Clients whose budgets are known.
+    pub(super) fn len(&self) -> usize {
+        self.limiter.len()
+    }
+
     /// Forgets budgets that are full again.
     pub(super) fn forget_idle(&self) {
         self.limiter.retain_recent();

@@ -96,6 +96,12 @@ impl Limits {
         }
     }
 
+    /// Entries of the tables of messages, of REST and of failures.
+    pub(crate) fn entries(&self) -> [usize; 3] {
+        let http = self.http.as_ref().map_or(0, HttpLimit::len);
+        [self.messages.len(), http, self.failures.len()]
+    }
+
     /// Forgets budgets that are full again. To be called once a minute.
     pub(crate) fn forget_idle(&self) {
         self.failures.forget_idle();

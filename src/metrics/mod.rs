@@ -23,7 +23,7 @@ pub(crate) use identity::{
 };
 pub(crate) use parts::{
     Actor, AuditErrorKind, AuditMetrics, AuditOutcome, DbErrorKind, DbMetrics, DbOperation,
-    ErrorMetrics, LimitType, RedisMetrics, RedisOperation,
+    ErrorMetrics, LimitType, RedisMetrics, RedisOperation, RuntimeMetrics, Table,
 };
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};
 
@@ -45,6 +45,7 @@ pub struct Metrics {
     pub(crate) auth: AuthMetrics,
     pub(crate) breakers: BreakerMetrics,
     pub(crate) errors: ErrorMetrics,
+    pub(crate) runtime: RuntimeMetrics,
     pub(crate) rate_limit_hits: Counters<LimitType>,
     pub(crate) actor_restarts: Counters<Actor>,
 }
@@ -63,6 +64,7 @@ impl Metrics {
             auth: AuthMetrics::new(&family),
             breakers: BreakerMetrics::new(&family),
             errors: ErrorMetrics::new(&family, packages),
+            runtime: RuntimeMetrics::new(&family),
             rate_limit_hits: family.counters(
                 "rate_limit_hits_total",
                 "Requests, connections and messages refused by a limit.",

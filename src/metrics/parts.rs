@@ -1,6 +1,6 @@
 //! The database, errors, and the families of parts that a server can run without.
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::{CallOutcome, Counters, Family, Histograms, Label, WS_BUCKETS};
 
@@ -37,6 +37,17 @@ label!(
     }
 );
 label!(
+    /// A table in memory that grows with clients and has to get smaller with them.
+    Table {
+        Connections = "connections",
+        Users = "users",
+        MessageLimits = "message_limits",
+        HttpLimits = "http_limits",
+        Failures = "failures",
+        Tokens = "tokens",
+    }
+);
+label!(
     /// The kind of a statement.
     DbOperation { Select = "select", Insert = "insert", Update = "update", Delete = "delete" }
 );
@@ -49,6 +60,39 @@ label!(
         Other = "other",
     }
 );
+
+/// What is alive in this process, set when Prometheus asks.
+#[derive(Clone)]
+pub(crate) struct RuntimeMetrics {
+    pub(crate) tasks_alive: IntGauge,
+    entries: IntGaugeVec,
+}
+
+impl RuntimeMetrics {
+    pub(super) fn new(family: &Family) -> Self {
+        let metrics = Self {
+            tasks_alive: family.gauge(
+                "runtime_tasks_alive",
+                "Tasks: actors, sessions, HTTP connections, and what runs beside them.",
+            ),
+            entries: family.gauge_vec(
+                "table_entries",
+                "Entries of a table that grows with clients.",
+                &["table"],
+            ),
+        };
+        for table in Table::ALL {
+            metrics.set_entries(*table, 0);
+        }
+        metrics
+    }
+
+    /// Sets what a table has.
+    pub(crate) fn set_entries(&self, table: Table, entries: usize) {
+        let entries = i64::try_from(entries).unwrap_or(i64::MAX);
+        self.entries.with_label_values(&[table.label()]).set(entries);
+    }
+}
 
 /// The series of the database.
 #[derive(Clone)]

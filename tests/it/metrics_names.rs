@@ -220,6 +220,17 @@ const AT_ZERO: &[Family] = &[
         ],
     ),
     (
+        "table_entries",
+        "gauge",
+        &[
+            "table=\"connections\"",
+            "table=\"users\"",
+            "table=\"message_limits\"",
+            "table=\"failures\"",
+            "table=\"tokens\"",
+        ],
+    ),
+    (
         "app_errors_total",
         "counter",
         &[
