@@ -8,11 +8,11 @@ mod accept;
 mod root;
 mod upgrade;
 
-use std::{io, pin::pin, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
 use ractor::Actor;
 use tokio::{
-    net::TcpListener,
+    net::{TcpListener, TcpSocket},
     sync::Semaphore,
     task::{JoinHandle, spawn_blocking},
     time::{sleep, timeout},
@@ -42,6 +42,10 @@ use upgrade::Web;
 /// Time for sockets to close after the last answer, on top of `DRAIN_TIMEOUT`.
 const CLOSING: Duration = Duration::from_secs(6);
 
+/// Connections that wait to be accepted, as far as `net.core.somaxconn` goes. With the library's 128, most
+/// of a crowd that reconnects at once had to try again a second or two later.
+const BACKLOG: u32 = 4096;
+
 /// Bound sockets. Port 0 in the configuration binds a free one.
 pub struct Listeners {
     /// WebSocket and REST.
@@ -53,17 +57,22 @@ pub struct Listeners {
 impl Listeners {
     /// Binds the addresses of the configuration.
     pub async fn bind(config: &ServerConfig) -> io::Result<Self> {
-        let bind = |address| async move {
-            TcpListener::bind(address)
-                .await
+        let bind = |address| {
+            listen(address)
                 .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
         };
-        let ops = match config.ops_addr {
-            Some(address) => Some(bind(address).await?),
-            None => None,
-        };
-        Ok(Self { clients: bind(config.listen_addr).await?, ops })
+        let ops = config.ops_addr.map(bind).transpose()?;
+        Ok(Self { clients: bind(config.listen_addr)?, ops })
     }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // A restart finds the address free, whatever of the old connections the kernel still holds.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Why a server cannot start or go on.

@@ -283,3 +283,16 @@ async fn a_server_whose_actors_keep_dying_answers_every_request_and_gives_up() {
     let ended = tokio::time::timeout(Duration::from_secs(20), running).await.unwrap();
     assert!(matches!(ended.unwrap(), Err(ServeError::Supervision)));
 }
+
+#[tokio::test]
+async fn a_crowd_waits_in_the_kernel_while_nobody_accepts() {
+    let data = TempDir::new().unwrap();
+    let listeners = Listeners::bind(&config(&data, &[]).server).await.unwrap();
+    let address = listeners.clients.local_addr().unwrap();
+    let mut crowd = Vec::new();
+    for number in 0..400 {
+        // One for which there is no place tries again after a second.
+        let came = tokio::time::timeout(Duration::from_millis(900), TcpStream::connect(address));
+        crowd.push(came.await.unwrap_or_else(|_| panic!("no place for {number}")).unwrap());
+    }
+}
