@@ -40,6 +40,10 @@ deny:
 load mode *options:
     cargo run --release -p switchboard-load -- {{ mode }} {{ options }}
 
+# Runs the commands in docs/load-testing.md anew and keeps their output there (words: only commands that have one)
+load-outputs *words:
+    load/refresh.py docs/load-testing.md {{ words }}
+
 # Beside axum, Node's ws and a bare WebSocket server (needs npm)
 compare *options:
     load/compare/run.sh {{ options }}

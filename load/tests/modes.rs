@@ -213,46 +213,47 @@ impl Drop for Other {
     }
 }
 
+impl Other {
+    /// Starts one on a free port with the limits that it has by default.
+    #[expect(clippy::disallowed_methods, reason = "nothing can be polled before the port is open")]
+    fn start(folder: &Path, settings: &[(&str, &str)]) -> (Self, String) {
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let log = fs::File::create(folder.join("log")).unwrap();
+        let mut serve = Command::new(server());
+        serve.env("DATA_DIR", folder).env("LISTEN_ADDR", format!("127.0.0.1:{port}"));
+        serve.envs(settings.iter().copied());
+        let child = serve.stdin(Stdio::null()).stdout(log).stderr(Stdio::null()).spawn();
+        let other = Self(child.unwrap());
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+        (other, format!("http://127.0.0.1:{port}"))
+    }
+}
+
+/// A file with tokens for a server on the same folder.
+fn tokens(folder: &Path, users: &[&str]) -> String {
+    let token = |user: &&str| {
+        let mut token = Command::new(server());
+        let output = token.args(["token", "--user", user]).env("DATA_DIR", folder).output();
+        String::from_utf8(output.unwrap().stdout).unwrap()
+    };
+    let file = folder.join("tokens");
+    fs::write(&file, users.iter().map(token).collect::<String>()).unwrap();
+    file.display().to_string()
+}
+
 #[test]
-#[expect(clippy::disallowed_methods, reason = "a process is waited for; nothing can be polled")]
 fn another_server_is_measured_by_its_url_with_tokens_of_a_file() {
     let folder = TempDir::new().unwrap();
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let settings = [
-        ("DATA_DIR", folder.path().display().to_string()),
-        ("LISTEN_ADDR", format!("127.0.0.1:{port}")),
-        // So that connections stay that were told of the limit.
-        ("WS_MAX_STRIKES", "0".to_owned()),
-    ];
-    let mut token = Command::new(server());
-    let token = token.args(["token", "--user", "ann"]).envs(settings.clone()).output().unwrap();
-    let tokens = folder.path().join("tokens");
-    fs::write(&tokens, token.stdout).unwrap();
-    let log = fs::File::create(folder.path().join("log")).unwrap();
-    let mut serve = Command::new(server());
-    let child = serve.envs(settings).stdin(Stdio::null()).stdout(log).stderr(Stdio::null()).spawn();
-    let other = Other(child.unwrap());
-    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-        std::thread::sleep(std::time::Duration::from_millis(20));
-    }
-    let url = format!("http://127.0.0.1:{port}");
-    let (tokens, html) = (tokens.display().to_string(), folder.path().join("page.html"));
+    let tokens = tokens(folder.path(), &["ann"]);
+    // So that connections stay that were told of the limit.
+    let (other, url) = Other::start(folder.path(), &[("WS_MAX_STRIKES", "0")]);
+    let html = folder.path().join("page.html");
     let pid = other.0.id().to_string();
-    let summary = run(&[
-        "throughput",
-        "--url",
-        &url,
-        "--tokens",
-        &tokens,
-        "--pid",
-        &pid,
-        "--connections",
-        "2",
-        "--seconds",
-        "1",
-        "--html",
-        &html.display().to_string(),
-    ]);
+    let arguments = ["throughput", "--url", &url, "--tokens", &tokens, "--connections", "2"];
+    let output = ["--pid", &pid, "--seconds", "1", "--html", &html.display().to_string()];
+    let summary = run(&[&arguments[..], &output].concat());
     // 6,000 a minute is what it allows ann.
     assert!(notes(&summary).contains("WS_MESSAGE_RATE_LIMIT"), "{summary}");
     let page = fs::read_to_string(html).unwrap();
@@ -261,4 +262,43 @@ fn another_server_is_measured_by_its_url_with_tokens_of_a_file() {
         !page.contains("http-equiv") && !page.contains("src="),
         "the page needs something else"
     );
+}
+
+#[test]
+fn limits_of_a_server_with_its_defaults_shape_a_result_and_are_named() {
+    let folder = TempDir::new().unwrap();
+    let tokens = tokens(folder.path(), &["ann", "ben"]);
+    let (_other, url) = Other::start(folder.path(), &[]);
+    // Two users may have five connections each, and 6,000 messages a minute.
+    let arguments = ["throughput", "--url", &url, "--tokens", &tokens, "--seconds", "1"];
+    let said = notes(&run(&[&arguments[..], &["--connections", "20"]].concat()));
+    assert!(said.contains("a limit of the server shaped this result"), "{said}");
+    for limit in ["WS_MESSAGE_RATE_LIMIT", "WS_MAX_CONNECTIONS_PER_USER", "WS_MAX_STRIKES"] {
+        assert!(said.contains(limit), "{limit}: {said}");
+    }
+    let said = notes(&run(&[&arguments[..], &["--wire", "rest"]].concat()));
+    assert!(said.contains("RATE_LIMIT_PER_MINUTE"), "{said}");
+}
+
+mod keycloak {
+    use super::*;
+
+    #[test]
+    #[ignore = "needs Keycloak: tests/keycloak.sh"]
+    fn users_of_a_real_keycloak_log_in_to_be_measured() {
+        let folder = TempDir::new().unwrap();
+        let keycloak = std::env::var("KEYCLOAK_TEST_URL").unwrap();
+        let settings = [("KEYCLOAK_BASE_URL", &*keycloak), ("KEYCLOAK_REALM", "switchboard")];
+        let (_other, url) = Other::start(folder.path(), &settings);
+        let logins = folder.path().join("logins");
+        fs::write(&logins, "admin-ann:admin-ann\neditor-eve:editor-eve\n").unwrap();
+        let logins = logins.display().to_string();
+        let arguments = ["throughput", "--url", &url, "--logins", &logins, "--mix", "1=9,3=1"];
+        let few = ["--connections", "4", "--in-flight", "1", "--seconds", "1"];
+        let summary = run(&[&arguments[..], &few].concat());
+        assert_eq!(figure(&summary, "connections"), 4.0, "{summary}");
+        assert!(figure(&summary, "messages_per_second") > 10.0, "{summary}");
+        // Both may read authors and add some.
+        assert!(!notes(&summary).contains("permission"), "{summary}");
+    }
 }
