@@ -87,12 +87,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     println!("{}", bars(&rounds, &rates).join("\n"));
     println!(
         "- {} rounds, medians (lowest–highest), ratios within a round; {CONNECTIONS} connections under \
-         load, {connections} idle ones",
-        options.load.rounds
-    );
-    println!(
-        "- latencies at {:.0} messages/s, half of what the weakest answers with 1 in flight, counted from \
-         when each was due",
+         load, {connections} idle ones; latencies at {:.0} messages/s, half of what the weakest answers \
+         with 1 in flight, counted from when each was due",
+        options.load.rounds,
         Spread::of(rates.weakest).median
     );
     print!("{machine}");
@@ -132,7 +129,8 @@ fn round(
     Ok(samples)
 }
 
-/// Half and all but one in a hundred stay below these milliseconds.
+/// Half and all but one in a hundred stay below these milliseconds; no bound is known where the rate was
+/// too high, as it can be on a busy machine.
 fn latency(server: &Server, rate: f64, duration: Duration) -> anyhow::Result<[f64; 2]> {
     let mut client = server.client()?;
     client.open(CONNECTIONS)?;
@@ -141,7 +139,10 @@ fn latency(server: &Server, rate: f64, duration: Duration) -> anyhow::Result<[f6
     client.forget();
     client.go_on(duration)?;
     let overdue = client.overdue();
-    ensure!((overdue as f64) < rate / 10.0, "{overdue} requests could not be sent in time");
+    if overdue as f64 > rate / 10.0 {
+        eprintln!("{}: {overdue} requests could not be sent in time", server.name);
+        return Ok([f64::INFINITY; 2]);
+    }
     client.run(0, SETTLE)?;
     let latencies = client.tally.overall();
     ensure!(!latencies.is_empty(), "no answer came");
