@@ -13,11 +13,10 @@ subprocess.run(["cargo", "build", "--release", "--locked", "--workspace"], cwd=r
 path = f"{target}/release{os.pathsep}{os.environ['PATH']}"
 document, words = pathlib.Path(sys.argv[1]), sys.argv[2:]
 
-
-def refresh(block):
+for block in re.finditer(r"```console\n\$ (.*)\n(?:(?!```).*\n)*```", document.read_text()):
     command = block[1]
     if words and not any(word in command for word in words):
-        return block[0]
+        continue
     print(f"$ {command}", flush=True)
     environment = os.environ | {"PATH": path}
     output = subprocess.run(
@@ -25,9 +24,6 @@ def refresh(block):
     ).stdout
     # The tool's last line is the command, which stands above already.
     output = re.sub(r"- `switchboard-load .*`\n\Z", "", output)
-    return f"```console\n$ {command}\n{output}```"
-
-
-text = document.read_text()
-refreshed = re.sub(r"```console\n\$ (.*)\n[^`]*?```", refresh, text)
-document.write_text(refreshed)
+    fresh = f"```console\n$ {command}\n{output}```"
+    # At once: a later command may fail.
+    document.write_text(document.read_text().replace(block[0], fresh, 1))
