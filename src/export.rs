@@ -8,6 +8,7 @@ use std::{
     io::{self, BufWriter, IsTerminal, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
+    sync::Arc,
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
@@ -188,16 +189,16 @@ fn unwrapped(error: csv::Error) -> io::Error {
 
 /// A row of CSV: what is absent is empty.
 fn cells(action: &Action) -> io::Result<[String; 15]> {
-    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
     Ok([
         action.id.to_string(),
-        action.timestamp.clone(),
+        action.timestamp.to_string(),
         text(&action.user_id),
         text(&action.username),
         serde_json::to_string(&action.user_roles)?,
-        action.action_type.clone(),
-        action.resource.clone(),
-        action.outcome.clone(),
+        action.action_type.to_string(),
+        action.resource.to_string(),
+        action.outcome.to_string(),
         text(&action.ip_address),
         text(&action.user_agent),
         text(&action.request_id),

@@ -47,9 +47,9 @@ pub(crate) struct Event {
     /// The `req_id` of a message; else the correlation id counts.
     pub(crate) req_id: Option<Uuid>,
     /// A method of HTTP, or `WS:` and a name.
-    pub(crate) action: String,
+    pub(crate) action: Arc<str>,
     /// A path, the name of a package, or the id of a connection.
-    pub(crate) resource: String,
+    pub(crate) resource: Arc<str>,
     pub(crate) outcome: AuditOutcome,
     /// JSON as it came, from [`taken_along`].
     pub(crate) data: Option<Box<str>>,
@@ -73,8 +73,8 @@ impl Event {
             claimed: None,
             remote: Arc::clone(remote),
             req_id: None,
-            action: format!("WS:{name}"),
-            resource,
+            action: format!("WS:{name}").into(),
+            resource: resource.into(),
             outcome,
             data: None,
             status: reason.code().into(),

@@ -1,5 +1,7 @@
 //! From an event to a row: secrets go, sizes are bounded, and nothing stays that a database refuses.
 
+use std::{borrow::Cow, sync::Arc};
+
 use serde_json::{
     Value, json,
     value::{RawValue, to_raw_value},
@@ -42,23 +44,20 @@ const SECRET_ENDS: &[&str] = &["cvv", "cvc", "ssn", "pwd"];
 pub(super) fn row(entry: &Entry) -> Action {
     let event = &entry.event;
     let user = event.user.as_deref();
-    let username = user.map(|user| &*user.username).or(event.claimed.as_deref());
-    let request_id =
-        event.req_id.map_or_else(|| text(&event.remote.correlation), |id| id.to_string());
+    let claimed = || event.claimed.as_deref().map(text);
+    let correlation = || shared(&event.remote.correlation);
     Action {
         id: entry.id,
-        timestamp: format!("{:.6}", entry.at),
-        user_id: user.map(|user| text(&user.subject)),
-        username: username.map(text),
-        user_roles: user
-            .map(|user| user.roles.iter().map(|role| text(role)).collect())
-            .unwrap_or_default(),
-        action_type: text(&event.action),
-        resource: text(&event.resource),
-        outcome: event.outcome.label().to_owned(),
-        ip_address: Some(event.remote.address.to_string()),
+        timestamp: format!("{:.6}", entry.at).into(),
+        user_id: user.map(|user| shared(&user.subject)),
+        username: user.map(|user| shared(&user.username)).or_else(claimed),
+        user_roles: user.map(|user| roles(&user.roles)).unwrap_or_default(),
+        action_type: shared(&event.action),
+        resource: shared(&event.resource),
+        outcome: event.outcome.label().into(),
+        ip_address: Some(event.remote.address.to_string().into()),
         user_agent: event.remote.user_agent.as_deref().map(text),
-        request_id: Some(request_id),
+        request_id: Some(event.req_id.map_or_else(correlation, |id| id.to_string().into())),
         request_data: event.data.as_deref().map(data),
         response_status: Some(event.status),
         error_message: event.error.as_deref().map(text),
@@ -93,7 +92,7 @@ fn redacted(value: Value) -> Value {
         Value::Object(members) => {
             let member = |(name, value): (String, Value)| {
                 let value = if is_secret(&name) { HIDDEN.into() } else { redacted(value) };
-                (storable(&name), value)
+                (storable(&name).into_owned(), value)
             };
             Value::Object(members.into_iter().map(member).collect())
         }
@@ -101,9 +100,9 @@ fn redacted(value: Value) -> Value {
         // JSON within JSON.
         Value::String(text) if text.trim_start().starts_with(['{', '[']) => {
             let shown = serde_json::from_str(&text).map(|value| redacted(value).to_string());
-            shown.unwrap_or_else(|_| storable(&text)).into()
+            shown.unwrap_or_else(|_| storable(&text).into_owned()).into()
         }
-        Value::String(text) => storable(&text).into(),
+        Value::String(text) => storable(&text).into_owned().into(),
         value => value,
     }
 }
@@ -138,17 +137,33 @@ fn words(name: &str) -> Vec<String> {
     words
 }
 
-fn text(text: &str) -> String {
-    if text.len() <= MAX_TEXT {
-        return storable(text);
+fn roles(roles: &Arc<[Box<str>]>) -> Arc<[Box<str>]> {
+    if roles.iter().all(|role| fits(role)) {
+        return Arc::clone(roles);
     }
-    storable(&text.chars().take(MAX_TEXT).collect::<String>())
+    roles.iter().map(|role| (*text(role)).into()).collect()
+}
+
+/// A text that many rows have.
+fn shared(shared: &Arc<str>) -> Arc<str> {
+    if fits(shared) { Arc::clone(shared) } else { text(shared) }
+}
+
+fn fits(text: &str) -> bool {
+    text.len() <= MAX_TEXT && !text.contains('\0')
+}
+
+fn text(text: &str) -> Arc<str> {
+    if text.len() <= MAX_TEXT {
+        return storable(text).into();
+    }
+    storable(&text.chars().take(MAX_TEXT).collect::<String>()).into()
 }
 
 /// Postgres holds no NUL.
-fn storable(text: &str) -> String {
+fn storable(text: &str) -> Cow<'_, str> {
     // The rule by far, and the quicker way.
-    if text.contains('\0') { text.replace('\0', "\u{fffd}") } else { text.to_owned() }
+    if text.contains('\0') { text.replace('\0', "\u{fffd}").into() } else { text.into() }
 }
 
 #[cfg(test)]
@@ -243,6 +258,6 @@ mod tests {
         assert_eq!(shown(&fits), fits);
         let long = json!({ "a": "x".repeat(MAX_DATA) }).to_string();
         assert_eq!(shown(&long), omitted(long.len()));
-        assert_eq!(text(&"ü".repeat(MAX_TEXT + 1)), "ü".repeat(MAX_TEXT));
+        assert_eq!(*text(&"ü".repeat(MAX_TEXT + 1)), "ü".repeat(MAX_TEXT));
     }
 }

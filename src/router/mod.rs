@@ -46,6 +46,9 @@ pub(crate) struct Router {
 struct Route {
     package: Package,
     actor: ActorRef<Work>,
+    /// What the audit trail calls it.
+    action: Arc<str>,
+    resource: Arc<str>,
     /// Jobs cast and not yet begun. Of this incarnation of the actor: a restart starts anew.
     queued: Arc<AtomicUsize>,
 }
@@ -74,7 +77,8 @@ impl Router {
         let cell = actor.get_cell();
         let mut routes = Vec::clone(&self.routes.load());
         routes.retain(|route| route.package.id != package.id);
-        routes.push(Arc::new(Route { package, actor, queued }));
+        let (action, resource) = (format!("WS:{}", package.name).into(), package.name.into());
+        routes.push(Arc::new(Route { package, actor, action, resource, queued }));
         routes.sort_by_key(|route| route.package.id);
         self.routes.store(Arc::new(routes));
         Ok(cell)
@@ -112,7 +116,8 @@ impl Router {
             responder.record(Audited {
                 audit: Arc::clone(&self.context.audit),
                 caller: Arc::clone(caller),
-                package: route.package.name,
+                action: Arc::clone(&route.action),
+                resource: Arc::clone(&route.resource),
                 data: request.data.as_deref().map(|data| taken_along(data.get())),
             });
         }

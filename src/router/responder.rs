@@ -21,7 +21,8 @@ const SLOW: Duration = Duration::from_millis(100);
 pub(super) struct Audited {
     pub(super) audit: Arc<Audit>,
     pub(super) caller: Arc<Caller>,
-    pub(super) package: &'static str,
+    pub(super) action: Arc<str>,
+    pub(super) resource: Arc<str>,
     pub(super) data: Option<Box<str>>,
 }
 
@@ -120,8 +121,8 @@ impl Responder {
                 claimed: None,
                 remote: Arc::clone(&audited.caller.remote),
                 req_id: Some(self.head.req_id),
-                action: format!("WS:{}", audited.package),
-                resource: audited.package.to_owned(),
+                action: audited.action,
+                resource: audited.resource,
                 outcome: match reply.status {
                     Status::Ok => AuditOutcome::Success,
                     Status::PermissionDenied => AuditOutcome::PermissionDenied,

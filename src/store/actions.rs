@@ -4,6 +4,8 @@
 //! a batch as one text of JSON. SQLite works in this process, where its time counts: values are bound,
 //! since it would search the JSON once for each column, and many batches share a transaction.
 
+use std::sync::Arc;
+
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -17,37 +19,37 @@ use super::{
 };
 use crate::metrics::DbOperation;
 
-/// Somebody did something, or was kept from it.
+/// Somebody did something, or was kept from it. Texts are shared: the same ones come again and again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Action {
     /// Made where it happened; version 7, so that ids sort as times.
     pub id: Uuid,
     /// When: RFC 3339 in UTC with six decimals, so that texts sort as times.
-    pub timestamp: String,
+    pub timestamp: Arc<str>,
     /// The token's `sub`; none without a valid token.
-    pub user_id: Option<String>,
+    pub user_id: Option<Arc<str>>,
     /// For people.
-    pub username: Option<String>,
+    pub username: Option<Arc<str>>,
     /// The user's roles at that time.
-    pub user_roles: Vec<String>,
+    pub user_roles: Arc<[Box<str>]>,
     /// A method of HTTP, or `WS:` and the name of a package or an event.
-    pub action_type: String,
+    pub action_type: Arc<str>,
     /// A path, or the name of a package.
-    pub resource: String,
+    pub resource: Arc<str>,
     /// `success`, `error` or `permission_denied`.
-    pub outcome: String,
+    pub outcome: Arc<str>,
     /// Of the client.
-    pub ip_address: Option<String>,
+    pub ip_address: Option<Arc<str>>,
     /// As the client says.
-    pub user_agent: Option<String>,
+    pub user_agent: Option<Arc<str>>,
     /// The correlation id, or the `req_id` of a message.
-    pub request_id: Option<String>,
+    pub request_id: Option<Arc<str>>,
     /// What was asked, without secrets.
     pub request_data: Option<Box<RawValue>>,
     /// A status of HTTP or of the protocol, or a close code.
     pub response_status: Option<i32>,
     /// What the client was told.
-    pub error_message: Option<String>,
+    pub error_message: Option<Arc<str>>,
     /// Milliseconds until the answer was ready.
     pub duration_ms: Option<f64>,
 }
@@ -256,7 +258,7 @@ impl Store {
                 sql,
                 since.map(Since::as_str),
                 until.map(Until::as_str),
-                seen.map(|seen| &seen.timestamp),
+                seen.map(|seen| &*seen.timestamp),
                 seen.map(|seen| seen.id.to_string()),
                 take
             ),
@@ -344,23 +346,23 @@ fn action(row: Row) -> Result<Action, StoreError> {
     };
     Ok(Action {
         id: row.0.parse().map_err(|error: uuid::Error| unreadable(error.into()))?,
-        timestamp: row.1,
-        user_id: row.2,
-        username: row.3,
+        timestamp: row.1.into(),
+        user_id: row.2.map(Arc::from),
+        username: row.3.map(Arc::from),
         user_roles: serde_json::from_str(&row.4).map_err(|error| unreadable(error.into()))?,
-        action_type: row.5,
-        resource: row.6,
-        outcome: row.7,
-        ip_address: row.8,
-        user_agent: row.9,
-        request_id: row.10,
+        action_type: row.5.into(),
+        resource: row.6.into(),
+        outcome: row.7.into(),
+        ip_address: row.8.map(Arc::from),
+        user_agent: row.9.map(Arc::from),
+        request_id: row.10.map(Arc::from),
         request_data: row
             .11
             .map(RawValue::from_string)
             .transpose()
             .map_err(|error| unreadable(error.into()))?,
         response_status: row.12,
-        error_message: row.13,
+        error_message: row.13.map(Arc::from),
         duration_ms: row.14,
     })
 }

@@ -17,7 +17,7 @@ fn row(i: u128, timestamp: &str) -> Action {
         timestamp: timestamp.into(),
         user_id: Some("7a1f".into()),
         username: None,
-        user_roles: vec!["admin".into(), "a \"b\"".into()],
+        user_roles: ["admin".into(), "a \"b\"".into()].into(),
         action_type: "WS:CREATE_AUTHOR".into(),
         resource: "CREATE_AUTHOR".into(),
         outcome: "success".into(),
