@@ -15,6 +15,7 @@ use crate::{
     support::{
         Client, Closed,
         fleet::Fleet,
+        process::Process,
         redis::{Redis, certify, cluster, sentinel},
     },
 };
@@ -49,7 +50,7 @@ async fn know_each_other(fleet: &Fleet) {
 
 /// A user's two connections, one on each node; a third is refused on both.
 async fn pair(fleet: &Fleet, user: &str) -> [Client; 2] {
-    let pair = [fleet.client(0, user).await, fleet.client(1, user).await];
+    let pair = [fleet.until_let_in(0, user).await, fleet.until_let_in(1, user).await];
     for node in [0, 1] {
         fleet.is_one_too_many(node, user).await;
     }
@@ -65,8 +66,7 @@ async fn are_one_server(fleet: &Fleet, user: &str) {
     }
     let mut left = 100;
     for n in 0..10 {
-        let request = fleet.request(n % 2, Method::GET, "/authors").bearer_auth(fleet.token(user));
-        let answer = request.send().await.unwrap();
+        let answer = fleet.answer(n % 2, Method::GET, "/authors", (user, None)).await;
         assert_eq!(answer.status(), 200);
         left = answer.headers()["x-ratelimit-remaining"].to_str().unwrap().parse().unwrap();
     }
@@ -80,8 +80,7 @@ async fn are_one_server(fleet: &Fleet, user: &str) {
     assert_ne!(listed[0][0]["node"], listed[0][1]["node"]);
     // The newest comes first, and is on the other node.
     let path = format!("/admin/connections/{}", listed[0][0]["id"].as_str().unwrap());
-    let end = fleet.request(0, Method::DELETE, &path).bearer_auth(fleet.token("rest"));
-    assert_eq!(end.send().await.unwrap().status(), 204);
+    assert_eq!(fleet.answer(0, Method::DELETE, &path, ("rest", None)).await.status(), 204);
     assert_eq!(bob.until_closed().await.1, Closed::Code(4004));
     is_open(&mut ann).await;
 }
@@ -127,6 +126,14 @@ async fn nodes_share_a_redis_behind_tls_as_a_user_who_may_do_what_is_documented(
     let url = format!("rediss://ann:hush-hush@{}", redis.addr());
     let fleet = two(&url, &[("SSL_CERT_FILE", &path("ca.pem"))]).await;
     are_one_server(&fleet, "ann").await;
+
+    let ran = block_in_place(|| {
+        let distrustful = Process::start(folder.path(), &[("REDIS_URL", &url)]);
+        distrustful.signal("-TERM");
+        distrustful.end()
+    });
+    assert!(ran.stdout.contains("InvalidCertificate"), "{}", ran.stdout);
+    assert!(!ran.stdout.contains("hush-hush"), "{}", ran.stdout);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,11 +165,18 @@ async fn nodes_find_the_new_master_that_a_sentinel_names() {
     go_on(&fleet, &mut before, ("bob", "eve")).await;
 }
 
+/// Two nodes on a Redis Cluster: the master of all leases, its replica and another master first.
+async fn on_a_cluster(prefix: &str) -> ([Redis; 4], Fleet) {
+    let cluster = block_in_place(|| cluster("connections"));
+    let url = format!("redis-cluster://{}?node={}", cluster[0].addr(), cluster[2].addr());
+    let fleet = two(&url, &[("REDIS_KEY_PREFIX", prefix)]).await;
+    (cluster, fleet)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_share_a_redis_cluster_whose_masters_change() {
-    let [owner, replica, second, _third] = block_in_place(|| cluster("connections"));
-    let url = format!("redis-cluster://{}?node={}", owner.addr(), second.addr());
-    let fleet = two(&url, &[]).await;
+    // The channel of this prefix belongs to the same master.
+    let ([owner, replica, ..], fleet) = on_a_cluster("kinds").await;
     are_one_server(&fleet, "ann").await;
     let mut before = pair(&fleet, "bob").await;
     block_in_place(|| {
@@ -171,11 +185,17 @@ async fn nodes_share_a_redis_cluster_whose_masters_change() {
         owner.until_said("INFO replication", "master_link_status:up");
     });
     go_on(&fleet, &mut before, ("bob", "eve")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_give_up_a_master_of_a_redis_cluster_that_is_silent() {
+    // The channel of this prefix belongs to another master, which goes on answering.
+    let ([owner, replica, another, _], fleet) = on_a_cluster("other").await;
+    let mut before = pair(&fleet, "bob").await;
     block_in_place(|| {
-        // It keeps its connections, and says nothing over them.
-        replica.signal("-STOP");
-        owner.until_said("INFO replication", "role:master");
-        second.until_said("CLUSTER INFO", "cluster_state:ok");
+        owner.signal("-STOP");
+        replica.until_said("INFO replication", "role:master");
+        another.until_said("CLUSTER INFO", "cluster_state:ok");
     });
-    go_on(&fleet, &mut before, ("bob", "joe")).await;
+    go_on(&fleet, &mut before, ("bob", "eve")).await;
 }

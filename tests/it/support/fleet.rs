@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use reqwest::{Method, RequestBuilder};
+use reqwest::{Method, RequestBuilder, Response};
 use serde_json::{Value, json};
 use switchboard::{auth::DevIssuer, handlers::roles};
 use tempfile::TempDir;
@@ -139,6 +139,21 @@ impl Fleet {
         Err((code, client.until_closed().await.1))
     }
 
+    /// An authenticated client of a node, as soon as the node can say: on a busy machine Redis is late.
+    pub(crate) async fn until_let_in(&self, node: usize, user: &str) -> Client {
+        let since = Instant::now();
+        loop {
+            match self.attempt(node, user).await {
+                Ok(client) => return client,
+                Err(refused) => {
+                    assert_eq!(refused.0, "unavailable");
+                    assert!(since.elapsed() < PATIENCE, "{user} is not let in");
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The user has enough, as soon as a node can say.
     pub(crate) async fn is_one_too_many(&self, node: usize, user: &str) {
         let since = Instant::now();
@@ -156,8 +171,7 @@ impl Fleet {
     pub(crate) async fn listed(&self, node: usize, user: Option<&str>) -> Vec<Value> {
         let query = user.map(|user| format!("&user={user}")).unwrap_or_default();
         let path = format!("/admin/connections?per_page=100{query}");
-        let request = self.request(node, Method::GET, &path).bearer_auth(self.token("rest"));
-        let answer = request.send().await.unwrap();
+        let answer = self.answer(node, Method::GET, &path, ("rest", None)).await;
         assert_eq!(answer.status(), 200);
         answer.json::<Value>().await.unwrap()["items"].as_array().unwrap().clone()
     }
@@ -167,11 +181,31 @@ impl Fleet {
         self.http.request(method, format!("http://{}{path}", self.addr(node)))
     }
 
+    /// A node's answer to a user's request with a body, as soon as it can say: see `until_let_in`.
+    pub(crate) async fn answer(
+        &self,
+        node: usize,
+        method: Method,
+        path: &str,
+        (user, body): (&str, Option<&Value>),
+    ) -> Response {
+        let since = Instant::now();
+        loop {
+            let request = self.request(node, method.clone(), path).bearer_auth(self.token(user));
+            let request = if let Some(body) = body { request.json(body) } else { request };
+            let answer = request.send().await.unwrap();
+            if answer.status() != 503 || since.elapsed() > PATIENCE {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Broadcasts a number from a node; what the node says of it.
     pub(crate) async fn broadcast(&self, node: usize, n: u64) -> Value {
         let body = json!({ "pkg_id": 150, "data": { "n": n } });
-        let request = self.request(node, Method::POST, "/admin/broadcast");
-        let answer = request.bearer_auth(self.token("rest")).json(&body).send().await.unwrap();
+        let answer =
+            self.answer(node, Method::POST, "/admin/broadcast", ("rest", Some(&body))).await;
         assert_eq!(answer.status(), 202);
         answer.json().await.unwrap()
     }
