@@ -16,11 +16,12 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 19] = [
+const ALERTS: [&str; 20] = [
     "ActorRestarting",
     "AuditLogDropping",
     "AuditSpooling",
     "CircuitBreakerOpen",
+    "ContainersUnseen",
     "DatabaseConnectionPoolExhausted",
     "DatabaseDown",
     "HighCPUUsage",
