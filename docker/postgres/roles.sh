@@ -23,6 +23,15 @@ REVOKE CONNECT ON DATABASE switchboard, keycloak FROM PUBLIC;
 GRANT CONNECT ON DATABASE switchboard TO grafana, monitor;
 GRANT CONNECT ON DATABASE keycloak TO monitor;
 \connect switchboard
--- Switchboard makes its tables later; Grafana reads them, for the dashboard of the audit trail.
-ALTER DEFAULT PRIVILEGES FOR ROLE switchboard GRANT SELECT ON TABLES TO grafana;
+-- The dashboard of the audit trail reads one table, which Switchboard makes later: default privileges would be for
+-- all its tables. It runs as the role that makes the table, so the owner grants.
+CREATE FUNCTION show_audit_trail() RETURNS event_trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM pg_event_trigger_ddl_commands() WHERE object_identity = 'public.user_actions') THEN
+        GRANT SELECT ON public.user_actions TO grafana;
+    END IF;
+END
+$$;
+CREATE EVENT TRIGGER show_audit_trail ON ddl_command_end WHEN TAG IN ('CREATE TABLE')
+    EXECUTE FUNCTION show_audit_trail();
 SQL

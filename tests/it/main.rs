@@ -23,6 +23,7 @@ mod cluster_limits_faults;
 mod cluster_outages;
 mod commands;
 mod crowd;
+mod database_roles;
 mod defaults;
 mod direction;
 mod doctor;

@@ -72,6 +72,17 @@ impl Cluster {
         format!("postgres://switchboard@127.0.0.1:{}/{database}", self.port)
     }
 
+    /// Runs a script of `docker-entrypoint-initdb.d` as the image does: as a superuser, over the socket.
+    pub(crate) fn first_start(&self, superuser: &str, script: &str) {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders = std::env::split_paths(&path);
+        let path = std::env::join_paths([self.tools.clone()].into_iter().chain(folders)).unwrap();
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).current_dir("/").stdin(Stdio::null());
+        shell.env("PATH", path).env("PGHOST", &self.folder).env("PGPORT", self.port.to_string());
+        run(shell.env("PGUSER", superuser).env("PGDATABASE", "postgres"));
+    }
+
     /// Stops it: `fast` ends connections in order, `immediate` is a crash.
     pub(crate) fn stop(&self, mode: &str) {
         run(self.pg_ctl(&["stop".into(), "-m".into(), mode.into()]).stdout(Stdio::null()));
