@@ -113,6 +113,7 @@ prepare() {
     mkdir -p "$KEYCLOAK_TEST_HOME/keycloak/data/import"
     cp "$root/docker/keycloak/switchboard-realm.json" "$KEYCLOAK_TEST_HOME/keycloak/data/import/"
     free_port >"$KEYCLOAK_TEST_HOME/port"
+    free_port >"$KEYCLOAK_TEST_HOME/management-port"
 }
 
 alive() {
@@ -130,6 +131,8 @@ start() {
     # A developer's own settings must not change what is tested.
     unset "${!KC_@}" "${!SWITCHBOARD_@}"
     export KC_HTTP_HOST=127.0.0.1 KC_HTTP_PORT=$port
+    KC_HTTP_MANAGEMENT_PORT=$(<"$KEYCLOAK_TEST_HOME/management-port")
+    export KC_HTTP_MANAGEMENT_PORT KC_METRICS_ENABLED=true
     export KC_BOOTSTRAP_ADMIN_USERNAME=$KEYCLOAK_TEST_ADMIN KC_BOOTSTRAP_ADMIN_PASSWORD=$KEYCLOAK_TEST_ADMIN_PASSWORD
     # With this heap the process stays at about 600 MB.
     export JAVA_OPTS_KC_HEAP="-Xms64m -Xmx512m"
@@ -195,7 +198,9 @@ run() {
     KEYCLOAK_TEST_ADMIN_PASSWORD=$(od -An -N 16 -tx1 /dev/urandom | tr -d ' \n')
     prepare
     KEYCLOAK_TEST_URL=http://127.0.0.1:$(<"$KEYCLOAK_TEST_HOME/port")
-    export KEYCLOAK_TEST_HOME KEYCLOAK_TEST_URL KEYCLOAK_TEST_ADMIN KEYCLOAK_TEST_ADMIN_PASSWORD
+    KEYCLOAK_TEST_MANAGEMENT_URL=http://127.0.0.1:$(<"$KEYCLOAK_TEST_HOME/management-port")
+    export KEYCLOAK_TEST_HOME KEYCLOAK_TEST_URL KEYCLOAK_TEST_MANAGEMENT_URL
+    export KEYCLOAK_TEST_ADMIN KEYCLOAK_TEST_ADMIN_PASSWORD
     # In a subshell: what it unsets for Keycloak stays set for the tests.
     local begun=$SECONDS
     (start)

@@ -9,6 +9,7 @@ use tokio::time::sleep;
 use crate::support::{
     Client, Closed, TestServer,
     keycloak::{Keycloak, Tokens},
+    monitoring::unserved,
     rest::refused,
 };
 
@@ -398,4 +399,15 @@ async fn grafana_learns_the_role_of_those_who_may_come_in() {
     ] {
         assert_eq!(keycloak.id_token("grafana", user).await["roles"], roles, "{user}");
     }
+}
+
+#[tokio::test]
+#[ignore = "needs Keycloak: tests/keycloak.sh"]
+async fn it_has_every_metric_that_its_dashboard_asks_for() {
+    let keycloak = Keycloak::up().await;
+    let server = keycloak.server().await;
+    login(&server, "reader-rob").await;
+    let beginnings = ["agroal_", "http_", "jvm_", "process_", "system_"];
+    let missing = unserved("Keycloak", &beginnings, &keycloak.metrics().await);
+    assert_eq!(missing, [""; 0]);
 }

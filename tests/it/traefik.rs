@@ -15,7 +15,9 @@ use serde_json::json;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use crate::support::{Client, Closed, TestServer, programs::free_port, traefik::Traefik};
+use crate::support::{
+    Client, Closed, TestServer, monitoring::unserved, programs::free_port, traefik::Traefik,
+};
 
 const ACCEPTED: &str = "ws_connections_total{status=\"accepted\"}";
 
@@ -59,6 +61,11 @@ impl Nodes {
     }
 }
 
+async fn metrics(traefik: &Traefik) -> String {
+    let url = format!("http://{}/metrics", traefik.metrics);
+    Http::new().get(url).send().await.unwrap().text().await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn sockets_and_requests_reach_both_nodes_and_metrics_nobody() {
     let nodes = Nodes::start(&[]).await;
@@ -80,8 +87,7 @@ async fn sockets_and_requests_reach_both_nodes_and_metrics_nobody() {
     assert_eq!(added.status(), 201);
     assert_eq!(http.get(url("/metrics")).send().await.unwrap().status(), 404);
 
-    let metrics = format!("http://{}/metrics", traefik.metrics);
-    let metrics = http.get(metrics).send().await.unwrap().text().await.unwrap();
+    let metrics = metrics(&traefik).await;
     let series = "traefik_service_requests_total{code=\"201\",method=\"POST\",protocol=\"http\",service=\"switchboard@file\"} 1";
     assert!(metrics.lines().any(|line| line == series), "{metrics}");
 }
@@ -183,6 +189,9 @@ async fn a_node_that_drains_gets_nothing_new_and_no_request_is_lost() {
     one.stop().await.unwrap();
     tokio::time::sleep(Duration::from_millis(500)).await;
     stop.store(true, Ordering::Relaxed);
+    // All that its dashboard asks for, but the certificate, which has to be of an authority.
+    let missing = unserved("Traefik", &["traefik_"], &metrics(&traefik).await);
+    assert_eq!(missing, ["traefik_tls_certs_not_after"]);
     let (asked, failed) = asking.await.unwrap();
     assert!(asked > 100, "{asked}");
     assert!(failed.is_empty(), "{} of {asked} failed: {failed:?}", failed.len());

@@ -57,8 +57,6 @@ TRAEFIK = dashboard(
                   ("sum by (entrypoint, protocol) (traefik_open_connections)", "{{entrypoint}} {{protocol}}")),
             graph("Backends", "none", (f"traefik_service_server_up{{{CHOSEN}}}", "{{service}} {{url}}"),
                   about="1 where the health check succeeds."),
-            graph("Requests tried again", "reqps",
-                  (f"sum by (service) (rate(traefik_service_retries_total{{{CHOSEN}}}[RATE]))", "{{service}}")),
         ]),
     ])
 

@@ -83,6 +83,12 @@ impl Keycloak {
         server
     }
 
+    /// What Prometheus is told.
+    pub(crate) async fn metrics(&self) -> String {
+        let url = format!("{}/metrics", variable("KEYCLOAK_TEST_MANAGEMENT_URL"));
+        self.http.get(url).send().await.unwrap().text().await.unwrap()
+    }
+
     /// Asks for tokens as any client may, past Switchboard.
     pub(crate) async fn tokens(&self, form: &[(&str, &str)]) -> Response {
         self.token_of(REALM, form).await

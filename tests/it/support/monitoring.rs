@@ -2,7 +2,7 @@
 //! with seconds for its minutes.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -175,6 +175,24 @@ pub(crate) fn queries() -> Vec<Query> {
         fs::read_dir(folder).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
     files.iter().flat_map(|file| queries_of(file)).collect()
+}
+
+/// The names of a dashboard's metrics that begin in some way and that a program's `/metrics` does not have.
+pub(crate) fn unserved(dashboard: &str, beginnings: &[&str], served: &str) -> Vec<String> {
+    let ours = queries().into_iter().filter(|query| {
+        query.source == "prometheus" && query.place.starts_with(&format!("{dashboard}: "))
+    });
+    let names: BTreeSet<String> = ours
+        .flat_map(|query| {
+            let words = query.text.split(|c: char| !c.is_alphanumeric() && c != '_');
+            words.map(ToOwned::to_owned).collect::<Vec<_>>()
+        })
+        .filter(|word| beginnings.iter().any(|beginning| word.starts_with(beginning)))
+        .collect();
+    assert!(names.len() > 8, "{dashboard} names only {names:?}");
+    let series: BTreeSet<_> =
+        served.lines().filter_map(|line| line.split([' ', '{']).next()).collect();
+    names.into_iter().filter(|name| !series.contains(&**name)).collect()
 }
 
 fn queries_of(file: &Path) -> Vec<Query> {
