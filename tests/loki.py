@@ -2,8 +2,9 @@
 
     loki.py URL LOG
 
-LOG holds what a server wrote. A query of a dashboard or of docs/monitoring.md has to find something; one of a
-runbook only has to be right, as what it looks for may not have happened.
+LOG holds what a server wrote. A query of a dashboard or of docs/monitoring.md has to find something, each side of an
+`or` by itself, and so has what a line links to; a query of a runbook only has to be right, as what it looks for may
+not have happened.
 """
 
 import json
@@ -89,12 +90,30 @@ def of_docs(*files):
                 yield file.name, re.sub(r"\[\d+[mhd]\]", "[1h]", query)
 
 
+def of_links(lines):
+    """What the links of Grafana ask, each for the last line that has it."""
+    file = ROOT / "docker/grafana/provisioning/datasources/datasources.yml"
+    link = r"name: (.+)\n\s*matcherRegex: '(.+)'\n\s*datasourceUid: loki\n\s*url: '(.+)'\n"
+    for name, pattern, query in re.findall(link, file.read_text()):
+        found = next(filter(None, (re.search(pattern, line) for line in reversed(lines))))
+        yield f"link: {name}", query.replace("$${__value.raw}", found[1])
+
+
+def sides(place, query):
+    """A query; and for each side of an `or` among its filters, the query with that side alone."""
+    yield place, query
+    for part in re.findall(r"\| ([^|]*? or [^|\[]*)", query):
+        for side in part.strip().split(" or "):
+            yield f"{place}, one side", query.replace(part.strip(), side)
+
+
 def main(url, log):
     lines = [line for line in Path(log).read_text().splitlines() if line.startswith("{")]
     first, last = push(url, lines)
     print(f"{len(lines)} lines of {(last - first) / 1e9:.0f} s")
     time.sleep(1)
-    strict = [*of_dashboards(), *of_docs(ROOT / "docs/monitoring.md")]
+    asked = [*of_dashboards(), *of_docs(ROOT / "docs/monitoring.md")]
+    strict = [*(side for query in asked for side in sides(*query)), *of_links(lines)]
     lax = list(of_docs(*sorted((ROOT / "docs/runbooks").glob("*.md"))))
     failed = 0
     for place, query in strict + lax:

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use tokio::{task::block_in_place, time::sleep};
 
 use crate::support::{
+    collector::Collector,
     issuer::Issuer,
     monitoring::{Monitoring, Query, documented, queries, runbooks},
     postgres,
@@ -24,7 +25,7 @@ const PATIENCE: usize = 20;
 /// The id of the request that docs/monitoring.md follows.
 const FOLLOWED: &str = "follow-me";
 
-fn settings<'a>(issuer: &'a str, database: &'a str, redis: &'a str) -> Vec<(&'a str, &'a str)> {
+fn settings<'a>([issuer, database, redis, collector]: [&'a String; 4]) -> Vec<(&'a str, &'a str)> {
     vec![
         ("LOG_FORMAT", "json"),
         ("OIDC_ISSUER", issuer),
@@ -33,9 +34,11 @@ fn settings<'a>(issuer: &'a str, database: &'a str, redis: &'a str) -> Vec<(&'a 
         ("DB_SLOW_QUERY_MS", "100"),
         ("WS_BROADCAST_CHANGES", "false"),
         ("WS_MAX_CONNECTIONS_PER_USER", "2"),
-        ("WS_MESSAGE_RATE_LIMIT", "3000"),
+        // The limits are what one client asks for in seconds, and the mixed load in a minute.
+        ("WS_MESSAGE_RATE_LIMIT", "1200"),
         ("WS_MAX_STRIKES", "0"),
-        ("RATE_LIMIT_PER_MINUTE", "6000"),
+        ("RATE_LIMIT_PER_MINUTE", "1800"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector),
         ("AUTH_FAILURES_PER_MINUTE", "0"),
         ("DRAIN_SPREAD", "0s"),
     ]
@@ -45,9 +48,10 @@ fn settings<'a>(issuer: &'a str, database: &'a str, redis: &'a str) -> Vec<(&'a 
 async fn dashboards_have_data_alerts_fire_and_lines_are_as_documented() {
     let (issuer, data) = (Issuer::start().await, TempDir::new().unwrap());
     let (database, redis) = (postgres::database().await, block_in_place(Redis::start));
-    let (url, redis_url) = (issuer.url(), redis.url());
+    let (url, redis_url, collector) = (issuer.url(), redis.url(), Collector::start().await);
     redis.command("CONFIG SET maxmemory 100mb");
-    let all = settings(&url, &database, &redis_url);
+    let endpoint = collector.endpoint();
+    let all = settings([&url, &database, &redis_url, &endpoint]);
     let process = block_in_place(|| Process::start(data.path(), &all));
     let monitoring = block_in_place(|| Monitoring::start(process.addr, &database, &redis_url));
     let tokens = Tokens::new(&issuer);
@@ -59,6 +63,7 @@ async fn dashboards_have_data_alerts_fire_and_lines_are_as_documented() {
     connection.execute("ALTER TABLE author RENAME TO author_away").await.unwrap();
     follow(process.addr, &tokens.ann).await;
     every_panel_has_data(&monitoring, &redis).await;
+    every_limit_refuses(&monitoring).await;
     every_rule_is_evaluated(&monitoring).await;
     every_table_has_rows(&mut connection).await;
 
@@ -79,6 +84,7 @@ async fn dashboards_have_data_alerts_fire_and_lines_are_as_documented() {
     fs::write(Path::new(env!("CARGO_TARGET_TMPDIR")).join("monitoring.log"), &ran.stdout).unwrap();
     followed(&mut connection, &ran.stdout).await;
     every_line_is_as_documented(&ran.stdout);
+    lines_lead_to_others(&ran.stdout);
     no_line_holds_a_secret(&ran.stdout, &tokens);
 }
 
@@ -147,6 +153,34 @@ async fn every_panel_has_data(monitoring: &Monitoring, redis: &Redis) {
         sleep(Duration::from_secs(1)).await;
     }
     panic!("nothing was found: {empty:#?}");
+}
+
+/// The panel of refusals has more than the zeros with which its series begin, and so have those by status.
+async fn every_limit_refuses(monitoring: &Monitoring) {
+    let panels: Vec<_> = queries()
+        .into_iter()
+        .filter(|query| {
+            ["Refused by a limit", "Requests by status"]
+                .iter()
+                .any(|title| query.place == format!("Switchboard: {title}"))
+        })
+        .collect();
+    assert_eq!(panels.len(), 2);
+    let mut missing = Vec::new();
+    for _ in 0..PATIENCE {
+        missing = ["http", "websocket_connection", "websocket_message", "429"].to_vec();
+        for panel in &panels {
+            for series in monitoring.query(&format!("({}) > 0", panel.text)).await.unwrap() {
+                let labels = &series["metric"];
+                missing.retain(|one| labels["limit_type"] != *one && labels["status_code"] != *one);
+            }
+        }
+        if missing.is_empty() {
+            return;
+        }
+        sleep(Duration::from_secs(1)).await;
+    }
+    panic!("nothing was refused: {missing:?}");
 }
 
 async fn every_rule_is_evaluated(monitoring: &Monitoring) {
@@ -220,6 +254,25 @@ fn every_line_is_as_documented(lines: &str) {
         let faults: Vec<_> = schema.iter_errors(&value).map(|fault| fault.to_string()).collect();
         assert!(faults.is_empty(), "{line}: {faults:?}");
     }
+}
+
+/// Grafana finds in lines what it makes links of, and refused requests are there to be asked for.
+fn lines_lead_to_others(lines: &str) {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("docker/grafana/provisioning/datasources/datasources.yml");
+    let sources: Value = serde_saphyr::from_str(&fs::read_to_string(file).unwrap()).unwrap();
+    let mut sources = sources["datasources"].as_array().unwrap().iter();
+    let loki = sources.find(|source| source["uid"] == "loki").unwrap();
+    let links = loki["jsonData"]["derivedFields"].as_array().unwrap();
+    assert_eq!(links.len(), 3);
+    let found = |pattern: &Value| {
+        let schema = jsonschema::validator_for(&json!({ "pattern": pattern })).unwrap();
+        lines.lines().any(|line| schema.is_valid(&json!(line)))
+    };
+    for link in links {
+        assert!(found(&link["matcherRegex"]), "{link}");
+    }
+    assert!(found(&json!("\"status_code\":429\\b")));
 }
 
 fn no_line_holds_a_secret(lines: &str, tokens: &Tokens) {

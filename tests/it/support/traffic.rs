@@ -148,6 +148,8 @@ async fn over_websocket(addr: SocketAddr, tokens: Tokens, stop: Arc<AtomicBool>)
             ann.call(pkg_id, data).await;
         }
         bob.call(5, json!({ "id": 1 })).await;
+        bob.send(&json!({ "type": "refresh", "token": format!("Bearer {}", WRONG[1]) })).await;
+        bob.receive().await;
         let mut stranger = Client::open(addr, "/web").await;
         stranger.send(&json!({ "type": "auth", "token": format!("Bearer {}", WRONG[1]) })).await;
         stranger.until_closed().await;
@@ -189,11 +191,11 @@ async fn greedily(addr: SocketAddr, token: String, stop: Arc<AtomicBool>) {
     let (mut client, http) = (Client::open(addr, "/web").await, Http::new());
     client.authenticate(&token).await;
     while !stop.load(Ordering::Relaxed) {
-        for _ in 0..50 {
+        for _ in 0..100 {
             let message = json!({ "pkg_id": 100, "req_id": Uuid::new_v4(), "data": {} });
             client.send(&message).await;
         }
-        for _ in 0..40 {
+        for _ in 0..100 {
             http.get(format!("http://{addr}/authors")).bearer_auth(&token).send().await.unwrap();
         }
         while let Ok(answer) = timeout(Duration::from_millis(100), client.next()).await {
