@@ -238,6 +238,32 @@ fn the_stack_has_the_keycloak_that_the_tests_run() {
 }
 
 #[test]
+fn operators_read_which_versions_the_stack_has_beside_those_of_the_tests() {
+    let guide = fs::read_to_string(docker().join("../docs/monitoring.md")).unwrap();
+    let compose = yaml("compose.yml");
+    for (row, services) in [
+        ("Prometheus, promtool", &["prometheus"] as &[_]),
+        ("Alertmanager, amtool", &["alertmanager"]),
+        ("exporter of Postgres", &["postgres-exporter"]),
+        ("exporter of Redis", &["redis-exporter"]),
+        ("Postgres", &["postgres"]),
+        ("Redis", &["redis"]),
+        ("Traefik, Keycloak, Loki", &["traefik", "keycloak", "loki"]),
+    ] {
+        let version = |service: &&str| {
+            let image = compose["services"][service]["image"].as_str().unwrap();
+            let tag = image.rsplit_once(':').unwrap().1.trim_start_matches('v');
+            tag.split('-').next().unwrap().to_owned()
+        };
+        let versions = services.iter().map(version).collect::<Vec<_>>().join(", ");
+        let found = guide.lines().any(|line| {
+            line.starts_with(&format!("| {row} |")) && line.ends_with(&format!("| {versions} |"))
+        });
+        assert!(found, "docs/monitoring.md: {row} is {versions} in compose.yml");
+    }
+}
+
+#[test]
 fn every_service_is_watched_and_limited_and_starts_after_what_it_needs() {
     let compose = yaml("compose.yml");
     let services = compose["services"].as_object().unwrap();
