@@ -19,7 +19,7 @@ TRAEFIK = dashboard(
             stat("Requests", "reqps", f"sum(rate(traefik_service_requests_total{{{CHOSEN}}}[RATE]))",
                  detail="Requests by service"),
             stat("Errors", "percentunit",
-                 f'sum(rate(traefik_service_requests_total{{{CHOSEN}, code=~"5.."}}[RATE]))'
+                 f'(sum(rate(traefik_service_requests_total{{{CHOSEN}, code=~"5.."}}[RATE])) or vector(0))'
                  f" / sum(rate(traefik_service_requests_total{{{CHOSEN}}}[RATE]))",
                  ((None, "green"), (0.01, "orange"), (0.05, "red")), links=[logs("traefik")],
                  detail="Requests by status"),
