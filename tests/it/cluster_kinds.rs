@@ -176,7 +176,8 @@ async fn on_a_cluster(prefix: &str) -> ([Redis; 4], Fleet) {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_share_a_redis_cluster_whose_masters_change() {
     // The channel of this prefix belongs to the same master.
-    let ([owner, replica, ..], fleet) = on_a_cluster("kinds").await;
+    let (cluster, fleet) = on_a_cluster("kinds").await;
+    let [owner, replica, ..] = &cluster;
     are_one_server(&fleet, "ann").await;
     let mut before = pair(&fleet, "bob").await;
     block_in_place(|| {
@@ -190,7 +191,8 @@ async fn nodes_share_a_redis_cluster_whose_masters_change() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_give_up_a_master_of_a_redis_cluster_that_is_silent() {
     // The channel of this prefix belongs to another master, which goes on answering.
-    let ([owner, replica, another, _], fleet) = on_a_cluster("other").await;
+    let (cluster, fleet) = on_a_cluster("other").await;
+    let [owner, replica, another, _] = &cluster;
     let mut before = pair(&fleet, "bob").await;
     block_in_place(|| {
         owner.signal("-STOP");
