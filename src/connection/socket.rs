@@ -4,7 +4,7 @@
 use std::{
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -17,7 +17,7 @@ use tokio::{
 use tokio_tungstenite::{
     WebSocketStream,
     tungstenite::{
-        Message,
+        self, Message,
         protocol::{Role, WebSocketConfig},
     },
 };
@@ -41,9 +41,23 @@ pub(crate) async fn accept(tcp: TcpStream, read_already: &[u8], max_message: usi
         .write_buffer_size(WRITE_BUFFER)
         .max_message_size(Some(max_message))
         .max_frame_size(Some(max_message));
-    let tcp = Counted { tcp, written: 0 };
+    let tcp = Counted { tcp, written: 0, drained: false };
     WebSocketStream::from_partially_read(tcp, read_already.to_vec(), Role::Server, Some(config))
         .await
+}
+
+/// The next frame. A socket that was read empty is not read again before it is readable: most wake-ups are
+/// for something to write, and tungstenite fills its buffer with zeros even for a read that finds nothing.
+pub(crate) fn poll_next(
+    socket: &mut Socket,
+    cx: &mut Context<'_>,
+) -> Poll<Option<tungstenite::Result<Message>>> {
+    let stream = socket.get_mut();
+    if stream.drained {
+        // What is wrong with it is what reading says.
+        drop(ready!(stream.tcp.poll_read_ready(cx)));
+    }
+    socket.poll_next_unpin(cx)
 }
 
 /// Sends the error frame and the close frame of a reason, and waits a little for the client to read
@@ -74,10 +88,11 @@ pub(crate) async fn close(mut socket: Socket, reason: CloseReason, error: Option
     }
 }
 
-/// A TCP stream that counts what it has written.
+/// A TCP stream that counts what it has written, and knows whether it was read empty.
 pub(crate) struct Counted {
     tcp: TcpStream,
     written: u64,
+    drained: bool,
 }
 
 impl Counted {
@@ -93,7 +108,9 @@ impl AsyncRead for Counted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_read(context, buffer)
+        let polled = Pin::new(&mut self.tcp).poll_read(context, buffer);
+        self.drained = polled.is_pending();
+        polled
     }
 }
 

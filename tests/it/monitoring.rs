@@ -25,7 +25,7 @@ const PATIENCE: usize = 20;
 /// The id of the request that docs/monitoring.md follows.
 const FOLLOWED: &str = "follow-me";
 
-fn settings<'a>([issuer, database, redis, collector]: [&'a String; 4]) -> Vec<(&'a str, &'a str)> {
+fn settings([issuer, database, redis, collector]: [&String; 4]) -> Vec<(&str, &str)> {
     vec![
         ("LOG_FORMAT", "json"),
         ("OIDC_ISSUER", issuer),

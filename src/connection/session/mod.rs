@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
 use tokio::{
     task::coop,
     time::{Sleep, sleep_until, timeout},
@@ -247,7 +247,7 @@ impl Session {
             && !self.pong_due
             && (self.drain.is_some() || self.budget.poll_ready(cx).is_ready())
         {
-            let Poll::Ready(frame) = self.socket.poll_next_unpin(cx) else { break };
+            let Poll::Ready(frame) = socket::poll_next(&mut self.socket, cx) else { break };
             let now = *arrived.get_or_insert_with(Instant::now);
             flow = match frame {
                 Some(Ok(frame)) => self.frame(frame, now, &mut departure),
