@@ -62,8 +62,6 @@ const MEMORY_SLACK: f64 = 0.1;
 const PUSH_BYTES: usize = 64 * 1024;
 const PUSH_EVERY: Duration = Duration::from_millis(40);
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for memory to be given back: the server looks every five seconds.
-const SETTLE: Duration = Duration::from_secs(12);
 /// More pushes than a lane needs to hold would only cost memory here.
 const SETTINGS: [(&str, &str); 1] = [("WS_SEND_QUEUE", "64")];
 
@@ -77,6 +75,10 @@ pub(crate) struct Options {
     /// Seconds of the same before, after which what is there is what has to come back
     #[arg(long, default_value_t = 20.0, value_parser = seconds)]
     warm_up: f64,
+    /// Seconds until memory is given back: the server looks every five, and closes connections to the
+    /// database, which have caches, after half a minute without work
+    #[arg(long, default_value_t = 75.0, value_parser = seconds)]
+    settle: f64,
     /// Connections under load
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=9000))]
     connections: u32,
@@ -105,7 +107,8 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let probe = &target.probe;
     // What a server makes once, such as its pool of database connections, is not lost.
     Weather::new(options, &target, options.warm_up)?.blow()?;
-    let before = rest(probe)?;
+    let settle = Duration::from_secs_f64(options.settle);
+    let before = rest(probe, settle)?;
     let mut weather = Weather::new(options, &target, options.seconds)?;
     let costs = Costs::start(probe);
     weather.blow()?;
@@ -123,7 +126,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     }
     summary.judge(&client.tally, own);
     drop((client, slow));
-    let after = rest(probe)?;
+    let after = rest(probe, settle)?;
     let mut nobody = target.silent_client()?;
     timeline.point(&mut nobody);
     summary.timeline = timeline.finish();
@@ -226,12 +229,12 @@ impl Pusher<'_> {
 }
 
 /// Waits until everybody is gone and memory has come to rest.
-fn rest(probe: &Probe) -> anyhow::Result<Vec<f64>> {
+fn rest(probe: &Probe, settle: Duration) -> anyhow::Result<Vec<f64>> {
     let gone = Instant::now();
     while probe.metric("ws_connections_active")? > 0.0 && gone.elapsed() < TIMEOUT {
         crate::machine::pause(Duration::from_millis(100));
     }
-    crate::machine::pause(SETTLE);
+    crate::machine::pause(settle);
     probe.metrics(SERIES.iter().copied())
 }
 

@@ -174,6 +174,8 @@ fn soak_tells_what_is_left_when_everybody_has_gone() {
         "3",
         "--warm-up",
         "1",
+        "--settle",
+        "12",
         "--connections",
         "30",
         "--rate",
