@@ -13,14 +13,14 @@ ALONE, SECONDS = 20_000, 8
 # Connections, messages a second, pushes to everybody a second.
 POINTS = [(2_000, 20_000, 0), (8_000, 10_000, 1), (15_000, 5_000, 0)]
 
+notes = []
+
 
 def measure(*arguments):
     command = ["switchboard-load", *map(str, arguments), "--json", "-"]
     print(*command, file=sys.stderr)
     result = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-    for note in result["notes"]:
-        if "**" in note:
-            print(f"- {' '.join(map(str, arguments))}: {note}")
+    notes.extend(f"- {' '.join(map(str, arguments))}: {note}" for note in result["notes"] if "**" in note)
     return result
 
 
@@ -59,4 +59,5 @@ for connections, rate, pushes in POINTS:
         f"| {result['figures']['server_cpu']:.2f} | {memory:.0f} MiB | {measured:.0f} MiB "
         f"| {result['latencies'][0]['p99_ms']:.1f} ms |"
     )
-print(f"\n- {result['machine']}\n- {result['at']}")
+print("", *notes, sep="\n")
+print(f"- {result['machine']}\n- {result['at']}")
