@@ -104,10 +104,7 @@ fn options(file: &Path) -> SqliteConnectOptions {
 }
 
 fn pool(connections: u32) -> SqlitePoolOptions {
-    SqlitePoolOptions::new()
-        .max_connections(connections)
-        .acquire_timeout(WAIT)
-        .idle_timeout(IDLE)
+    SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT).idle_timeout(IDLE)
 }
 
 /// The migrations that were run; none in a file without their table.
