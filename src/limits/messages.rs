@@ -66,7 +66,9 @@ impl Refused {
                 return ErrorBody::new("unavailable", "Limits cannot be checked now");
             }
         };
-        let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
+        // Rounded up: a message that comes back a moment too early would be refused again.
+        let retry_after_ms =
+            u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX).max(1);
         ErrorBody::new("rate_limit_exceeded", "Too many messages")
             .with(json!({ "retry_after_ms": retry_after_ms }))
     }

@@ -90,6 +90,13 @@ async fn go_on(fleet: &Fleet, before: &mut [Client], (old, new): (&str, &str)) {
     // One was open the whole time, in vain.
     for node in [0, 1] {
         fleet.until_metric(node, "redis_connected", "1").await;
+        // What the last master did not hand on, both nodes tell the new one.
+        for _ in 0..250 {
+            if fleet.listed(node, Some(old)).await.len() == 2 {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         fleet.is_one_too_many(node, old).await;
     }
     know_each_other(fleet).await;
