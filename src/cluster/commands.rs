@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use fred::{
     clients::{SubscriberClient, WithOptions},
-    error::Error,
+    error::{Error, ErrorKind},
     interfaces::{ClientLike, PubsubInterface, SortedSetsInterface},
     types::{ClusterHash, config::Options, scripts::Script},
 };
@@ -62,6 +62,9 @@ impl<'a> Commands<'a> {
     /// others answer.
     pub(super) async fn sign_of_life(&self) -> Result<(), Error> {
         self.count_nodes().await?;
+        if self.others.nodes.load(Ordering::Relaxed) == 0 {
+            return Err(Error::new(ErrorKind::Cluster, "the subscription is gone"));
+        }
         if self.client.is_clustered() {
             for master in self.client.active_connections() {
                 let cluster_node = Some(master);

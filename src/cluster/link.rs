@@ -111,6 +111,9 @@ async fn keep_connected(cluster: Arc<Cluster>) {
     }
 }
 
+/// What the driver sees of the masters of a Redis Cluster.
+type Changes = Receiver<Vec<ClusterStateChange>>;
+
 /// A connection, from its beginning to its end.
 struct Session<'a> {
     cluster: &'a Cluster,
@@ -122,7 +125,7 @@ struct Session<'a> {
 impl<'a> Session<'a> {
     /// Connects and lasts as long as the connection. False: there was none.
     async fn live(cluster: &'a Cluster, others: &'a Others) -> (bool, Error) {
-        let (session, mut inbox, connection) = match Self::open(cluster, others).await {
+        let (session, mut inbox, changes, connection) = match Self::open(cluster, others).await {
             Ok(open) => open,
             Err(error) => return (false, error),
         };
@@ -137,7 +140,7 @@ impl<'a> Session<'a> {
             error = session.receive(&mut inbox) => error,
             error = session.watch() => error,
             error = session.keeper.keep() => error,
-            error = rearranged(session.commands.client.cluster_change_rx()) => error,
+            error = rearranged(changes) => error,
             ended = connection => gone(ended),
         };
         (true, lost)
@@ -147,16 +150,16 @@ impl<'a> Session<'a> {
     async fn open(
         cluster: &'a Cluster,
         others: &'a Others,
-    ) -> Result<(Self, Receiver<Message>, Connection), Error> {
+    ) -> Result<(Self, Receiver<Message>, Changes, Connection), Error> {
         let (client, connection) = others.redis.connect().await?;
-        let inbox = client.message_rx();
+        let (inbox, changes) = (client.message_rx(), client.cluster_change_rx());
         let keeper = Keeper::new(&others.leases, client.clone());
         let session = Self { cluster, others, commands: Commands::new(others, client), keeper };
         session.commands.subscribe().await?;
         session.sync().await?;
         session.keeper.compare().await?;
         session.commands.count_nodes().await?;
-        Ok((session, inbox, connection))
+        Ok((session, inbox, changes, connection))
     }
 
     /// Asks for a sign of life now and then; returns when there was none for long.
@@ -257,7 +260,7 @@ impl<'a> Session<'a> {
 
 /// Waits until a Redis Cluster is without one of its masters. The driver goes on with the others, and does not
 /// say whether it had subscribed at that one.
-async fn rearranged(mut changes: Receiver<Vec<ClusterStateChange>>) -> Error {
+async fn rearranged(mut changes: Changes) -> Error {
     let is_less = |change: &ClusterStateChange| matches!(change, ClusterStateChange::Remove(_));
     loop {
         match changes.recv().await {

@@ -83,6 +83,7 @@ async fn a_rolling_restart_under_load_fails_no_request_and_loses_no_push() {
             if answered >= REQUESTS {
                 break;
             }
+            assert!(round < 20, "only {answered} requests");
         }
         work.stop.store(true, Ordering::SeqCst);
     };
