@@ -24,9 +24,6 @@ use crate::{
 
 /// Time to wait for a pool connection, and for another process's lock on the file.
 const WAIT: Duration = Duration::from_secs(5);
-/// Pages of the connection that writes, in negative KiB. With the 2 MB that it has by itself, a batch of the
-/// audit trail put out the pages of other tables, which were read again.
-const WRITE_CACHE: &str = "-16384";
 
 /// A connection without work is closed after so long, and takes its cache along: by itself a pool keeps each
 /// for ten minutes, with up to 2 MB.
@@ -85,8 +82,7 @@ pub(super) async fn prepare(file: &Path, migrate: bool) -> Result<(SqlitePool, S
     let folder = folder.unwrap_or(Path::new("."));
     fs::create_dir_all(folder)?;
     let _alone = lock(folder.to_owned()).await?;
-    let options = options(file).create_if_missing(true).pragma("cache_size", WRITE_CACHE);
-    let write = pool(1).connect_with(options).await?;
+    let write = pool(1).connect_with(options(file).create_if_missing(true)).await?;
     let mut connection = write.acquire().await?;
     let run = migrations_run(&mut connection).await?;
     let schema = schema::settle(&mut *connection, &run, &migrator, migrate).await?;
