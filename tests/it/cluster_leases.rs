@@ -89,15 +89,7 @@ pub(crate) fn subject(user: &str) -> Uuid {
 
 /// Opens a connection, or says how it was refused.
 pub(crate) async fn attempt(server: &TestServer, user: &str) -> Result<Client, (String, Closed)> {
-    let mut client = Client::open(server.addr, "/web").await;
-    let token = format!("Bearer {}", server.token(user));
-    client.send(&json!({ "type": "auth", "token": token })).await;
-    let answer = client.receive().await;
-    if answer["type"] == "auth_ok" {
-        return Ok(client);
-    }
-    let code = answer["code"].as_str().unwrap_or_default().to_owned();
-    Err((code, client.until_closed().await.1))
+    Client::attempt(server.addr, &server.token(user)).await
 }
 
 /// The same from a node that can say: on a busy machine Redis may be late once.

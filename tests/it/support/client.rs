@@ -66,6 +66,18 @@ impl Client {
         answer
     }
 
+    /// Opens a connection and authenticates it, or says how it was refused.
+    pub(crate) async fn attempt(addr: SocketAddr, token: &str) -> Result<Self, (String, Closed)> {
+        let mut client = Self::open(addr, "/web").await;
+        client.send(&json!({ "type": "auth", "token": format!("Bearer {token}") })).await;
+        let answer = client.receive().await;
+        if answer["type"] == "auth_ok" {
+            return Ok(client);
+        }
+        let code = answer["code"].as_str().unwrap_or_default().to_owned();
+        Err((code, client.until_closed().await.1))
+    }
+
     /// Sends a text frame of JSON.
     pub(crate) async fn send(&mut self, value: &Value) {
         self.send_frame(Message::text(value.to_string())).await;

@@ -128,15 +128,7 @@ impl Fleet {
         node: usize,
         user: &str,
     ) -> Result<Client, (String, Closed)> {
-        let mut client = Client::open(self.addr(node), "/web").await;
-        let token = format!("Bearer {}", self.token(user));
-        client.send(&json!({ "type": "auth", "token": token })).await;
-        let answer = client.receive().await;
-        if answer["type"] == "auth_ok" {
-            return Ok(client);
-        }
-        let code = answer["code"].as_str().unwrap_or_default().to_owned();
-        Err((code, client.until_closed().await.1))
+        Client::attempt(self.addr(node), &self.token(user)).await
     }
 
     /// An authenticated client of a node, as soon as the node can say: on a busy machine Redis is late.
