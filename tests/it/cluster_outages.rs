@@ -95,6 +95,7 @@ async fn until_shared(nodes: &[TestServer], since: Instant) {
             while refused == 0 {
                 refused = sixteen(client).await;
                 messages += TOGETHER - refused;
+                assert!(messages < 3000, "nobody limits {user}");
             }
         }
         let mut rest = 0;

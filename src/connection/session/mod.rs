@@ -234,9 +234,9 @@ impl Session {
         self.drain.as_ref().is_some_and(|drain| Instant::now() >= drain.quiet)
     }
 
-    /// Takes every frame that has arrived, while there is room for its request, in the budget of messages
-    /// too: but not near the end, where nothing that has arrived may be left. Ready: the connection ends, or
-    /// there is a control answer to write.
+    /// Takes every frame that has arrived, while there is room for its request; room in the budget of messages
+    /// too, until a drain is announced: from then on nothing that has arrived may be left. Ready: the
+    /// connection ends, or there is a control answer to write.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Flow> {
         let mut arrived = None;
         let mut departure = Departure::default();
