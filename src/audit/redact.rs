@@ -110,8 +110,11 @@ fn redacted(value: Value) -> Value {
 fn is_secret(name: &str) -> bool {
     let mut letters: String =
         name.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect();
-    for plain in PLAIN {
-        letters = letters.replace(plain, "");
+    // The rule by far is a name without: each replacement is a copy.
+    if letters.contains("card") {
+        for plain in PLAIN {
+            letters = letters.replace(plain, "");
+        }
     }
     SECRETS.iter().any(|secret| letters.contains(secret))
         || SECRET_ENDS.iter().any(|end| letters.starts_with(end) || letters.ends_with(end))
