@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
+    time::sleep,
 };
 
 use crate::{
@@ -54,6 +55,9 @@ pub(crate) enum RegistryMessage {
 const REST: Duration = Duration::from_secs(5);
 /// Connections that must have ended, and be most of those there were, before memory is given back.
 const MANY: usize = 100;
+/// When it is given back once more: what a crowd asked the database for lies in the caches of connections to
+/// it, which are closed within a minute without work.
+const AFTER_CROWD: Duration = Duration::from_secs(70);
 
 /// The way to the registry of the moment: a restart swaps the actor behind it.
 #[derive(Default)]
@@ -315,17 +319,26 @@ impl Registry {
         table.connections.shrink_to(2 * open);
         table.of_user.shrink_to_fit();
         self.hub.shrink();
-        // Each worker has its own cache; busy ones do not get to theirs.
-        for _ in 0..Handle::current().metrics().num_workers() {
-            tokio::spawn(async {
-                let cached = machine::cached_memory();
-                tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
-            });
-        }
+        tokio::spawn(async {
+            give_memory_back();
+            sleep(AFTER_CROWD).await;
+            give_memory_back();
+        });
     }
 
     fn measure(&self, table: &Table) {
         let open = i64::try_from(table.connections.len()).unwrap_or(i64::MAX);
         self.shared.metrics.ws.connections_active.set(open);
+    }
+}
+
+/// Gives memory back, with what the workers keep at hand. Each has its own cache; busy ones do not get to
+/// theirs.
+fn give_memory_back() {
+    for _ in 0..Handle::current().metrics().num_workers() {
+        tokio::spawn(async {
+            let cached = machine::cached_memory();
+            tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
+        });
     }
 }

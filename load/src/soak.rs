@@ -75,9 +75,9 @@ pub(crate) struct Options {
     /// Seconds of the same before, after which what is there is what has to come back
     #[arg(long, default_value_t = 20.0, value_parser = seconds)]
     warm_up: f64,
-    /// Seconds until memory is given back: the server looks every five, and closes connections to the
-    /// database, which have caches, after half a minute without work
-    #[arg(long, default_value_t = 75.0, value_parser = seconds)]
+    /// Seconds until memory is given back: the server does so when a crowd has gone, and once more when
+    /// connections to the database, which have caches, are closed, 75 seconds later
+    #[arg(long, default_value_t = 90.0, value_parser = seconds)]
     settle: f64,
     /// Connections under load
     #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=9000))]
