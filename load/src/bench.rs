@@ -22,9 +22,9 @@ use crate::{
 
 /// What is measured, and what it may come to.
 const COLUMNS: [Column; 4] = [
-    Column::new("message, 1 in flight", "µs").bound("≤ 1.25×"),
-    Column::new("message, 16 in flight", "µs").bound("≤ 1.9×"),
-    Column::new("idle connection", "KiB").bound("≤ 12 KiB"),
+    Column::new("message, 1 in flight", "µs").bound("≤ 1.2×"),
+    Column::new("message, 16 in flight", "µs").bound("≤ 1.7×"),
+    Column::new("idle connection", "KiB").bound("≤ 11 KiB"),
     Column::new("connect and authenticate", "µs").bound("–"),
 ];
 /// Connections before the idle ones: what a server makes for its first connection is not their cost.

@@ -1,4 +1,5 @@
-//! Every mode for a moment against the real server, as somebody would call it.
+//! Every mode for a moment against the real server, as somebody would call it; `guard` is called by
+//! tests/performance.sh, and `compare`, which needs Node.js, by load/compare/run.sh.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -203,6 +204,30 @@ fn soak_tells_what_is_left_when_everybody_has_gone() {
         point["series"].as_array().unwrap().len(),
         summary["series"].as_array().unwrap().len()
     );
+}
+
+/// Postgres and Redis are there: the tests of the server, which come first, install them.
+#[test]
+fn costs_are_compared_over_rounds() {
+    for (mode, rows) in [
+        ("bench", ["| bare |", "| switchboard / bare |"]),
+        ("database", ["| SQLite |", "| Postgres |"]),
+        ("audit", ["| without a trail |", "| with a trail / without a trail |"]),
+        ("redis", ["| without Redis |", "| with Redis / without Redis |"]),
+    ] {
+        let mut command = Command::new(TOOL);
+        command.args([mode, "--rounds=1", "--seconds=0.5", "--server"]).arg(server());
+        if mode == "bench" {
+            command.arg("--connections=1000");
+        }
+        let output = command.output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{mode}: {errors}");
+        let table = String::from_utf8(output.stdout).unwrap();
+        for row in rows {
+            assert!(table.contains(row), "{mode}: no {row} in {table}");
+        }
+    }
 }
 
 /// A server that is not the tool's own, gone with the test.
