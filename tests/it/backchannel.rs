@@ -19,7 +19,7 @@ use crate::{
 
 const EVENT: &str = "http://schemas.openid.net/event/backchannel-logout";
 /// From a logout to the end of its last socket.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// What a logout token says, with some claims replaced; null takes one away.
 fn logout_claims(issuer: &Issuer, changes: &Value) -> Value {

@@ -261,7 +261,7 @@ async fn the_access_list_of_the_documentation_is_enough() {
     let redis = Redis::start();
     let user = format!("ACL SETUSER node on >secret resetchannels ~acl:* &acl:* {list}");
     assert_eq!(redis.command(&user), "+OK");
-    let url = redis.url().replace("redis://", "redis://node:secret@");
+    let url = redis.url().replace("redis://", "redis://node:secret@") + "/1";
     let settings = Settings::new((url, "acl".into()));
     let nodes = nodes(2, &settings, &[]).await;
     let mut client = nodes[0].client("ann").await;

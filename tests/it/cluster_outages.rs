@@ -105,7 +105,8 @@ async fn until_shared(nodes: &[TestServer], since: Instant) {
         let back = started.elapsed().as_secs_f64();
         let most = ((600.0 + 10.0 * back) * 1.1, (30.0 + 0.5 * back).ceil());
         let seen = format!("{messages} messages and {rest} requests of {most:?}");
-        assert!(since.elapsed() < RECOVERY, "{seen}");
+        // The round itself may take its time, where others use the machine.
+        assert!(started.duration_since(since) < RECOVERY, "{seen}");
         // Of their own, nodes would let through twice as many.
         if messages as f64 <= most.0 && f64::from(rest) <= most.1 {
             assert!(messages >= 570 && rest >= 30, "{seen}");
