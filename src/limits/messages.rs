@@ -11,7 +11,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{
             AtomicBool, AtomicI64, AtomicU64,
-            Ordering::{AcqRel, Relaxed},
+            Ordering::{AcqRel, Acquire, Relaxed, Release},
         },
     },
     task::{Context, Poll, Waker},
@@ -45,6 +45,8 @@ const DUE: i64 = 80;
 const DUE_AT_THE_END: i64 = 600;
 /// Due whatever is owed: messages were let through of which Redis may not know.
 const AT_ONCE: i64 = i64::MIN;
+/// The same, while the payment is on its way that tells Redis of those.
+const TOLD: i64 = AT_ONCE + 1;
 /// What was paid ahead is looked at twice in a second, and given back if nothing of it was used since.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -183,8 +185,10 @@ impl MessageBudget {
         if !account.shared.answers() {
             return match account.shared.fail_mode {
                 FailMode::Open => {
-                    account.due.store(AT_ONCE, Relaxed);
-                    limit.check()
+                    let taken = limit.check();
+                    // Only then: a payment that finds it tells of this message.
+                    account.due.store(AT_ONCE, Release);
+                    taken
                 }
                 FailMode::Closed => Err(Refused::Unavailable),
             };
@@ -241,7 +245,7 @@ impl Account {
 
     /// Whether Redis was too slow the last time, and this node goes by what it knows.
     fn does_without(&self) -> bool {
-        self.shared.fail_mode == FailMode::Open && self.due.load(Relaxed) == AT_ONCE
+        self.shared.fail_mode == FailMode::Open && self.due.load(Relaxed) <= TOLD
     }
 
     fn wake_later(&self, waker: &Waker) {
@@ -271,17 +275,14 @@ impl Account {
     async fn pay(&self, ahead: u32) -> bool {
         let Some(_payment) = Payment::begin(self) else { return false };
         let used = self.owed.load(Relaxed);
-        let at_once = self.due.load(Relaxed) == AT_ONCE;
-        let full_in = if at_once { self.full_in() } else { Duration::ZERO };
+        let before = self.due.fetch_max(TOLD, Acquire).max(TOLD);
+        let full_in = if before == TOLD { self.full_in() } else { Duration::ZERO };
         let units = Units { used, more: ahead, share: 2, full_in };
         let operation = RedisOperation::MessageLimit;
         let paid = self.shared.take(operation, &self.key, self.quota, units).await;
         let more = paid.as_ref().map_or(0, |(more, _)| i64::from(*more));
         let settled = if paid.is_ok() || ahead == 0 { used + more } else { used.max(0) };
         let owed = self.owed.fetch_sub(settled, Relaxed) - settled;
-        if let Ok((_, full)) = &paid {
-            self.correct(*full, owed);
-        }
         let limit = i64::from(self.quota.burst_size().get());
         let due = match (&paid, ahead, more) {
             (Err(_), ..) => AT_ONCE,
@@ -289,7 +290,13 @@ impl Account {
             (_, _, 0 | 1) => (limit / DUE_AT_THE_END).max(1),
             _ => -more / 2,
         };
-        self.due.store(due, Relaxed);
+        // Else messages were let through meanwhile of which the answer knows nothing.
+        let knows_all = self.due.compare_exchange(before, due, Relaxed, Relaxed).is_ok();
+        if let Ok((_, full)) = &paid
+            && knows_all
+        {
+            self.correct(*full, owed);
+        }
         paid.is_ok()
     }
 

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use serde_json::json;
 use tokio::task::block_in_place;
 
@@ -145,6 +145,48 @@ async fn a_redis_that_hangs_opens_the_circuit_breaker_and_nobody_waits_for_long(
     assert!((1.0..=5.0).contains(&node.metric(failed).await), "nobody asks any more");
     node.until_metric(&service("circuit_breaker_state"), 0.0).await;
     assert_eq!(get(&node, &token).await.status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_is_let_through_without_redis_while_a_payment_is_on_its_way_is_not_forgotten() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.addr()).await;
+    let settings = Settings::new((proxy.url(), "meanwhile".into()));
+    let more = [
+        ("RATE_LIMIT_FAIL_MODE", "open"),
+        ("WS_MESSAGE_RATE_LIMIT", "120"),
+        ("WS_MAX_STRIKES", "0"),
+    ];
+    let node = nodes(1, &settings, &more).await.remove(0);
+    let until_closed = || node.until_metric(r#"circuit_breaker_state{service="redis"}"#, 0.0);
+    let (token, started) = (node.token("bob"), Instant::now());
+    let mut client = node.client("ann").await;
+    let mut passed = 0;
+    // The second begins with a payment that tells of what was let through in the first.
+    for _ in 0..2 {
+        until_closed().await;
+        proxy.set(Network::Silent);
+        // It goes out before these open the circuit breaker, and is answered after that.
+        let requests = join_all((0..5).map(|_| get(&node, &token)));
+        let payment = async {
+            tokio::time::sleep(Duration::from_millis(70)).await;
+            for _ in 0..12 {
+                assert_eq!(echo(&mut client).await["status_code"], 0);
+            }
+        };
+        join(requests, payment).await;
+        for _ in 0..24 {
+            assert_eq!(echo(&mut client).await["status_code"], 0);
+        }
+        proxy.set(Network::Open);
+        passed += 36;
+    }
+    until_closed().await;
+    while echo(&mut client).await["status_code"] == 0 {
+        passed += 1;
+    }
+    let refilled = 2 * started.elapsed().as_secs();
+    assert!(passed <= 120 + refilled + 8, "{passed} of 120 and {refilled}");
 }
 
 /// Sends four hundred requests while Redis hangs, more than a node may owe; how many were let through, and
