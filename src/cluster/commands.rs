@@ -59,30 +59,34 @@ impl<'a> Commands<'a> {
     }
 
     /// Asks all masters of a Redis Cluster, for any may have the keys of a limit: one may be silent while the
-    /// others answer.
+    /// others answer, which does not make up for it.
     pub(super) async fn sign_of_life(&self) -> Result<(), Error> {
-        self.count_nodes().await?;
+        let ask = async {
+            self.ask_for_nodes().await?;
+            if self.client.is_clustered() {
+                for master in self.client.active_connections() {
+                    let cluster_node = Some(master);
+                    let options = Options { cluster_node, ..Options::default() };
+                    self.client.with_options(&options).ping::<()>(None).await?;
+                }
+            }
+            Ok(())
+        };
+        self.others.redis.timed(RedisOperation::Nodes, ask).await?;
         if self.others.nodes.load(Ordering::Relaxed) == 0 {
             return Err(Error::new(ErrorKind::Cluster, "the subscription is gone"));
-        }
-        if self.client.is_clustered() {
-            for master in self.client.active_connections() {
-                let cluster_node = Some(master);
-                let options = Options { cluster_node, ..Options::default() };
-                let client = self.client.with_options(&options);
-                let ping = client.ping::<()>(None);
-                self.others.redis.timed(RedisOperation::Nodes, ping).await?;
-            }
         }
         Ok(())
     }
 
-    /// Asks how many nodes there are, which is a sign of life too.
+    /// Asks how many nodes there are.
     pub(super) async fn count_nodes(&self) -> Result<(), Error> {
+        self.others.redis.timed(RedisOperation::Nodes, self.ask_for_nodes()).await
+    }
+
+    async fn ask_for_nodes(&self) -> Result<(), Error> {
         let client = self.at_channel();
-        let count = client.pubsub_numsub(&self.channel);
-        let counts: HashMap<String, usize> =
-            self.others.redis.timed(RedisOperation::Nodes, count).await?;
+        let counts: HashMap<String, usize> = client.pubsub_numsub(&self.channel).await?;
         let nodes = counts.get(&self.channel).copied().unwrap_or(0);
         self.others.nodes.store(nodes, Ordering::Relaxed);
         Ok(())

@@ -201,8 +201,18 @@ async fn nodes_give_up_a_master_of_a_redis_cluster_that_is_silent() {
     let (cluster, fleet) = on_a_cluster("other").await;
     let [owner, replica, another, _] = &cluster;
     let mut before = pair(&fleet, "bob").await;
+    block_in_place(|| owner.signal("-STOP"));
+    assert_eq!(fleet.attempt(0, "bob").await.err().unwrap().0, "unavailable");
+    // Soon nobody waits for it any more: that others answer is no sign that it does.
+    let signs = || fleet.metric(0, r#"redis_operations_total{operation="nodes",status="success"}"#);
+    let before_it_opens = signs().await;
+    while fleet.metric(0, r#"circuit_breaker_state{service="redis"}"#).await == "0" {
+        assert_eq!(fleet.metric(0, "redis_connected").await, "1");
+        drop(fleet.attempt(0, "bob").await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(signs().await, before_it_opens);
     block_in_place(|| {
-        owner.signal("-STOP");
         replica.until_said("INFO replication", "role:master");
         another.until_said("CLUSTER INFO", "cluster_state:ok");
     });

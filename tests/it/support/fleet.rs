@@ -204,14 +204,18 @@ impl Fleet {
 
     /// Waits until a series of a node has a value.
     pub(crate) async fn until_metric(&self, node: usize, series: &str, value: &str) {
-        let (since, wanted) = (Instant::now(), format!("{series} {value}"));
-        while since.elapsed() < PATIENCE {
-            let metrics = self.request(node, Method::GET, "/metrics").send().await.unwrap();
-            if metrics.text().await.unwrap().lines().any(|line| line == wanted) {
-                return;
-            }
+        let since = Instant::now();
+        while self.metric(node, series).await != value {
+            assert!(since.elapsed() < PATIENCE, "node {node} never had {series} {value}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        panic!("node {node} never had {wanted}");
+    }
+
+    /// The value of a series of a node; empty where there is none.
+    pub(crate) async fn metric(&self, node: usize, series: &str) -> String {
+        let metrics = self.request(node, Method::GET, "/metrics").send().await.unwrap();
+        let metrics = metrics.text().await.unwrap();
+        let value = |line: &str| line.strip_prefix(series)?.strip_prefix(' ').map(str::to_owned);
+        metrics.lines().find_map(value).unwrap_or_default()
     }
 }
