@@ -196,6 +196,19 @@ async fn nodes_share_a_redis_cluster_whose_masters_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nodes_go_on_with_the_replica_of_a_master_of_a_redis_cluster_that_is_killed() {
+    let (cluster, fleet) = on_a_cluster("kinds").await;
+    let [owner, replica, another, _] = &cluster;
+    let mut before = pair(&fleet, "bob").await;
+    block_in_place(|| {
+        owner.kill();
+        replica.until_said("INFO replication", "role:master");
+        another.until_said("CLUSTER INFO", "cluster_state:ok");
+    });
+    go_on(&fleet, &mut before, ("bob", "eve")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nodes_give_up_a_master_of_a_redis_cluster_that_is_silent() {
     // The channel of this prefix belongs to another master, which goes on answering.
     let (cluster, fleet) = on_a_cluster("other").await;
