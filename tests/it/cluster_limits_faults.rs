@@ -191,10 +191,9 @@ async fn what_is_let_through_without_redis_while_a_payment_is_on_its_way_is_not_
 
 /// Sends four hundred requests while Redis hangs, more than a node may owe; how many were let through, and
 /// the code that the others were answered with.
-async fn much(node: &TestServer, redis: &Redis) -> (usize, Option<String>) {
+async fn much(node: &TestServer, client: &mut Client, redis: &Redis) -> (usize, Option<String>) {
     const SENT: usize = 400;
-    let mut client = node.client("ann").await;
-    assert_eq!(echo(&mut client).await["status_code"], 0);
+    assert_eq!(echo(client).await["status_code"], 0);
     block_in_place(|| redis.command("CLIENT PAUSE 2000 ALL"));
     let started = Instant::now();
     let (mut passed, mut code) = (0, None);
@@ -211,7 +210,7 @@ async fn much(node: &TestServer, redis: &Redis) -> (usize, Option<String>) {
     assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
     assert_eq!(node.metric(MESSAGES).await, 0.0, "the limit was not reached");
     node.until_metric(r#"circuit_breaker_state{service="redis"}"#, 0.0).await;
-    assert_eq!(echo(&mut client).await["status_code"], 0, "and the connection stays");
+    assert_eq!(echo(client).await["status_code"], 0, "and the connection stays");
     (passed, code)
 }
 
@@ -219,11 +218,22 @@ async fn much(node: &TestServer, redis: &Redis) -> (usize, Option<String>) {
 async fn a_client_that_sends_much_while_redis_hangs_waits_a_moment_and_is_answered() {
     let redis = Redis::start();
     let settings = Settings::new((redis.url(), "much".into()));
-    let more = |mode| [("RATE_LIMIT_FAIL_MODE", mode), ("WS_MESSAGE_RATE_LIMIT", "600")];
+    let more = |mode| {
+        let drain = [("DRAIN_DELAY", "0"), ("DRAIN_GRACE", "20s")];
+        [("RATE_LIMIT_FAIL_MODE", mode), ("WS_MESSAGE_RATE_LIMIT", "600"), drain[0], drain[1]]
+    };
     let open = nodes(1, &settings, &more("open")).await.remove(0);
-    assert_eq!(much(&open, &redis).await, (400, None));
-    let closed = nodes(1, &settings, &more("closed")).await.remove(0);
-    let (passed, code) = much(&closed, &redis).await;
-    // Sixteen that were paid ahead, and twelve owed for each of five payments and one more.
-    assert!(passed <= 16 + 6 * 12 && code.as_deref() == Some("unavailable"), "{passed}, {code:?}");
+    assert_eq!(much(&open, &mut open.client("ann").await, &redis).await, (400, None));
+    let mut closed = nodes(1, &settings, &more("closed")).await.remove(0);
+    for (user, drained) in [("bob", false), ("eve", true)] {
+        let mut client = closed.client(user).await;
+        if drained {
+            closed.begin_shutdown();
+            assert_eq!(client.receive().await["type"], "drain");
+        }
+        let (passed, code) = much(&closed, &mut client, &redis).await;
+        // Sixteen that were paid ahead, and twelve owed for each of five payments and one more.
+        let seen = format!("{user}: {passed}, {code:?}");
+        assert!(passed <= 16 + 6 * 12 && code.as_deref() == Some("unavailable"), "{seen}");
+    }
 }

@@ -235,8 +235,8 @@ impl Session {
     }
 
     /// Takes every frame that has arrived, while there is room for its request; room in the budget of messages
-    /// too, until a drain is announced: from then on nothing that has arrived may be left. Ready: the
-    /// connection ends, or there is a control answer to write.
+    /// too, until a drain ends connections that are quiet: from then on nothing that has arrived may be left.
+    /// Ready: the connection ends, or there is a control answer to write.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Flow> {
         let mut arrived = None;
         let mut departure = Departure::default();
@@ -245,7 +245,7 @@ impl Session {
             && self.in_flight < self.shared.config.max_in_flight
             && self.control.len() < MAX_CONTROL
             && !self.pong_due
-            && (self.drain.is_some() || self.budget.poll_ready(cx).is_ready())
+            && (self.drained() || self.budget.poll_ready(cx).is_ready())
         {
             let Poll::Ready(frame) = socket::poll_next(&mut self.socket, cx) else { break };
             let now = *arrived.get_or_insert_with(Instant::now);
