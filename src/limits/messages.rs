@@ -30,12 +30,9 @@ use tokio::time::sleep;
 use super::shared::{Shared, Units};
 use crate::{config::FailMode, metrics::RedisOperation, protocol::ErrorBody};
 
-/// Parts of a minute's limit that a node may owe. With what comes back within [`IDLE`], four nodes
-/// are a tenth over the limit at most.
+/// Parts of a minute's limit that a node may owe, and one message at least. With what comes back within
+/// [`IDLE`], four nodes are a tenth over the limit at most.
 const OWED: i64 = 48;
-/// Messages that it may owe however small the limit is: what a client sends at once is not to be
-/// refused because Redis has not answered yet.
-const LEAST_OWED: i64 = 8;
 /// Parts of a minute's limit that are paid ahead, and messages at least: half of what is left at most.
 const AHEAD: u32 = 40;
 const LEAST_AHEAD: u32 = 16;
@@ -146,7 +143,7 @@ impl MessageBudget {
                 key: format!("limit:messages:{subject}"),
                 quota,
                 owed: AtomicI64::new(0),
-                most: (i64::from(quota.burst_size().get()) / OWED).max(LEAST_OWED),
+                most: (i64::from(quota.burst_size().get()) / OWED).max(1),
                 due: AtomicI64::new(1),
                 paying: AtomicBool::new(false),
                 waiting: Mutex::default(),
