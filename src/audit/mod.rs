@@ -109,6 +109,9 @@ pub(crate) struct Audit {
     spooled: Notify,
     /// The database does not take rows.
     away: AtomicBool,
+    /// The spool has refused rows, and none have left the queue since: the whole queue is not encoded
+    /// for each entry that finds no room in it.
+    cramped: AtomicBool,
     /// The server stops: entries go straight to the spool.
     closed: AtomicBool,
     /// Counts the looks into the spool. What was read before the last one is not confirmed: a replayer
@@ -134,6 +137,7 @@ impl Audit {
             filled: Notify::new(),
             spooled: Notify::new(),
             away: AtomicBool::new(false),
+            cramped: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             turn: AtomicU64::new(0),
             spool,
@@ -187,16 +191,24 @@ impl Audit {
     /// Writes the whole queue to the spool at once, with an entry that found no room in it: one by one,
     /// each would wait for the disk.
     fn make_room(&self, entry: Arc<Entry>) {
+        let row = [writer::text(&entry)];
         let Some(mut spool) = self.spool() else { return };
         // Another may have made room, while this one waited for the spool.
-        let Some(entry) = self.push(entry) else { return };
-        let mut waiting = self.oldest(usize::MAX);
-        waiting.push(Arc::clone(&entry));
-        if self.append(&mut spool, &waiting) {
-            self.forget(&waiting);
-            self.spooled.notify_one();
+        if self.push(entry).is_none() {
+            return;
+        }
+        if !self.is_cramped() {
+            let waiting = self.oldest(usize::MAX);
+            let mut rows = texts(&waiting);
+            rows.extend_from_slice(&row);
+            if self.append(&mut spool, &rows) {
+                self.forget(&waiting);
+                self.spooled.notify_one();
+                return;
+            }
+        }
         // One may fit where all do not.
-        } else if self.append(&mut spool, &[entry]) {
+        if self.append(&mut spool, &row) {
             self.spooled.notify_one();
         } else {
             self.metrics.dropped.inc();
@@ -255,26 +267,34 @@ impl Audit {
                 queue.pop_front();
             }
         }
+        self.cramped.store(false, Ordering::Relaxed);
     }
 
     /// Writes entries to the spool, and waits for the disk; false where they are not there.
     fn keep(&self, entries: &[Arc<Entry>]) -> bool {
-        self.spool().is_some_and(|mut spool| self.append(&mut spool, entries))
+        // Before the spool is taken: whoever makes room waits for it.
+        let rows = texts(entries);
+        self.spool().is_some_and(|mut spool| self.append(&mut spool, &rows))
     }
 
-    fn append(&self, spool: &mut Spool, entries: &[Arc<Entry>]) -> bool {
-        let rows: Vec<_> = entries.iter().map(|entry| writer::text(entry)).collect();
-        match spool.append(&rows) {
+    fn append(&self, spool: &mut Spool, rows: &[String]) -> bool {
+        match spool.append(rows) {
             Ok(()) => {
                 self.metrics.spooled.inc_by(rows.len() as u64);
                 true
             }
             Err(error) => {
+                self.cramped.store(true, Ordering::Relaxed);
                 self.metrics.errors.inc(AuditErrorKind::Spool);
                 tracing::debug!(%error, "the spool takes no rows");
                 false
             }
         }
+    }
+
+    /// Whether the spool is not worth being offered the whole queue.
+    fn is_cramped(&self) -> bool {
+        self.cramped.load(Ordering::Relaxed)
     }
 
     /// The oldest rows of the spool, which come again until they are confirmed, and the number of this
@@ -335,4 +355,8 @@ impl Audit {
     fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn texts(entries: &[Arc<Entry>]) -> Vec<String> {
+    entries.iter().map(|entry| writer::text(entry)).collect()
 }

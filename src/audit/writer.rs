@@ -212,8 +212,9 @@ impl Writer {
         let size = batch.len();
         let keep = move |audit: &Audit| {
             // Near its limit the spool may take a few where it does not take all.
-            let parts = [&waiting[..], &waiting[..size.min(waiting.len())]];
-            let kept = parts.into_iter().find(|part| audit.keep(part));
+            let few = &waiting[..size.min(waiting.len())];
+            let parts: &[&[_]] = if audit.is_cramped() { &[few] } else { &[&waiting, few] };
+            let kept = parts.iter().find(|part| audit.keep(part));
             kept.map(|part| audit.forget(part)).is_some()
         };
         let kept = self.rows.spool(keep).await.unwrap_or(false);

@@ -10,10 +10,14 @@ use serde_json::json;
 use sqlx::{Connection, Executor, PgConnection, SqliteConnection};
 use switchboard::config::{Config, DatabasePlace};
 use tempfile::TempDir;
-use tokio::{task::block_in_place, time::sleep};
+use tokio::{
+    task::block_in_place,
+    time::{sleep, timeout},
+};
+use tokio_tungstenite::tungstenite::Message;
 
 use crate::support::{
-    TestServer,
+    Client, TestServer,
     audit::rows,
     load::{Answered, Load, compare},
     postgres::{Cluster, database},
@@ -238,6 +242,42 @@ async fn rows_are_lost_only_beyond_the_limit_of_the_spool_and_are_counted() {
     server.audited(60 - lost as usize).await;
     add_author(&server, "one more").await;
     server.audited(61 - lost as usize).await;
+}
+
+/// The queue has its default size: what is done for each row of it, for every row that is lost, takes
+/// minutes here.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn rows_that_nothing_takes_hold_up_no_answer() {
+    let url = database().await;
+    let small = [("AUDIT_BATCH_TIMEOUT", "100ms"), ("AUDIT_SPOOL_LIMIT", "64KiB")];
+    let server = server(&url, &small).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();
+    let mut client = server.client_with("ann", &[], "json").await;
+    let mut denied = 0.0;
+    while server.metric("audit_logs_dropped_total").await < 1.0 {
+        denied += 50.0;
+        deny(&mut client, 50).await;
+    }
+    let answered = timeout(Duration::from_secs(5), deny(&mut client, 1000)).await;
+    assert!(answered.is_ok(), "1,000 denials take longer than 5 s");
+    server.until_metric("audit_queue_size", 10_000.0).await;
+    let lost = server.metric("audit_logs_dropped_total").await;
+    let spooled = server.metric("audit_spool_rows").await;
+    assert!(lost >= 1000.0 && spooled > 0.0, "{lost} lost, {spooled} spooled");
+    assert_eq!(lost + spooled + 10_000.0, denied + 1000.0, "{lost} lost, {spooled} spooled");
+}
+
+/// Asks for what the client may not do, and waits for the answers.
+async fn deny(client: &mut Client, count: usize) {
+    let denied = json!({ "pkg_id": 5, "req_id": uuid::Uuid::new_v4(), "data": { "id": 1 } });
+    let frame = || Message::text(denied.to_string());
+    for _ in 0..count / 50 {
+        client.send_together((0..50).map(|_| frame())).await;
+        for _ in 0..50 {
+            assert_eq!(client.receive().await["status_code"], 3);
+        }
+    }
 }
 
 /// Kills the server under a load, while its database is away if it is given, and starts it again. Says
