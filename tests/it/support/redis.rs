@@ -119,9 +119,15 @@ impl Redis {
         panic!("Redis does not start: {}", fs::read_to_string(log).unwrap_or_default());
     }
 
-    /// Kills it.
+    /// Kills it, and waits until it is gone: connections that it still took would break.
+    #[expect(clippy::disallowed_methods, reason = "callers give up their worker")]
     pub(crate) fn kill(&self) {
         self.signal("-KILL");
+        let mut tries = 0..1000;
+        while StdStream::connect(self.addr()).is_ok() {
+            tries.next().expect("a killed process ends");
+            sleep(Duration::from_millis(2));
+        }
         // So that the keeper kills nobody who has the same number later.
         fs::remove_file(self.folder.join("pid")).unwrap();
     }
