@@ -225,15 +225,23 @@ impl Audit {
             self.closed.store(true, Ordering::Relaxed);
         }
         let waiting = self.oldest(usize::MAX);
-        if waiting.is_empty() {
-            return;
+        let lost = (waiting.len() - self.keep_oldest(&waiting)) as u64;
+        self.forget(&waiting);
+        self.metrics.dropped.inc_by(lost);
+        self.lost.fetch_add(lost, Ordering::Relaxed);
+    }
+
+    /// Writes as many entries to the spool as it takes, the oldest first; returns how many.
+    fn keep_oldest(&self, entries: &[Arc<Entry>]) -> usize {
+        if self.keep(entries) {
+            return entries.len();
         }
-        if self.keep(&waiting) {
-            self.forget(&waiting);
-        } else {
-            self.metrics.dropped.inc_by(waiting.len() as u64);
-            self.lost.fetch_add(waiting.len() as u64, Ordering::Relaxed);
+        if entries.len() < 2 {
+            return 0;
         }
+        let (older, younger) = entries.split_at(entries.len() / 2);
+        let kept = self.keep_oldest(older);
+        if kept < older.len() { kept } else { kept + self.keep_oldest(younger) }
     }
 
     /// Sets the gauges.

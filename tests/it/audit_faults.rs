@@ -280,6 +280,47 @@ async fn deny(client: &mut Client, count: usize) {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_stop_leaves_as_many_rows_in_the_spool_as_it_takes_and_says_how_many_are_lost() {
+    let (url, data) = (database().await, TempDir::new().unwrap());
+    let all = [
+        ("DATABASE_URL", &*url),
+        ("DB_STATEMENT_TIMEOUT", "500ms"),
+        // Nothing is due before the stop.
+        ("AUDIT_BATCH_TIMEOUT", "60s"),
+        ("AUDIT_SPOOL_LIMIT", "4KiB"),
+    ];
+    let process = block_in_place(|| Process::start(data.path(), &all));
+    let token = block_in_place(|| token(data.path(), &["--user", "ann", "--roles", ""]));
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();
+    let mut client = Client::open(process.addr, "/web").await;
+    client.authenticate(&token).await;
+    for i in 0..30 {
+        assert_eq!(client.call(5, json!({ "id": i })).await["status_code"], 3);
+    }
+    client.close().await;
+    process.signal("-TERM");
+    let ran = block_in_place(|| process.end());
+    let line = ran.stdout.lines().find(|line| line.contains("audit rows are lost"));
+    let line: serde_json::Value = serde_json::from_str(line.unwrap()).unwrap();
+    let lost = line["rows"].as_u64().unwrap() as usize;
+    assert!((1..30).contains(&lost), "{lost} of 30 lost");
+    other.execute("ROLLBACK").await.unwrap();
+
+    let again = block_in_place(|| Process::start(data.path(), &all));
+    let started = Instant::now();
+    loop {
+        let rows = rows(&place(&url)).await;
+        if rows.iter().map(|row| &row["request_data"]["id"]).eq(&Vec::from_iter(0..30 - lost)) {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(10), "{lost} lost, {rows:?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    drop(again);
+}
+
 /// Kills the server under a load, while its database is away if it is given, and starts it again. Says
 /// how many rows were lost: none of those that are promised.
 async fn killed(url: &str, cluster: Option<&Cluster>) {
