@@ -111,13 +111,12 @@ impl Rows {
                 metrics.written.inc_by(count as u64);
                 metrics.batch_size.observe(count as f64);
                 metrics.duration.observe(started.elapsed().as_secs_f64());
-                if self.audit.away.swap(false, Ordering::Relaxed) {
-                    tracing::info!("the database takes audit rows again");
-                }
+                self.is_back();
                 return Ok(());
             }
             Ok(Err(error)) if error.is_about_data() => {
                 metrics.errors.inc(AuditErrorKind::Refused);
+                self.is_back();
                 return Err(Refused::Data(error.to_string()));
             }
             Ok(Err(error)) => error.to_string(),
@@ -128,6 +127,12 @@ impl Rows {
             tracing::warn!(error, "audit rows go to the spool until the database takes them");
         }
         Err(Refused::Away)
+    }
+
+    fn is_back(&self) {
+        if self.audit.away.swap(false, Ordering::Relaxed) {
+            tracing::info!("the database takes audit rows again");
+        }
     }
 
     /// Does something to the spool, which blocks.
@@ -256,8 +261,7 @@ impl Replayer {
         let audit = &self.0.audit;
         loop {
             if audit.is_spool_empty() {
-                // Nobody who would write may be left to tell that the database is back.
-                audit.away.store(false, Ordering::Relaxed);
+                self.leave_it_to_the_writer();
                 if timeout(ADOPTION, audit.spooled.notified()).await.is_err() {
                     self.0.spool(Audit::adopt).await;
                 }
@@ -267,12 +271,18 @@ impl Replayer {
         }
     }
 
-    /// Replays a batch; false where the database is still away.
+    /// To find out that the database is back, where no row can be written here that would tell.
+    fn leave_it_to_the_writer(&self) {
+        self.0.audit.away.store(false, Ordering::Relaxed);
+    }
+
+    /// Replays a batch; false where that cannot go on yet.
     async fn replay(&self) -> bool {
         let size = self.0.audit.config.batch_size;
         let next = self.0.spool(move |audit| audit.next_spooled(size)).await;
         let Some((turn, rows)) = next else { return false };
         if rows.is_empty() {
+            self.leave_it_to_the_writer();
             return false;
         }
         let settled = match self.insert(&rows).await {
@@ -303,6 +313,7 @@ impl Replayer {
                     let row = row.clone();
                     let kept = self.0.spool(move |audit| audit.reject(&row, &why)).await;
                     if kept != Some(true) {
+                        self.leave_it_to_the_writer();
                         return settled;
                     }
                 }

@@ -227,6 +227,33 @@ async fn a_row_that_the_database_refuses_is_set_aside_and_holds_up_no_other() {
 }
 
 #[tokio::test]
+async fn a_row_that_cannot_even_be_set_aside_keeps_no_new_row_from_the_database() {
+    let url = database().await;
+    let quick = [("AUDIT_BATCH_TIMEOUT", "200ms"), ("DB_STATEMENT_TIMEOUT", "300ms")];
+    let server = server(&url, &quick).await;
+    fs::create_dir(server.data().join("audit/rejected.jsonl")).unwrap();
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    let check = "ALTER TABLE user_actions ADD CHECK (request_data ->> 'name' <> 'poison')";
+    other.execute(check).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();
+    add_author(&server, "poison").await;
+    server.until_metric("audit_spool_rows", 1.0).await;
+    while server.metric("audit_log_errors_total{error_type=\"database\"}").await < 1.0 {
+        sleep(Duration::from_millis(20)).await;
+    }
+    other.execute("ROLLBACK").await.unwrap();
+    // The first ones may still follow it into the spool.
+    for i in 0..100 {
+        if server.metric("audit_logs_written_total").await > 0.0 {
+            return;
+        }
+        add_author(&server, &i.to_string()).await;
+        sleep(Duration::from_millis(50)).await;
+    }
+    panic!("no row is written");
+}
+
+#[tokio::test]
 async fn rows_are_lost_only_beyond_the_limit_of_the_spool_and_are_counted() {
     let url = database().await;
     let small = [
