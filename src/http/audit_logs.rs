@@ -113,7 +113,7 @@ async fn page(api: &Api, query: Query) -> Result<Json<Page>, Problem> {
     if let (Some(start), Some(end)) = (&query.start_date, &query.end_date)
         && start.is_after(end)
     {
-        return Err(invalid("start_date", "a start_date is not after the end_date"));
+        return Err(invalid("start_date", "start_date must not be after end_date"));
     }
     let filter = ActionFilter {
         user_id: query.user_id.map(|text| text.0),
