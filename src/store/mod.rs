@@ -79,12 +79,12 @@ pub enum OpenError {
     #[error("cannot open the database: {0}")]
     Database(#[from] sqlx::Error),
     /// The server.
-    #[error("no answer from the database at {place} within {waited:?} (DB_START_TIMEOUT): {error}")]
+    #[error("no answer from the database at {place} within {limit:?} (DB_START_TIMEOUT): {error}")]
     Unreachable {
         /// The URL, without its password.
         place: String,
-        /// All attempts together.
-        waited: Duration,
+        /// For all attempts together.
+        limit: Duration,
         /// Of the last attempt.
         error: sqlx::Error,
     },

@@ -228,10 +228,12 @@ async fn until_reached(
         if !passes(&error) {
             return Err(error.into());
         }
-        let waited = started.elapsed();
-        if waited + pause >= config.start_timeout {
-            return Err(OpenError::Unreachable { place: url.to_string(), waited, error });
+        let limit = config.start_timeout;
+        let left = limit.saturating_sub(started.elapsed());
+        if left.is_zero() {
+            return Err(OpenError::Unreachable { place: url.to_string(), limit, error });
         }
+        pause = pause.min(left);
         tracing::warn!(%error, retry_ms = pause.as_millis(), "no answer from the database yet");
         sleep(pause).await;
         pause = (pause * 2).min(LONGEST_PAUSE);

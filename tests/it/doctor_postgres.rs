@@ -84,11 +84,12 @@ fn a_postgres_that_is_not_there_is_named_without_its_password() {
     ];
     let started = Instant::now();
     let ran = finish(Process::spawn(data.path(), &settings));
-    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    let took = started.elapsed();
+    assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&took), "{took:?}");
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(ran.stdout.matches("no answer from the database yet").count() >= 2, "{ran:?}");
     let said = ran.stdout + &ran.stderr;
-    for word in ["no answer from the database", "ann:***@", "DB_START_TIMEOUT"] {
+    for word in ["no answer from the database", "ann:***@", "within 1s (DB_START_TIMEOUT)"] {
         assert!(said.contains(word), "no {word} in: {said}");
     }
     assert!(!said.contains("hush-hush"), "{said}");
