@@ -223,19 +223,10 @@ impl Store {
         sql: &str,
         statement: impl Future<Output = sqlx::Result<T>>,
     ) -> Result<T, StoreError> {
-        let started = Instant::now();
-        let result = statement.await;
-        let took = started.elapsed();
-        self.metrics.query_duration.of(operation).observe(took.as_secs_f64());
-        let duration_ms = took.as_secs_f64() * 1000.0;
-        // The text has `$N` where the parameters are.
-        if !self.slow_query.is_zero() && took > self.slow_query {
-            self.metrics.slow_queries.inc(operation);
-            tracing::warn!(duration_ms, statement = sql, "slow query");
-        } else {
-            tracing::debug!(duration_ms, statement = sql, "query");
-        }
-        let result = result.map_err(classify);
+        let running = Running { store: self, operation, sql, started: Instant::now() };
+        let result = statement.await.map_err(classify);
+        let took = running.started.elapsed();
+        drop(running);
         if let Some(traces) = &self.traces {
             traces.query(&Query {
                 system: self.either("sqlite", "postgresql"),
@@ -249,6 +240,31 @@ impl Store {
             self.metrics.failed(operation, kind);
             error
         })
+    }
+}
+
+/// A statement, which is measured when it ends: also where nobody waits any longer, since the time is over
+/// or the client has left.
+struct Running<'a> {
+    store: &'a Store,
+    operation: DbOperation,
+    sql: &'a str,
+    started: Instant,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        let Self { store, operation, sql, started } = *self;
+        let took = started.elapsed();
+        store.metrics.query_duration.of(operation).observe(took.as_secs_f64());
+        let duration_ms = took.as_secs_f64() * 1000.0;
+        // The text has `$N` where the parameters are.
+        if !store.slow_query.is_zero() && took > store.slow_query {
+            store.metrics.slow_queries.inc(operation);
+            tracing::warn!(duration_ms, statement = sql, "slow query");
+        } else {
+            tracing::debug!(duration_ms, statement = sql, "query");
+        }
     }
 }
 

@@ -176,6 +176,21 @@ async fn a_statement_that_takes_too_long_is_ended_counted_and_unavailable() {
     assert!(server.metric("db_connections_idle").await >= 1.0);
 }
 
+#[tokio::test]
+async fn a_statement_that_nobody_waits_for_any_more_is_measured_and_slow() {
+    let url = database().await;
+    let settings = [("WS_HANDLER_TIMEOUT", "300ms"), ("DB_SLOW_QUERY_MS", "200")];
+    let server = server(&url, &settings).await;
+    let mut client = server.client("ann").await;
+    let measured = r#"db_query_duration_seconds_count{operation="select"}"#;
+    let before = server.metric(measured).await;
+    let mut other = PgConnection::connect(&url).await.unwrap();
+    other.execute("BEGIN; LOCK TABLE author").await.unwrap();
+    assert_eq!(client.call(1, json!({})).await["data"]["code"], "timeout");
+    server.until_metric(measured, before + 1.0).await;
+    server.until_metric(r#"db_slow_queries_total{operation="select"}"#, 1.0).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_server_that_is_started_first_waits_for_postgres() {
     let cluster = Cluster::start();
