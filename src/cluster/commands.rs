@@ -16,6 +16,8 @@ use super::{
 };
 use crate::metrics::RedisOperation;
 
+/// Silence after which the connection is given up.
+pub(super) const SILENCE: Duration = Duration::from_secs(2);
 /// Logouts in one command.
 pub(super) const PAGE: usize = 1000;
 
@@ -50,9 +52,12 @@ impl<'a> Commands<'a> {
             .await
     }
 
-    /// Sends to every node, this one included.
+    /// Sends to every node, this one included. It has as long as the connection: one that was given up may
+    /// have arrived and is lost otherwise, and nobody waits for it.
     pub(super) async fn publish(&self, text: &str) -> Result<(), Error> {
-        let publish = self.client.publish(&self.channel, text);
+        let timeout = Some(SILENCE);
+        let client = self.client.with_options(&Options { timeout, ..Options::default() });
+        let publish = client.publish(&self.channel, text);
         let nodes = self.others.redis.timed(RedisOperation::Publish, publish).await?;
         self.others.nodes.store(nodes, Ordering::Relaxed);
         Ok(())

@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     Cluster, Others,
-    commands::{Commands, PAGE},
+    commands::{Commands, PAGE, SILENCE},
     event::{Event, Revocation},
     keeper::Keeper,
     queue::Batch,
@@ -34,8 +34,6 @@ use crate::{
 
 /// Between two signs of life.
 const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Silence after which the connection is given up.
-const SILENCE: Duration = Duration::from_secs(2);
 /// Between two looks whether a Redis that was too slow answers again.
 const RETRY: Duration = Duration::from_millis(100);
 /// Time to connect before the first client is let in.
@@ -134,7 +132,7 @@ impl<'a> Session<'a> {
         let nodes = others.nodes.load(Ordering::Relaxed);
         tracing::info!(node = %cluster.node, nodes, "connected to redis");
         let lost = tokio::select! {
-            // The sender first: it counts what was on its way when the connection was lost.
+            // The sender first: what was answered is not given up.
             biased;
             error = session.send() => error,
             error = session.receive(&mut inbox) => error,
@@ -143,6 +141,7 @@ impl<'a> Session<'a> {
             error = rearranged(changes) => error,
             ended = connection => gone(ended),
         };
+        cluster.note(others, &others.queue.give_up());
         (true, lost)
     }
 
@@ -214,21 +213,13 @@ impl<'a> Session<'a> {
                 Batch::LogOut(revocation) => self.tell(slice::from_ref(revocation)).await,
             };
             if let Err(error) = sent {
-                self.failed(&batch, &error);
+                tracing::debug!(%error, "events were not sent");
+                self.cluster.note(self.others, &self.others.queue.give_up());
                 // The others stay in the queue until there is an answer.
                 while self.commands.count_nodes().await.is_err() {
                     sleep(RETRY).await;
                 }
             }
-        }
-    }
-
-    fn failed(&self, batch: &Batch, error: &Error) {
-        tracing::debug!(%error, "events were not sent");
-        match batch {
-            // They may have arrived: sent again, they could arrive twice.
-            Batch::Events(events) => self.cluster.broadcast_errors.inc_by(events.len() as u64),
-            Batch::LogOut(_) => self.others.unsynced.store(true, Ordering::Relaxed),
         }
     }
 

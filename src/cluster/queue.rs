@@ -57,6 +57,8 @@ struct State {
     bytes: usize,
     /// What was taken last is on its way.
     sending: bool,
+    /// How much of it is.
+    on_its_way: Dropped,
 }
 
 /// What the queue had to give up.
@@ -106,6 +108,11 @@ impl Queue {
         }
     }
 
+    /// Gives up what is on its way. It may have arrived: events that were sent again could arrive twice.
+    pub(super) fn give_up(&self) -> Dropped {
+        mem::take(&mut self.state().on_its_way)
+    }
+
     /// Whether all is sent.
     pub(super) fn is_idle(&self) -> bool {
         let state = self.state();
@@ -127,6 +134,7 @@ impl State {
 
     fn batch(&mut self, dropped: &mut Dropped) -> Option<Batch> {
         let (mut events, mut bytes) = (Vec::new(), 0);
+        self.on_its_way = Dropped::default();
         while let Some((since, item)) = self.waiting.front() {
             let fits =
                 events.is_empty() || matches!(item, Item::Event(_)) && bytes + item.size() <= BATCH;
@@ -138,9 +146,13 @@ impl State {
             bytes += item.size();
             match item {
                 Item::Event(_) if stale => dropped.add(&item),
-                Item::Event(event) => events.push(event),
+                Item::Event(event) => {
+                    self.on_its_way.events += 1;
+                    events.push(event);
+                }
                 // It never grows old: Redis has to know it.
                 Item::LogOut(revocation) => {
+                    self.on_its_way.logouts = 1;
                     self.sending = true;
                     return Some(Batch::LogOut(revocation));
                 }
@@ -180,6 +192,8 @@ mod tests {
         }
         assert_eq!(next(&queue).await, [1, 2, 3]);
         assert!(!queue.is_idle(), "they are on their way");
+        assert_eq!(queue.give_up(), Dropped { events: 3, logouts: 0 });
+        assert_eq!(queue.give_up(), Dropped::default());
         for bytes in [BATCH / 2, BATCH / 3, BATCH / 2, 2 * BATCH, 7] {
             queue.push(event(bytes));
         }

@@ -1,7 +1,10 @@
 //! Three processes as one server: what happens on one reaches the clients of all, and one that dies
 //! takes nobody along.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    time::{Duration, Instant},
+};
 
 use reqwest::Method;
 use serde_json::json;
@@ -32,6 +35,36 @@ async fn a_broadcast_on_one_process_reaches_the_clients_of_all_once() {
     }
     // Redis has answered by now, and said how many there are.
     assert_eq!(fleet.broadcast(0, 0).await, json!({ "nodes": 3, "connections": 3 }));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_that_gets_no_time_for_a_while_loses_no_broadcast() {
+    let fleet = Fleet::start(2, &[]).await;
+    let mut client = fleet.client(1, "ann").await;
+    let over = AtomicBool::new(false);
+    let held_up = async {
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            fleet.hold_up(0, Duration::from_millis(150)).await;
+        }
+        over.store(true, Relaxed);
+    };
+    let busy = async {
+        for round in 0.. {
+            let some = 50 * round..50 * (round + 1);
+            for n in some.clone() {
+                fleet.broadcast(0, n).await;
+            }
+            for n in some {
+                assert_eq!(heard(&mut client).await, n);
+            }
+            if over.load(Relaxed) {
+                break;
+            }
+        }
+    };
+    tokio::join!(held_up, busy);
+    fleet.until_metric(0, "ws_broadcast_errors_total", "0").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -99,6 +99,14 @@ impl Fleet {
         block_in_place(|| process.end())
     }
 
+    /// Gives a node no time for a while.
+    pub(crate) async fn hold_up(&self, node: usize, time: Duration) {
+        let process = self.nodes[node].process.as_ref().expect("it runs");
+        process.signal("-STOP");
+        tokio::time::sleep(time).await;
+        process.signal("-CONT");
+    }
+
     /// Kills a node.
     pub(crate) fn kill(&mut self, node: usize) {
         let process = self.nodes[node].process.take().expect("it runs");
