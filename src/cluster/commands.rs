@@ -97,15 +97,16 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
-    /// Keeps logouts, and forgets those whose time is over. All go at the latest with the key, which
-    /// lasts as long as the last of them.
+    /// Keeps logouts and tells every node of them, and forgets those whose time is over. All go at the latest
+    /// with the key, which lasts as long as the last of them.
     pub(super) async fn keep(
         &self,
         revocations: &[Revocation],
         lifetime: Duration,
+        text: String,
     ) -> Result<(), Error> {
         let seconds = (lifetime.as_secs() + 1).to_string();
-        let mut arguments = vec![seconds, now().to_string()];
+        let mut arguments = vec![seconds, now().to_string(), self.channel.clone(), text];
         for Revocation { logout, until } in revocations {
             let text = serde_json::to_string(logout).expect("a logout has nothing that JSON lacks");
             arguments.extend([until.to_string(), text]);

@@ -240,12 +240,11 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Keeps logouts in Redis, then tells the nodes that are there.
+    /// Keeps logouts in Redis, which tells the nodes that are there.
     async fn tell(&self, revocations: &[Revocation]) -> Result<(), Error> {
         let lifetime = self.cluster.validator.revocation_lifetime();
-        self.commands.keep(revocations, lifetime).await?;
         let event = Event::LogOut(revocations.to_vec()).encode();
-        self.commands.publish(&self.cluster.envelope(&[event])).await
+        self.commands.keep(revocations, lifetime, self.cluster.envelope(&[event])).await
     }
 }
 

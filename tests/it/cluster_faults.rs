@@ -154,6 +154,28 @@ async fn a_node_that_was_cut_off_serves_its_own_and_learns_a_logout_when_it_is_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_logout_reaches_all_nodes_if_the_connection_is_lost_once_it_is_kept() {
+    let redis = Redis::start();
+    let issuer = Issuer::start().await;
+    let (proxy, url) = (Proxy::to(redis.addr()).await, redis.url());
+    let far = trusting(&issuer, &[("REDIS_URL", &proxy.url())]).await;
+    let near = trusting(&issuer, &[("REDIS_URL", &url)]).await;
+    connected(&far, 1.0).await;
+    connected(&near, 1.0).await;
+    // With the first, Redis learns how to keep them.
+    for (sid, network) in [("first", Network::Open), ("second", Network::CutAfter("second"))] {
+        proxy.set(network);
+        let token = issuer.token(json!({ "sub": "ann", "sid": sid }));
+        let mut client = socket(&near, &token).await;
+        let since = log_out(&far, &logout_token(&issuer, &json!({ "sid": sid }))).await;
+        is_closed(&mut client, since).await;
+        is_refused(&near, &token).await;
+    }
+    far.until_metric(r#"redis_operations_total{operation="connect",status="success"}"#, 2.0).await;
+    connected(&far, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_redis_that_hangs_holds_up_nobody_and_what_waited_arrives_in_order() {
     let redis = Redis::start();
     let settings = Settings::new((redis.url(), "hangs".into()));

@@ -17,7 +17,7 @@ use std::{
 
 use tempfile::TempDir;
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     sync::watch,
 };
@@ -259,6 +259,8 @@ pub(crate) enum Network {
     Cut,
     /// Nothing arrives any more, and nobody is told.
     Silent,
+    /// A connection ends as soon as Redis has done what has these words.
+    CutAfter(&'static str),
 }
 
 /// The way of one node to a Redis.
@@ -299,10 +301,24 @@ async fn forward(
         return None;
     }
     let mut server = TcpStream::connect(target).await.ok()?;
-    let mut both = Box::pin(copy_bidirectional(&mut client, &mut server));
+    let (mut asked, mut said) = ([0; 16_384], [0; 16_384]);
     loop {
         tokio::select! {
-            _ = &mut both => return None,
+            bytes = client.read(&mut asked) => {
+                let bytes = bytes.ok().filter(|bytes| *bytes > 0)?;
+                server.write_all(&asked[..bytes]).await.ok()?;
+                let Network::CutAfter(words) = *network.borrow() else { continue };
+                if asked[..bytes].windows(words.len()).any(|some| some == words.as_bytes()) {
+                    server.read(&mut said).await.ok();
+                    return None;
+                }
+                continue;
+            }
+            bytes = server.read(&mut said) => {
+                let bytes = bytes.ok().filter(|bytes| *bytes > 0)?;
+                client.write_all(&said[..bytes]).await.ok()?;
+                continue;
+            }
             changed = network.changed() => changed.ok()?,
         }
         network.wait_for(|now| *now != Network::Silent).await.ok()?;
