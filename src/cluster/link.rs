@@ -71,7 +71,7 @@ impl ClusterLink {
         let Some(others) = &cluster.others else { return };
         let idle = || others.queue.is_idle() && others.leases.is_idle();
         let sent = async {
-            while others.redis.is_connected() && !idle() {
+            while !idle() {
                 sleep(Duration::from_millis(5)).await;
             }
         };

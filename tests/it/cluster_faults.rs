@@ -260,6 +260,28 @@ async fn whatever_happens_to_redis_nothing_arrives_twice_or_out_of_order() {
 }
 
 #[tokio::test]
+async fn what_waits_while_a_node_is_briefly_cut_off_arrives_if_it_stops_meanwhile() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.addr()).await;
+    let node = async |url| Settings::new((url, "stops".into())).node().await;
+    let (near, far) = (node(proxy.url()).await, node(redis.url()).await);
+    let mut client = far.client("ann").await;
+    proxy.set(Network::Cut);
+    connected(&near, 0.0).await;
+    for n in 1..=5 {
+        broadcast(&near, n, None).await;
+    }
+    let back = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        proxy.set(Network::Open);
+    };
+    tokio::join!(near.stop(), back).0.unwrap();
+    for n in 1..=5 {
+        assert_eq!(heard(&mut client).await, n);
+    }
+}
+
+#[tokio::test]
 async fn what_waited_while_a_node_was_cut_off_arrives_whole_and_closes_nobody() {
     let redis = Redis::start();
     let proxy = Proxy::to(redis.addr()).await;
