@@ -33,6 +33,8 @@ pub(super) struct Keeper<'a> {
 struct Next {
     renewal: Instant,
     comparison: Instant,
+    /// This life was over.
+    is_lost: bool,
 }
 
 impl<'a> Keeper<'a> {
@@ -40,9 +42,10 @@ impl<'a> Keeper<'a> {
         Self { leases, life: Life::new(&leases.ledger, client) }
     }
 
-    /// Goes on as long as it is polled.
-    pub(super) async fn keep(&self) -> Error {
-        let mut next = Next { renewal: Instant::now() + RENEWAL, comparison: Instant::now() };
+    /// Goes on until Redis turns out to have lost the node's life, and has all of its leases again.
+    pub(super) async fn keep(&self) {
+        let (renewal, comparison) = (Instant::now() + RENEWAL, Instant::now());
+        let mut next = Next { renewal, comparison, is_lost: false };
         let mut backoff = Backoff::new();
         loop {
             let pausing = self.leases.is_unsynced() && next.comparison < next.renewal;
@@ -50,6 +53,7 @@ impl<'a> Keeper<'a> {
             let due = due.saturating_duration_since(Instant::now());
             drop(timeout(due, self.leases.changed.notified()).await);
             match self.step(&mut next).await {
+                Ok(()) if next.is_lost => break,
                 Ok(()) => backoff = Backoff::new(),
                 Err(error) => {
                     tracing::debug!(%error, "redis was not told of connections");
@@ -64,6 +68,7 @@ impl<'a> Keeper<'a> {
     async fn step(&self, next: &mut Next) -> Result<(), Error> {
         let begun = Instant::now();
         if begun >= next.comparison && self.leases.is_to_compare() {
+            next.is_lost |= self.life.renew().await?.is_none();
             self.compare().await?;
             next.comparison = Instant::now() + (PAUSES * begun.elapsed()).min(RENEWAL);
         }

@@ -137,7 +137,7 @@ impl<'a> Session<'a> {
             error = session.send() => error,
             error = session.receive(&mut inbox) => error,
             error = session.watch() => error,
-            error = session.keeper.keep() => error,
+            error = session.keep() => error,
             error = rearranged(changes) => error,
             ended = connection => gone(ended),
         };
@@ -170,6 +170,16 @@ impl<'a> Session<'a> {
                 Ok(()) => last = Instant::now(),
                 Err(error) if last.elapsed() >= SILENCE => return error,
                 Err(_) => {}
+            }
+        }
+    }
+
+    /// Keeps leases. A Redis that has lost them may have lost logouts too.
+    async fn keep(&self) -> Error {
+        loop {
+            self.keeper.keep().await;
+            if let Err(error) = self.sync().await {
+                return error;
             }
         }
     }

@@ -154,6 +154,30 @@ async fn a_node_that_was_cut_off_serves_its_own_and_learns_a_logout_when_it_is_b
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_redis_that_was_emptied_under_its_node_is_told_of_logouts_again() {
+    let redis = Redis::start();
+    let issuer = Issuer::start().await;
+    let url = redis.url();
+    let node = trusting(&issuer, &[("REDIS_URL", &url)]).await;
+    connected(&node, 1.0).await;
+    let token = |sid: &str| issuer.token(json!({ "sub": "ann", "sid": sid }));
+    log_out(&node, &logout_token(&issuer, &json!({ "sid": "s1" }))).await;
+    for a_client_comes in [false, true] {
+        block_in_place(|| redis.until_said("ZCARD switchboard:revocations", ":1"));
+        block_in_place(|| redis.command("FLUSHALL"));
+        let since = Instant::now();
+        if a_client_comes {
+            socket(&node, &token("s2")).await;
+        }
+        block_in_place(|| redis.until_said("ZCARD switchboard:revocations", ":1"));
+        assert!(since.elapsed() < RECOVERY, "{:?}", since.elapsed());
+    }
+    let late = trusting(&issuer, &[("REDIS_URL", &url)]).await;
+    connected(&late, 1.0).await;
+    is_refused(&late, &token("s1")).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_logout_reaches_all_nodes_if_the_connection_is_lost_once_it_is_kept() {
     let redis = Redis::start();
     let issuer = Issuer::start().await;
