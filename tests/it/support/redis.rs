@@ -309,7 +309,7 @@ async fn forward(
                 server.write_all(&asked[..bytes]).await.ok()?;
                 let Network::CutAfter(words) = *network.borrow() else { continue };
                 if asked[..bytes].windows(words.len()).any(|some| some == words.as_bytes()) {
-                    server.read(&mut said).await.ok();
+                    server.readable().await.ok();
                     return None;
                 }
                 continue;
