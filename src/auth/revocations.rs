@@ -1,9 +1,9 @@
-//! Logins that ended before their tokens did. The validator asks here after its cache, and whoever puts
+//! Logins that ended before their tokens did, and connections that administrators ended. The validator asks here after its cache, and whoever puts
 //! an identity in force asks once more when it is listed: a logout may have come in between.
 
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -18,6 +18,12 @@ const BOUND: usize = 100_000;
 /// Bytes of a `sid`, `sub` or `jti` that is remembered.
 pub(super) const MAX_NAME: usize = 255;
 
+/// The kinds of logouts.
+const SESSION: usize = 0;
+const SUBJECT: usize = 1;
+const CONNECTION: usize = 2;
+const USER: usize = 3;
+
 /// What a logout ends. Nodes tell each other in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -30,14 +36,39 @@ pub(crate) enum Logout {
         /// Seconds since 1970, by the issuer's clock, as in the `iat` of its tokens.
         at: u64,
     },
+    /// One connection, by id, and no token.
+    Connection(Arc<str>),
+    /// Every connection of a user, by name, that was opened before, and no token.
+    User {
+        name: Arc<str>,
+        /// Milliseconds since 1970, by the clocks of the nodes.
+        at: u64,
+    },
 }
 
 impl Logout {
+    /// What is remembered of it: its kind, a name, and the moment until which it ends what has that name.
+    fn parts(&self) -> (usize, &Arc<str>, u64) {
+        match self {
+            Self::Session(sid) => (SESSION, sid, 0),
+            Self::Subject { subject, at } => (SUBJECT, subject, *at),
+            Self::Connection(id) => (CONNECTION, id, 0),
+            Self::User { name, at } => (USER, name, *at),
+        }
+    }
+
+    fn of(kind: usize, name: Arc<str>, at: u64) -> Self {
+        match kind {
+            SESSION => Self::Session(name),
+            SUBJECT => Self::Subject { subject: name, at },
+            CONNECTION => Self::Connection(name),
+            _ => Self::User { name, at },
+        }
+    }
+
     /// What is remembered of it.
     pub(super) fn name(&self) -> &str {
-        match self {
-            Self::Session(name) | Self::Subject { subject: name, .. } => name,
-        }
+        self.parts().1
     }
 
     /// Whether the bearer of a token is logged out by this. A token of the same second is: it may have
@@ -48,6 +79,7 @@ impl Logout {
             Self::Subject { subject, at } => {
                 identity.subject == *subject && identity.issued_at <= *at
             }
+            Self::Connection(_) | Self::User { .. } => false,
         }
     }
 }
@@ -57,9 +89,8 @@ pub(super) struct Revocations {
     lifetime: Duration,
     /// It was said that tokens live longer.
     warned: AtomicBool,
-    sessions: RwLock<Memory<()>>,
-    /// Each with the moment before which its tokens are refused.
-    subjects: RwLock<Memory<u64>>,
+    /// By kind and name, each with its moment.
+    kinds: [RwLock<Memory<u64>>; 4],
 }
 
 impl Revocations {
@@ -68,8 +99,7 @@ impl Revocations {
         Self {
             lifetime,
             warned: AtomicBool::new(false),
-            sessions: RwLock::new(Memory::new(lifetime, BOUND)),
-            subjects: RwLock::new(Memory::new(lifetime, BOUND)),
+            kinds: [(); 4].map(|()| RwLock::new(Memory::new(lifetime, BOUND))),
         }
     }
 
@@ -81,29 +111,21 @@ impl Revocations {
     /// Every logout that is remembered, and for how long it still will be.
     pub(super) fn all(&self) -> Vec<(Logout, Duration)> {
         let now = Instant::now();
-        let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-        let sessions =
-            sessions.all(now).map(|(sid, (), left)| (Logout::Session(Arc::clone(sid)), left));
-        let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
-        let subjects = subjects.all(now).map(|(subject, at, left)| {
-            (Logout::Subject { subject: Arc::clone(subject), at: *at }, left)
-        });
-        sessions.chain(subjects).collect()
+        let mut all = Vec::new();
+        for kind in 0..self.kinds.len() {
+            let known = self.known(kind);
+            let known = known.all(now);
+            all.extend(
+                known.map(|(name, at, left)| (Logout::of(kind, Arc::clone(name), *at), left)),
+            );
+        }
+        all
     }
 
     /// Whether all that the logout ends is refused already.
     pub(super) fn know(&self, logout: &Logout) -> bool {
-        let now = Instant::now();
-        match logout {
-            Logout::Session(sid) => {
-                let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-                sessions.get(sid, now).is_some()
-            }
-            Logout::Subject { subject, at } => {
-                let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
-                subjects.get(subject, now).is_some_and(|known| at <= known)
-            }
-        }
+        let (kind, name, at) = logout.parts();
+        self.known(kind).get(name, Instant::now()).is_some_and(|known| at <= *known)
     }
 
     /// Refuses what the logout ends, for so long at most.
@@ -111,21 +133,17 @@ impl Revocations {
         let now = Instant::now();
         // Where the clock does not reach back that far, it is remembered for too long.
         let now = now.checked_sub(self.lifetime.saturating_sub(left)).unwrap_or(now);
-        let kept = match logout {
-            Logout::Session(sid) => {
-                let mut sessions = self.sessions.write().unwrap_or_else(PoisonError::into_inner);
-                sessions.insert(Arc::clone(sid), (), now)
-            }
-            Logout::Subject { subject, at } => {
-                let mut subjects = self.subjects.write().unwrap_or_else(PoisonError::into_inner);
-                // Logouts may arrive in another order than they were made in.
-                let last = subjects.get(subject, now).map_or(*at, |known| *at.max(known));
-                subjects.insert(Arc::clone(subject), last, now)
-            }
-        };
-        if !kept {
+        let (kind, name, at) = logout.parts();
+        let mut known = self.kinds[kind].write().unwrap_or_else(PoisonError::into_inner);
+        // Logouts may arrive in another order than they were made in.
+        let last = known.get(name, now).map_or(at, |known| at.max(*known));
+        if !known.insert(Arc::clone(name), last, now) {
             tracing::warn!(bound = BOUND, "too many logouts: the oldest is forgotten");
         }
+    }
+
+    fn known(&self, kind: usize) -> RwLockReadGuard<'_, Memory<u64>> {
+        self.kinds[kind].read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Looks at how long a token lives that a logout could end: says once if that is too long.
@@ -144,14 +162,12 @@ impl Revocations {
     /// Whether the bearer of a token was logged out.
     pub(super) fn cover(&self, identity: &Identity) -> bool {
         let now = Instant::now();
-        let session = identity.session.as_deref().is_some_and(|sid| {
-            let sessions = self.sessions.read().unwrap_or_else(PoisonError::into_inner);
-            sessions.get(sid, now).is_some()
-        });
-        session || {
-            let subjects = self.subjects.read().unwrap_or_else(PoisonError::into_inner);
-            subjects.get(&identity.subject, now).is_some_and(|at| identity.issued_at <= *at)
-        }
+        let session = identity.session.as_deref();
+        session.is_some_and(|sid| self.known(SESSION).get(sid, now).is_some())
+            || self
+                .known(SUBJECT)
+                .get(&identity.subject, now)
+                .is_some_and(|at| identity.issued_at <= *at)
     }
 }
 
@@ -214,8 +230,12 @@ mod tests {
     #[test]
     fn logouts_that_are_told_to_another_node_are_refused_there_and_no_longer_than_here() {
         let (here, there) = (Revocations::new(MINUTE), Revocations::new(2 * MINUTE));
-        let logouts =
-            [Logout::Session("s1".into()), Logout::Subject { subject: "ann".into(), at: 7 }];
+        let logouts = [
+            Logout::Session("s1".into()),
+            Logout::Subject { subject: "ann".into(), at: 7 },
+            Logout::Connection("c1".into()),
+            Logout::User { name: "bob".into(), at: 9 },
+        ];
         for logout in &logouts {
             here.add(logout, MINUTE);
         }

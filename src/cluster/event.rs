@@ -33,13 +33,9 @@ pub(super) enum Event {
         user: Option<String>,
         data: Box<RawValue>,
     },
-    /// The end of a connection.
-    Close(Uuid),
     /// The end of connections whose places newer ones took. It is Redis that sends it.
     Replaced(Vec<Uuid>),
-    /// The end of every connection of a user, by name.
-    CloseUser(String),
-    /// Logouts.
+    /// Logouts, and what administrators end.
     LogOut(Vec<Revocation>),
 }
 
@@ -71,7 +67,11 @@ impl Revocation {
 
 /// Seconds since 1970.
 pub(super) fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    since_1970().as_secs()
+}
+
+pub(super) fn since_1970() -> Duration {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -91,12 +91,10 @@ mod tests {
                 Event::Push { pkg_id: 3, user: Some("ann".into()), data },
                 r#"{"push":{"pkg_id":3,"user":"ann","data":{"id":1}}}"#,
             ),
-            (Event::Close(Uuid::nil()), r#"{"close":"00000000-0000-0000-0000-000000000000"}"#),
             (
                 Event::Replaced(vec![Uuid::nil()]),
                 r#"{"replaced":["00000000-0000-0000-0000-000000000000"]}"#,
             ),
-            (Event::CloseUser("ann".into()), r#"{"close_user":"ann"}"#),
             (
                 log_out(Logout::Session("s1".into())),
                 r#"{"log_out":[{"logout":{"session":"s1"},"until":9}]}"#,
@@ -104,6 +102,14 @@ mod tests {
             (
                 log_out(Logout::Subject { subject: "ann".into(), at: 7 }),
                 r#"{"log_out":[{"logout":{"subject":{"subject":"ann","at":7}},"until":9}]}"#,
+            ),
+            (
+                log_out(Logout::Connection("c1".into())),
+                r#"{"log_out":[{"logout":{"connection":"c1"},"until":9}]}"#,
+            ),
+            (
+                log_out(Logout::User { name: "ann".into(), at: 7 }),
+                r#"{"log_out":[{"logout":{"user":{"name":"ann","at":7}},"until":9}]}"#,
             ),
         ] {
             assert_eq!(event.encode().get(), text);
@@ -114,10 +120,10 @@ mod tests {
 
     #[test]
     fn an_envelope_holds_events_of_kinds_that_nobody_knows() {
-        let events = [Event::CloseUser("ann".into()).encode(), to_raw_value("?").unwrap()];
+        let events = [Event::Replaced(vec![]).encode(), to_raw_value("?").unwrap()];
         let text = serde_json::to_string(&Envelope { node: "blue-1".into(), events }).unwrap();
-        assert_eq!(text, r#"{"node":"blue-1","events":[{"close_user":"ann"},"?"]}"#);
+        assert_eq!(text, r#"{"node":"blue-1","events":[{"replaced":[]},"?"]}"#);
         let read: Envelope<Vec<&RawValue>> = serde_json::from_str(&text).unwrap();
-        assert_eq!(read.events.iter().map(|event| event.get().len()).sum::<usize>(), 23);
+        assert_eq!(read.events.iter().map(|event| event.get().len()).sum::<usize>(), 18);
     }
 }

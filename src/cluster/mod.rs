@@ -42,7 +42,7 @@ use crate::{
     redis::Redis,
 };
 use details::describe;
-use event::{Envelope, Event, Revocation};
+use event::{Envelope, Event, Revocation, since_1970};
 use leases::Leases;
 use ledger::Ledger;
 use queue::{Dropped, Item, Queue};
@@ -200,15 +200,16 @@ impl Cluster {
         }
         let Some(others) = &self.others else { return Ok(false) };
         let listed = others.leases.ledger.has(id).await?;
-        // In any case: those of a node that drains are not listed any more.
-        self.publish(Event::Close(id));
+        // In any case: those of a node that drains, or is away, may not be listed.
+        self.disconnect(Logout::Connection(id.to_string().into()));
         Ok(listed)
     }
 
     /// Ends every connection of a user, by name.
     pub(crate) fn close_user(&self, username: &str) {
-        self.hub.close_user(username, REVOKED);
-        self.publish(Event::CloseUser(username.to_owned()));
+        self.hub.close_user(username, u64::MAX, REVOKED);
+        let at = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
+        self.disconnect(Logout::User { name: username.into(), at });
     }
 
     /// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
@@ -216,8 +217,20 @@ impl Cluster {
         self.validator.revoke(logout);
         let connections = self.hub.close_of(|user| logout.ends(user), REVOKED);
         tracing::info!(connections, "a logout closes its connections");
+        self.tell(logout.clone());
+    }
+
+    /// Ends connections of other nodes, which learn it like a logout: when they are back if they are away.
+    fn disconnect(&self, logout: Logout) {
+        if self.is_on() {
+            self.validator.revoke(&logout);
+            self.tell(logout);
+        }
+    }
+
+    fn tell(&self, logout: Logout) {
         let lifetime = self.validator.revocation_lifetime();
-        self.queue(|| Item::LogOut(Revocation::lasting(logout.clone(), lifetime)));
+        self.queue(|| Item::LogOut(Revocation::lasting(logout, lifetime)));
     }
 
     fn publish(&self, event: Event) {
@@ -277,21 +290,28 @@ impl Cluster {
                     Some(name) => self.hub.push_to_user(&name, &push),
                 };
             }
-            Event::Close(id) => drop(self.hub.close(id, REVOKED)),
             Event::Replaced(ids) => {
                 if let Some(others) = &self.others {
                     others.leases.replace(&ids);
                 }
             }
-            Event::CloseUser(name) => self.hub.close_user(&name, REVOKED),
             Event::LogOut(revocations) => self.learn(&revocations),
         }
     }
 
     /// Takes over logouts, and looks once through the connections for all of them.
     fn learn(&self, revocations: &[Revocation]) {
-        let learn = |known: &&Revocation| self.validator.learn(&known.logout, known.left());
-        let logouts = revocations.iter().filter(learn).count();
+        let mut logouts = 0;
+        for revocation in revocations {
+            let is_new = self.validator.learn(&revocation.logout, revocation.left());
+            match &revocation.logout {
+                Logout::Connection(id) => {
+                    drop(Uuid::try_parse(id).map(|id| self.hub.close(id, REVOKED)));
+                }
+                Logout::User { name, at } => self.hub.close_user(name, *at, REVOKED),
+                Logout::Session(_) | Logout::Subject { .. } => logouts += usize::from(is_new),
+            }
+        }
         if logouts > 0 {
             let connections = self.hub.close_of(|user| self.validator.is_revoked(user), REVOKED);
             tracing::info!(logouts, connections, "logouts of other nodes close their connections");

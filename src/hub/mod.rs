@@ -83,9 +83,11 @@ impl Hub {
         })
     }
 
-    /// Ends every connection of a user, by name.
-    pub(crate) fn close_user(&self, username: &str, reason: CloseReason) {
-        for outbox in self.users.get(username).iter().flat_map(|of_user| of_user.iter()) {
+    /// Ends every connection of a user, by name, that was opened until then: milliseconds since 1970.
+    pub(crate) fn close_user(&self, username: &str, until: u64, reason: CloseReason) {
+        let of_user = self.users.get(username);
+        let of_user = of_user.iter().flat_map(|of_user| of_user.iter());
+        for outbox in of_user.filter(|outbox| outbox.since <= until) {
             outbox.command(Command::Close(reason));
         }
     }

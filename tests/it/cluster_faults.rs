@@ -12,7 +12,7 @@ use crate::{
     cluster::{Settings, broadcast, heard},
     oidc::trusting,
     support::{
-        TestServer,
+        Client, Closed, TestServer,
         issuer::Issuer,
         redis::{Network, Proxy, Redis},
     },
@@ -144,8 +144,8 @@ async fn a_node_that_was_cut_off_serves_its_own_and_learns_a_logout_when_it_is_b
 
         let since = Instant::now();
         proxy.set(Network::Open);
-        assert_eq!(left_behind.until_closed().await.1, crate::support::Closed::Code(4004));
-        assert_eq!(elsewhere.until_closed().await.1, crate::support::Closed::Code(4004));
+        assert_eq!(left_behind.until_closed().await.1, Closed::Code(4004));
+        assert_eq!(elsewhere.until_closed().await.1, Closed::Code(4004));
         connected(&far, 1.0).await;
         assert!(since.elapsed() < RECOVERY, "{network:?}: {:?}", since.elapsed());
         is_refused(&far, &there).await;
@@ -197,6 +197,41 @@ async fn a_logout_reaches_all_nodes_if_the_connection_is_lost_once_it_is_kept() 
     }
     far.until_metric(r#"redis_operations_total{operation="connect",status="success"}"#, 2.0).await;
     connected(&far, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_node_that_was_cut_off_learns_what_administrators_ended_meanwhile() {
+    let redis = Redis::start();
+    let proxy = Proxy::to(redis.addr()).await;
+    let node = async |url| Settings::new((url, "ended".into())).node().await;
+    let (far, near) = (node(proxy.url()).await, node(redis.url()).await);
+    let mut gone = Client::open(far.addr, "/web").await;
+    let id = gone.authenticate(&far.token("ann")).await["connection_id"].clone();
+    let mut users = [far.client("bob").await, far.client("bob").await];
+    let mut kept = [far.client("ann").await, far.client("eve").await];
+    proxy.set(Network::Cut);
+    connected(&far, 0.0).await;
+    let path = format!("/admin/connections/{}", id.as_str().unwrap());
+    for path in [path, "/admin/users/bob/connections".into()] {
+        let answer = near.rest(Method::DELETE, &path).send().await.unwrap();
+        assert_eq!(answer.status(), 204, "{path}");
+    }
+    // Who comes again stays.
+    let mut again = far.client("bob").await;
+    is_open(&mut gone).await;
+    near.stop().await.unwrap();
+
+    let since = Instant::now();
+    proxy.set(Network::Open);
+    connected(&far, 1.0).await;
+    for client in [&mut gone].into_iter().chain(&mut users) {
+        assert_eq!(client.until_closed().await.1, Closed::Code(4004));
+    }
+    assert!(since.elapsed() < RECOVERY, "{:?}", since.elapsed());
+    for client in kept.iter_mut().chain([&mut again]) {
+        is_open(client).await;
+    }
+    is_open(&mut far.client("bob").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
