@@ -1,5 +1,6 @@
-//! Logins that ended before their tokens did, and connections that administrators ended. The validator asks here after its cache, and whoever puts
-//! an identity in force asks once more when it is listed: a logout may have come in between.
+//! Logins that ended before their tokens did, and connections that administrators ended. The validator
+//! asks here after its cache, and whoever puts an identity in force asks once more when it is listed: a
+//! logout may have come in between.
 
 use std::{
     sync::{
