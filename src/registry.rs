@@ -243,8 +243,12 @@ impl Registry {
         );
         // Listed before it can answer: who has seen `auth_ok` gets every push from then on.
         self.hub.insert(Arc::clone(&outbox));
-        // A logout that came after its token was checked did not find it listed.
-        if self.shared.validator.is_revoked(&admission.identity) {
+        // A logout that came after its token was checked did not find it listed, nor did an administrator
+        // who saw it in Redis.
+        let (validator, identity) = (&self.shared.validator, &admission.identity);
+        if validator.is_revoked(identity)
+            || validator.has_ended(outbox.id, &identity.username, outbox.since)
+        {
             outbox.command(Command::Close(CloseReason::SessionRevoked));
         }
         let supervisor = match &table.supervisor {

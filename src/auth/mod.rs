@@ -24,7 +24,7 @@ use std::{
 pub use dev::DevIssuer;
 pub(crate) use login::{LoginError, Logins, Tokens};
 pub(crate) use provider::{Provider, ProviderError};
-pub(crate) use revocations::Logout;
+pub(crate) use revocations::{Logout, MAX_NAME};
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
 pub(crate) use validator::{AuthError, Validator};
 

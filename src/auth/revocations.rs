@@ -16,8 +16,8 @@ use super::{Identity, memory::Memory};
 
 /// Logouts remembered at most, of each kind: some 15 MB.
 const BOUND: usize = 100_000;
-/// Bytes of a `sid`, `sub` or `jti` that is remembered.
-pub(super) const MAX_NAME: usize = 255;
+/// Bytes of a `sid`, `sub`, `jti` or name that is remembered.
+pub(crate) const MAX_NAME: usize = 255;
 
 /// The kinds of logouts.
 const SESSION: usize = 0;
@@ -68,7 +68,7 @@ impl Logout {
     }
 
     /// What is remembered of it.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.parts().1
     }
 
@@ -145,6 +145,13 @@ impl Revocations {
 
     fn known(&self, kind: usize) -> RwLockReadGuard<'_, Memory<u64>> {
         self.kinds[kind].read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an administrator ended a connection of a user, by name, that was opened at a moment.
+    pub(super) fn have_ended(&self, id: &str, username: &str, since: u64) -> bool {
+        let now = Instant::now();
+        self.known(CONNECTION).get(id, now).is_some()
+            || self.known(USER).get(username, now).is_some_and(|at| since <= *at)
     }
 
     /// Looks at how long a token lives that a logout could end: says once if that is too long.

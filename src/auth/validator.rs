@@ -8,6 +8,7 @@ use std::{
 
 use jsonwebtoken::{Algorithm, Header, Validation, errors::ErrorKind};
 use serde::de::DeserializeOwned;
+use uuid::Uuid;
 
 use super::{
     DevIssuer, Identity, Provider,
@@ -164,6 +165,11 @@ impl Validator {
     /// Whether the bearer of a token that was valid has been logged out since.
     pub(crate) fn is_revoked(&self, identity: &Identity) -> bool {
         self.revocations.cover(identity)
+    }
+
+    /// Whether an administrator has ended a connection of a user, by name, that was opened at a moment.
+    pub(crate) fn has_ended(&self, connection: Uuid, username: &str, since: u64) -> bool {
+        self.revocations.have_ended(&connection.to_string(), username, since)
     }
 
     async fn remembered(&self, token: &str) -> Result<Identity, AuthError> {

@@ -222,9 +222,11 @@ impl<'a> Session<'a> {
                 }
                 Batch::LogOut(revocation) => self.tell(slice::from_ref(revocation)).await,
             };
+            // Also what has arrived: an end of the connection after this gives up nothing.
+            let given_up = self.others.queue.give_up();
             if let Err(error) = sent {
                 tracing::debug!(%error, "events were not sent");
-                self.cluster.note(self.others, &self.others.queue.give_up());
+                self.cluster.note(self.others, &given_up);
                 // The others stay in the queue until there is an answer.
                 while self.commands.count_nodes().await.is_err() {
                     sleep(RETRY).await;

@@ -305,11 +305,12 @@ impl Cluster {
         for revocation in revocations {
             let is_new = self.validator.learn(&revocation.logout, revocation.left());
             match &revocation.logout {
+                _ if !is_new => {}
                 Logout::Connection(id) => {
                     drop(Uuid::try_parse(id).map(|id| self.hub.close(id, REVOKED)));
                 }
                 Logout::User { name, at } => self.hub.close_user(name, *at, REVOKED),
-                Logout::Session(_) | Logout::Subject { .. } => logouts += usize::from(is_new),
+                Logout::Session(_) | Logout::Subject { .. } => logouts += 1,
             }
         }
         if logouts > 0 {

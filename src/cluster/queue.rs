@@ -31,7 +31,10 @@ pub(super) enum Item {
 
 impl Item {
     fn size(&self) -> usize {
-        let text = if let Self::Event(event) = self { event.get().len() } else { 0 };
+        let text = match self {
+            Self::Event(event) => event.get().len(),
+            Self::LogOut(revocation) => revocation.logout.name().len(),
+        };
         text + mem::size_of::<(Instant, Self)>()
     }
 }

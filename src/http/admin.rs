@@ -19,6 +19,7 @@ use super::{
     input::{self, Kind, Parameter},
 };
 use crate::{
+    auth::MAX_NAME,
     cluster::Audience,
     handlers::{
         HandlerError,
@@ -124,6 +125,14 @@ pub(super) async fn disconnect_user(
     request: Request<Body>,
 ) -> Result<StatusCode, Problem> {
     caller(&request, roles::ADMIN)?;
-    api.context.cluster.close_user(parameter(&path));
+    let name = parameter(&path);
+    if name.len() > MAX_NAME {
+        return Err(HandlerError::InvalidData {
+            path: "user".into(),
+            msg: format!("a user's name has at most {MAX_NAME} bytes"),
+        }
+        .into());
+    }
+    api.context.cluster.close_user(name);
     Ok(StatusCode::NO_CONTENT)
 }

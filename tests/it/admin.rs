@@ -59,15 +59,18 @@ async fn a_disconnected_user_loses_every_connection() {
 }
 
 #[tokio::test]
-async fn disconnecting_needs_the_role_and_a_uuid() {
+async fn disconnecting_needs_the_role_and_a_uuid_or_a_name_that_fits() {
     let server = TestServer::start(&[]).await;
     let token = server.token_with("ann", &[roles::GET_AUTHORS]);
     for (path, status) in [("/admin/connections/x", 403), ("/admin/users/x/connections", 403)] {
         let answer = server.request(Method::DELETE, path).bearer_auth(&token).send().await.unwrap();
         assert_eq!(answer.status(), status, "{path}");
     }
-    let answer = server.rest(Method::DELETE, "/admin/connections/x").send().await.unwrap();
-    assert_eq!(answer.status(), 422);
-    let body: serde_json::Value = answer.json().await.unwrap();
-    assert_eq!(body["error"]["details"]["errors"][0]["path"], "id");
+    let long = format!("/admin/users/{}/connections", "x".repeat(256));
+    for (path, wrong) in [("/admin/connections/x", "id"), (&long, "user")] {
+        let answer = server.rest(Method::DELETE, path).send().await.unwrap();
+        assert_eq!(answer.status(), 422, "{path}");
+        let body: serde_json::Value = answer.json().await.unwrap();
+        assert_eq!(body["error"]["details"]["errors"][0]["path"], wrong);
+    }
 }

@@ -136,8 +136,6 @@ impl Session {
 
     async fn serve(&mut self) -> Flow {
         self.write().await?;
-        // The room of the greeting would be kept by every connection that idles.
-        self.control.shrink_to_fit();
         let timer = sleep_until(self.next_deadline().into());
         tokio::pin!(timer);
         loop {
@@ -441,6 +439,8 @@ impl Session {
                 }
             }
         }
+        // The room of the greeting, or of a ping, would be kept by every connection that idles.
+        self.control.shrink_to_fit();
         if !self.fed.is_empty() {
             let flushed = Instant::now();
             for Ready { at, trace } in self.fed.drain(..) {
