@@ -202,14 +202,15 @@ impl Cluster {
         let listed = others.leases.ledger.has(id).await?;
         // In any case: those of a node that drains, or is away, may not be listed.
         self.disconnect(Logout::Connection(id.to_string().into()));
-        Ok(listed)
+        // Once more: it may have been let in here meanwhile.
+        Ok(self.hub.close(id, REVOKED) || listed)
     }
 
     /// Ends every connection of a user, by name.
     pub(crate) fn close_user(&self, username: &str) {
-        self.hub.close_user(username, u64::MAX, REVOKED);
         let at = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
         self.disconnect(Logout::User { name: username.into(), at });
+        self.hub.close_user(username, u64::MAX, REVOKED);
     }
 
     /// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
