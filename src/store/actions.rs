@@ -141,7 +141,7 @@ impl Store {
     /// Batches that are best written at once. Each transaction of SQLite writes all pages that it has
     /// changed, of six indexes; many rows change hardly more of them than a few.
     pub(crate) fn batches_at_once(&self) -> usize {
-        self.either(10, 1)
+        self.either(20, 1)
     }
 
     /// Adds rows that are not there yet, at most `at_most` in a statement; all or, on Postgres, those of
