@@ -6,6 +6,7 @@
 mod audit;
 mod auth;
 mod cluster;
+mod network;
 mod settings;
 mod store;
 mod traces;
@@ -16,10 +17,12 @@ use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::D
 pub use audit::AuditConfig;
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
+pub use network::Network;
+pub(crate) use network::network_of;
 pub use settings::{SETTINGS, Setting};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
 pub use traces::TracesConfig;
-pub use value::{AllowList, ConnectionPolicy, Environment, FailMode, LogFormat, Network, Secret};
+pub use value::{AllowList, ConnectionPolicy, Environment, FailMode, LogFormat, Secret};
 use value::{Bytes, Positive, Value};
 
 /// `DRAIN_DELAY` of a node that is not alone: two health checks of most balancers.

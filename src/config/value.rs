@@ -1,6 +1,6 @@
 //! How the text of a setting becomes a value. Every type says what it allows.
 
-use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// A type that settings have.
 pub(super) trait Value: Sized {
@@ -221,41 +221,6 @@ impl Value for AllowList {
     }
 }
 
-/// A network of addresses, `10.0.0.0/8`, or a single one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Network {
-    address: IpAddr,
-    prefix: u8,
-}
-
-impl Network {
-    /// Whether `address` is inside.
-    pub fn contains(&self, address: IpAddr) -> bool {
-        let (network, address, width) = match (self.address, address.to_canonical()) {
-            (IpAddr::V4(a), IpAddr::V4(b)) => {
-                (u128::from(a.to_bits()), u128::from(b.to_bits()), 32)
-            }
-            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
-            _ => return false,
-        };
-        let host_bits = width - u32::from(self.prefix);
-        host_bits == 128 || (network ^ address) >> host_bits == 0
-    }
-}
-
-impl Value for Network {
-    const ALLOWED: &'static str =
-        "addresses or networks such as 127.0.0.1 or 10.0.0.0/8, separated by commas";
-
-    fn read(text: &str) -> Option<Self> {
-        let (address, prefix) = text.split_once('/').unwrap_or((text, ""));
-        let address = address.parse::<IpAddr>().ok()?.to_canonical();
-        let width = if address.is_ipv4() { 32 } else { 128 };
-        let prefix = if prefix.is_empty() { width } else { prefix.parse().ok()? };
-        (prefix <= width).then_some(Self { address, prefix })
-    }
-}
-
 macro_rules! choice {
     ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $text:literal),+ $(,)? } allowed $allowed:literal) => {
         $(#[$meta])*
@@ -337,23 +302,6 @@ mod tests {
         for text in ["", "-1s", "5 years", "1e9h", "nan", "s"] {
             assert_eq!(Duration::read(text), None, "{text}");
         }
-    }
-
-    #[test]
-    fn networks_contain_their_addresses() {
-        let contains = |network: &str, address: &str| {
-            Network::read(network).unwrap().contains(address.parse().unwrap())
-        };
-        assert!(contains("10.0.0.0/8", "10.255.0.1"));
-        assert!(!contains("10.0.0.0/8", "11.0.0.1"));
-        assert!(contains("127.0.0.1", "127.0.0.1"));
-        assert!(contains("127.0.0.1", "::ffff:127.0.0.1"));
-        assert!(!contains("127.0.0.1", "127.0.0.2"));
-        assert!(contains("0.0.0.0/0", "8.8.8.8"));
-        assert!(contains("::/0", "fe80::1"));
-        assert!(contains("fe80::/10", "fe80::1"));
-        assert_eq!(Network::read("10.0.0.0/33"), None);
-        assert_eq!(Network::read("10.0.0"), None);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Failed authentications of an address: over its limit it is refused before its token is looked at.
 
 use std::{
-    net::{IpAddr, Ipv6Addr},
+    net::IpAddr,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
@@ -13,6 +13,8 @@ use governor::{
     middleware::StateInformationMiddleware,
     state::keyed::DashMapStateStore,
 };
+
+use crate::config::network_of;
 
 type Limiter =
     RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
@@ -39,14 +41,14 @@ impl Failures {
 
     /// The time for which an address is refused; none: it may try.
     pub(crate) fn refusal(&self, address: IpAddr) -> Option<Duration> {
-        let until = *self.refused.get(&place(address))?;
+        let until = *self.refused.get(&network_of(address))?;
         until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 
     /// Takes one failure from an address.
     pub(crate) fn count(&self, address: IpAddr) {
         let Some(limiter) = &self.limiter else { return };
-        let address = place(address);
+        let address = network_of(address);
         if limiter.check_key(&address).is_ok_and(|state| state.remaining_burst_capacity() > 0) {
             return;
         }
@@ -70,14 +72,6 @@ impl Failures {
         let now = Instant::now();
         self.refused.retain(|_, until| *until > now);
         self.refused.shrink_to_fit();
-    }
-}
-
-/// The network of a client: over IPv6 each has 2⁶⁴ addresses to fail from.
-fn place(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & (u128::MAX << 64)).into(),
-        v4 => v4,
     }
 }
 
