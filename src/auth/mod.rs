@@ -21,6 +21,8 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+
 pub use dev::DevIssuer;
 pub(crate) use login::{LoginError, Logins, Tokens};
 pub(crate) use provider::{Provider, ProviderError};
@@ -73,6 +75,19 @@ pub struct Remote {
     pub correlation: Arc<str>,
     /// The span of the request, where there are traces. Boxed: every connection has one of these.
     pub(crate) trace: Option<Box<SpanContext>>,
+}
+
+/// Whether a token says of itself that it has expired. Nothing in it is checked: a token that lies is
+/// refused all the same, for another reason.
+pub(crate) fn claims_to_be_expired(token: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Expiry {
+        exp: f64,
+    }
+    let claims = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
+    let expiry = claims.and_then(|claims| serde_json::from_slice::<Expiry>(&claims).ok());
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    expiry.is_some_and(|expiry| expiry.exp < now.as_secs_f64())
 }
 
 /// The token of an `Authorization` value, whose scheme is `Bearer` in any case.

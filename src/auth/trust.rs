@@ -143,7 +143,7 @@ impl Trust {
     ) -> Result<Identity, AuthError> {
         let keys = Keys::fixed(self.keys.clone());
         let metrics = Metrics::new(&[], "").auth;
-        Validator::new(keys, self.issuer.clone(), config, metrics).validate(token).await
+        Validator::new(keys, self.issuer.clone(), config, metrics).validate(token, |_| None).await
     }
 
     /// Checks the signature alone, to explain a refusal.

@@ -52,6 +52,9 @@ pub(crate) enum AuthError {
     /// Nobody can say: there are no keys, and the identity provider does not give any.
     #[error("the identity provider is not available")]
     Unavailable,
+    /// It was not looked at: its sender may try again after this time.
+    #[error("too many failed authentications from this address")]
+    TooMany(Duration),
 }
 
 /// Checks tokens of one issuer for one client.
@@ -108,10 +111,15 @@ impl Validator {
         self.cache.as_ref().map_or(0, TokenCache::len)
     }
 
-    /// Reads a token (without its scheme). Waits only where its key is not known.
-    pub(crate) async fn validate(&self, token: &str) -> Result<Identity, AuthError> {
+    /// Reads a token (without its scheme). Waits only where its key is not known. A token that is not
+    /// remembered is examined only if `refusal`, asked just before, names no time to wait.
+    pub(crate) async fn validate(
+        &self,
+        token: &str,
+        refusal: impl FnOnce(&str) -> Option<Duration>,
+    ) -> Result<Identity, AuthError> {
         // After the cache, which knows nothing of it.
-        let result = match self.remembered(token).await {
+        let result = match self.remembered(token, refusal).await {
             Ok(identity) if self.is_revoked(&identity) => {
                 Err(AuthError::Invalid("the session was logged out"))
             }
@@ -122,7 +130,7 @@ impl Validator {
             Err(AuthError::Expired) => TokenOutcome::Expired,
             Err(AuthError::Invalid(_)) => TokenOutcome::Invalid,
             // Nothing was found out about the token.
-            Err(AuthError::Unavailable) => return result,
+            Err(AuthError::Unavailable | AuthError::TooMany(_)) => return result,
         });
         result
     }
@@ -172,16 +180,24 @@ impl Validator {
         self.revocations.have_ended(&connection.to_string(), username, since)
     }
 
-    async fn remembered(&self, token: &str) -> Result<Identity, AuthError> {
-        if token.len() > MAX_TOKEN {
-            return Err(AuthError::Invalid("the token is too large"));
-        }
-        let Some(cache) = &self.cache else { return Ok(self.check(token).await?.identity) };
+    async fn remembered(
+        &self,
+        token: &str,
+        refusal: impl FnOnce(&str) -> Option<Duration>,
+    ) -> Result<Identity, AuthError> {
+        let may_examine = || refusal(token).map_or(Ok(()), |wait| Err(AuthError::TooMany(wait)));
+        // What is too large is refused by the check, and not worth a fingerprint.
+        let cache = self.cache.as_ref().filter(|_| token.len() <= MAX_TOKEN);
+        let Some(cache) = cache else {
+            may_examine()?;
+            return Ok(self.check(token).await?.identity);
+        };
         let name = fingerprint(token);
         if let Some(identity) = cache.get(&name, |entry| self.still_good(entry)) {
             self.metrics.cache_hits.inc();
             return Ok(identity);
         }
+        may_examine()?;
         self.metrics.cache_misses.inc();
         let entry = self.check(token).await?;
         let identity = entry.identity.clone();
@@ -199,6 +215,9 @@ impl Validator {
     }
 
     async fn check(&self, token: &str) -> Result<Entry, AuthError> {
+        if token.len() > MAX_TOKEN {
+            return Err(AuthError::Invalid("the token is too large"));
+        }
         let (header, key) = self.key_of(token).await?;
         let claims: Claims = self.signed(token, &header, &key, &["exp", "iss", "sub"])?;
         let mut identity = self.claims.identity(header.typ.as_deref(), claims)?;

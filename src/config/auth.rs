@@ -27,6 +27,10 @@ pub struct AuthConfig {
     pub claims: ClaimNames,
     /// `AUTH_FAILURES_PER_MINUTE`, of one address; 0: no limit.
     pub failures_per_minute: u32,
+    /// `AUTH_REFUSALS_PER_MINUTE`, of one address; 0: no limit.
+    pub refusals_per_minute: u32,
+    /// `BACKCHANNEL_FAILURES_PER_MINUTE`, of one address; 0: no limit.
+    pub backchannel_failures_per_minute: u32,
     /// `REVOCATION_LIFETIME`.
     pub revocation_lifetime: Duration,
     /// `TOKEN_CACHE_SIZE`, in tokens; 0: no cache.
@@ -71,6 +75,8 @@ impl Reader<'_> {
                 realm_roles: self.get("JWT_REALM_ROLES"),
             },
             failures_per_minute: self.get("AUTH_FAILURES_PER_MINUTE"),
+            refusals_per_minute: self.get("AUTH_REFUSALS_PER_MINUTE"),
+            backchannel_failures_per_minute: self.get("BACKCHANNEL_FAILURES_PER_MINUTE"),
             revocation_lifetime: self.get("REVOCATION_LIFETIME"),
             cache_size: self.get("TOKEN_CACHE_SIZE"),
             dev_key_file: self

@@ -6,6 +6,7 @@
 mod audit;
 mod auth;
 mod cluster;
+mod http;
 mod network;
 mod settings;
 mod store;
@@ -17,6 +18,7 @@ use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::D
 pub use audit::AuditConfig;
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
+pub use http::HttpConfig;
 pub use network::Network;
 pub(crate) use network::network_of;
 pub use settings::{SETTINGS, Setting};
@@ -27,6 +29,9 @@ use value::{Bytes, Positive, Value};
 
 /// `DRAIN_DELAY` of a node that is not alone: two health checks of most balancers.
 const BALANCER_NOTICES: Duration = Duration::from_secs(5);
+
+/// `WS_MAX_PENDING` of a node for few connections.
+const LEAST_PENDING: usize = 16;
 
 /// The whole configuration, one struct for each module that is configured.
 #[derive(Debug, Clone)]
@@ -85,6 +90,10 @@ pub struct WsConfig {
     pub query_token: bool,
     /// `WS_MAX_CONNECTIONS`.
     pub max_connections: usize,
+    /// `WS_MAX_PENDING`, or a tenth of `max_connections`.
+    pub max_pending: usize,
+    /// `WS_MAX_PENDING_PER_ADDRESS`, or a quarter of `max_pending`.
+    pub max_pending_per_address: usize,
     /// `WS_MAX_CONNECTIONS_PER_USER`; 0: no limit.
     pub max_connections_per_user: u32,
     /// `WS_CONNECTION_POLICY`.
@@ -118,23 +127,6 @@ pub struct HandlerConfig {
     pub queue: usize,
     /// `WS_BROADCAST_CHANGES`.
     pub broadcast_changes: bool,
-}
-
-/// The REST API.
-#[derive(Debug, Clone)]
-pub struct HttpConfig {
-    /// `RATE_LIMIT_PER_MINUTE`; 0: no limit.
-    pub rate_limit_per_minute: u32,
-    /// `RATE_LIMIT_BURST`, on top.
-    pub rate_limit_burst: u32,
-    /// `MAX_REQUEST_BODY_SIZE`, in bytes.
-    pub max_body_bytes: usize,
-    /// `ALLOWED_HOSTS`.
-    pub allowed_hosts: AllowList,
-    /// `TRUSTED_PROXIES`.
-    pub trusted_proxies: Vec<Network>,
-    /// `CORS_ALLOWED_ORIGINS`.
-    pub cors_allowed_origins: AllowList,
 }
 
 /// Log lines.
@@ -234,14 +226,7 @@ impl Reader<'_> {
                 queue: self.count("WS_HANDLER_QUEUE"),
                 broadcast_changes: self.get("WS_BROADCAST_CHANGES"),
             },
-            http: HttpConfig {
-                rate_limit_per_minute: self.get("RATE_LIMIT_PER_MINUTE"),
-                rate_limit_burst: self.get("RATE_LIMIT_BURST"),
-                max_body_bytes: self.get::<Bytes>("MAX_REQUEST_BODY_SIZE").0,
-                allowed_hosts: self.get("ALLOWED_HOSTS"),
-                trusted_proxies: self.get("TRUSTED_PROXIES"),
-                cors_allowed_origins: self.get("CORS_ALLOWED_ORIGINS"),
-            },
+            http: self.http(),
             auth: self.auth(&data_dir),
             store: self.store(&data_dir),
             audit: self.audit(&data_dir),
@@ -251,13 +236,24 @@ impl Reader<'_> {
         }
     }
 
+    /// A count that cannot be 0, and what it is where nothing sets it.
+    fn count_or(&mut self, name: &str, default: usize) -> usize {
+        self.get::<Option<Positive>>(name).map_or(default, |count| count.0)
+    }
+
     fn ws(&mut self) -> WsConfig {
+        let max_connections = self.count("WS_MAX_CONNECTIONS");
+        let max_pending =
+            self.count_or("WS_MAX_PENDING", (max_connections / 10).max(LEAST_PENDING));
         WsConfig {
             allowed_origins: self.get("ALLOWED_WS_ORIGINS"),
             auth_timeout: self.get("WS_AUTH_TIMEOUT"),
             expiry_warning: self.get("WS_EXPIRY_WARNING"),
             query_token: self.get("WS_QUERY_TOKEN"),
-            max_connections: self.count("WS_MAX_CONNECTIONS"),
+            max_connections,
+            max_pending,
+            max_pending_per_address: self
+                .count_or("WS_MAX_PENDING_PER_ADDRESS", max_pending.div_ceil(4)),
             max_connections_per_user: self.get("WS_MAX_CONNECTIONS_PER_USER"),
             connection_policy: self.get("WS_CONNECTION_POLICY"),
             message_rate_limit: self.get("WS_MESSAGE_RATE_LIMIT"),
@@ -286,6 +282,8 @@ impl Reader<'_> {
             ("WS_PONG_TIMEOUT", config.ws.pong_timeout),
             ("WS_HANDLER_TIMEOUT", config.handlers.timeout),
             ("DB_CONNECT_TIMEOUT", config.store.connect_timeout),
+            ("HTTP_KEEP_ALIVE", config.http.keep_alive),
+            ("HTTP_REQUEST_TIMEOUT", config.http.request_timeout),
             ("OIDC_TIMEOUT", config.auth.timeout),
             ("OIDC_JWKS_LIFETIME", config.auth.keys_lifetime),
         ] {

@@ -278,6 +278,18 @@ pub const SETTINGS: &[Setting] = &[
         "Bad tokens and passwords from one address before it is refused unseen; 0: no limit",
     ),
     setting(
+        "AUTH_REFUSALS_PER_MINUTE",
+        "60",
+        "COUNT/MINUTE",
+        "Expired tokens, foreign origins and broken upgrades from one address before it is told 429 unseen; 0: no limit",
+    ),
+    setting(
+        "BACKCHANNEL_FAILURES_PER_MINUTE",
+        "30",
+        "COUNT/MINUTE",
+        "Logout tokens of one address that are refused before the next is refused unseen; 0: no limit",
+    ),
+    setting(
         "REVOCATION_LIFETIME",
         "24h",
         "DURATION",
@@ -312,7 +324,19 @@ pub const SETTINGS: &[Setting] = &[
         "WS_MAX_CONNECTIONS",
         "10000",
         "COUNT",
-        "WebSocket connections of this node, those still authenticating included",
+        "Authenticated WebSocket connections of this node",
+    ),
+    setting(
+        "WS_MAX_PENDING",
+        "",
+        "COUNT",
+        "WebSockets that are still to authenticate, beside WS_MAX_CONNECTIONS; empty: a tenth of that, 16 at least",
+    ),
+    setting(
+        "WS_MAX_PENDING_PER_ADDRESS",
+        "",
+        "COUNT",
+        "The same from one address (over IPv6: one /64); empty: a quarter of WS_MAX_PENDING",
     ),
     setting("WS_MAX_CONNECTIONS_PER_USER", "5", "COUNT", "Connections of one user; 0: no limit"),
     setting(
@@ -380,6 +404,36 @@ pub const SETTINGS: &[Setting] = &[
         "REST requests of one user, or of one address without a user; 0: no limit",
     ),
     setting("RATE_LIMIT_BURST", "10", "COUNT", "REST requests allowed on top at once"),
+    setting(
+        "HTTP_MAX_CONNECTIONS",
+        "2048",
+        "COUNT",
+        "HTTP connections of each listener, those not yet upgraded to a WebSocket included",
+    ),
+    setting(
+        "HTTP_MAX_CONNECTIONS_PER_ADDRESS",
+        "",
+        "COUNT",
+        "The same from one address (over IPv6: one /64); empty: a quarter of HTTP_MAX_CONNECTIONS",
+    ),
+    setting(
+        "HTTP_KEEP_ALIVE",
+        "75s",
+        "DURATION",
+        "Idle time before an HTTP connection is closed: longer than the load balancer's own",
+    ),
+    setting(
+        "HTTP_REQUEST_TIMEOUT",
+        "60s",
+        "DURATION",
+        "Time for a whole REST request, from its head to the end of its answer",
+    ),
+    setting(
+        "HTTP_MAX_BODY_MEMORY",
+        "",
+        "SIZE",
+        "Request bodies being read at once, all together; one address may have a quarter; empty: 64MiB, or four times MAX_REQUEST_BODY_SIZE if that is more",
+    ),
     setting("MAX_REQUEST_BODY_SIZE", "1MiB", "SIZE", "Largest REST request body"),
     setting("ALLOWED_HOSTS", "*", "LIST", "Host headers accepted; *: all"),
     setting(

@@ -3,16 +3,16 @@
 //! Runs in the task of the upgrade, before anything is registered. A client that fails is told why in
 //! an error frame and then closed.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{self, Message, error::CapacityError};
 
-use super::socket::Socket;
+use super::{Shared, socket::Socket};
 use crate::{
     auth::{self, AuthError, Identity, Validator},
-    config::WsConfig,
+    limits::Limits,
     metrics::{AuthOutcome, ConnectionOutcome, Metrics},
     protocol::{self, ClientControl, CloseReason, Format, Incoming, ServerControl},
 };
@@ -41,6 +41,18 @@ impl Refusal {
     }
 }
 
+impl From<AuthError> for Refusal {
+    fn from(error: AuthError) -> Self {
+        let reason = match error {
+            AuthError::Expired => CloseReason::TokenExpired,
+            AuthError::Invalid(_) => CloseReason::Unauthorized,
+            AuthError::Unavailable => CloseReason::Unavailable,
+            AuthError::TooMany(_) => CloseReason::TooManyFailures,
+        };
+        Self { reason, msg: error.to_string() }
+    }
+}
+
 impl From<CloseReason> for Refusal {
     fn from(reason: CloseReason) -> Self {
         Self { reason, msg: reason.text().to_owned() }
@@ -51,45 +63,55 @@ impl From<CloseReason> for Refusal {
 pub(crate) async fn first_message(
     socket: &mut Socket,
     format: Format,
-    config: &WsConfig,
-    validator: &Validator,
-    metrics: &Metrics,
+    shared: &Shared,
+    address: IpAddr,
 ) -> Result<Arc<Identity>, Refusal> {
-    let result = match timeout(config.auth_timeout, auth_frame(socket, format)).await {
-        Ok(Ok(token)) => check(validator, &token).await,
+    let result = match timeout(shared.config.auth_timeout, auth_frame(socket, format)).await {
+        Ok(Ok(token)) => check(&shared.validator, &shared.limits, &token, address).await,
         Ok(Err(refusal)) => Err(refusal),
         Err(_) => Err(CloseReason::AuthTimeout.into()),
     };
-    count(metrics, &result);
+    count(&shared.metrics, &result);
     result
 }
 
 /// Checks a token that came with the upgrade, before it is answered.
 pub(crate) async fn presented(
-    validator: &Validator,
+    shared: &Shared,
     authorization: &str,
-    metrics: &Metrics,
+    address: IpAddr,
 ) -> Result<Arc<Identity>, Refusal> {
-    let result = check(validator, authorization).await;
-    count(metrics, &result);
+    let result = check(&shared.validator, &shared.limits, authorization, address).await;
+    count(&shared.metrics, &result);
     result
 }
 
-/// Checks a token with its scheme.
+/// Checks a token with its scheme, unless its address has failed too often.
 pub(super) async fn check(
     validator: &Validator,
+    limits: &Limits,
     authorization: &str,
+    address: IpAddr,
 ) -> Result<Arc<Identity>, Refusal> {
-    let token = auth::bearer(authorization)
-        .ok_or_else(|| Refusal::unauthorized("the token must have the form `Bearer <jwt>`"))?;
-    validator.validate(token).await.map(Arc::new).map_err(|error| Refusal {
-        reason: match error {
-            AuthError::Expired => CloseReason::TokenExpired,
-            AuthError::Invalid(_) => CloseReason::Unauthorized,
-            AuthError::Unavailable => CloseReason::Unavailable,
-        },
-        msg: error.to_string(),
-    })
+    let Some(token) = auth::bearer(authorization) else {
+        return Err(match limits.failures.refusal(address) {
+            Some(wait) => AuthError::TooMany(wait).into(),
+            None => Refusal::unauthorized("the token must have the form `Bearer <jwt>`"),
+        });
+    };
+    let checked = validator.validate(token, |token| limits.refusal(address, token)).await;
+    checked.map(Arc::new).map_err(Refusal::from)
+}
+
+/// Takes a refusal from the budget of the client's address.
+pub(crate) fn charge(limits: &Limits, refusal: &Refusal, address: IpAddr) {
+    match refusal.reason {
+        CloseReason::Unauthorized => drop(limits.failures.count(address)),
+        // A token that was good once is no guess.
+        CloseReason::TokenExpired => drop(limits.refusals.count(address)),
+        CloseReason::AuthTimeout => limits.count_silence(address),
+        _ => {}
+    }
 }
 
 /// Counts what became of a token, whether it was to open a connection or to refresh one.
@@ -110,6 +132,7 @@ fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
         // The client left of its own accord.
         CloseReason::Normal | CloseReason::Abnormal => return,
         CloseReason::AuthTimeout => ConnectionOutcome::RejectedAuthTimeout,
+        CloseReason::TooManyFailures => ConnectionOutcome::RejectedLimit,
         _ => ConnectionOutcome::RejectedAuth,
     });
 }

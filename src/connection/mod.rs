@@ -19,7 +19,7 @@ use crate::{
     cluster::Lease,
     config::WsConfig,
     hub::{Command, Outbox},
-    limits::MessageBudget,
+    limits::{Limits, MessageBudget},
     metrics::Metrics,
     protocol::CloseReason,
     router::Router,
@@ -36,6 +36,8 @@ pub(crate) struct Shared {
     pub(crate) router: Arc<Router>,
     /// Checks the tokens of refreshes.
     pub(crate) validator: Arc<Validator>,
+    /// Says whether a token may be looked at.
+    pub(crate) limits: Arc<Limits>,
     pub(crate) audit: Arc<Audit>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traces: Option<Arc<Traces>>,

@@ -1,35 +1,248 @@
 //! Whose request it is, by address.
 
-use std::net::IpAddr;
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
 
-use axum::http::{Extensions, HeaderMap};
+use axum::http::{HeaderMap, HeaderName, header};
 
-use crate::config::Network;
+use crate::{
+    config::HttpConfig,
+    metrics::{ForwardedFault, HttpMetrics},
+};
 
 /// The address at the other end of the TCP connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Peer(pub(crate) IpAddr);
 
-/// The client's address: the last one in `X-Forwarded-For` that is not a trusted proxy's, counted from
-/// the right, where our own proxies wrote.
-pub(crate) fn client_address(
-    proxies: &[Network],
-    headers: &HeaderMap,
-    extensions: &Extensions,
-) -> IpAddr {
-    let trusted = |address: IpAddr| proxies.iter().any(|network| network.contains(address));
-    let peer = extensions.get::<Peer>().expect("the accept loop sets the peer").0;
-    // Bytes, not text: what a client wrote must not hide what our proxy added to the same line.
-    let hops: Vec<_> = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .map(|hop| std::str::from_utf8(hop).ok()?.trim().parse::<IpAddr>().ok())
-        .collect();
-    let mut client = peer;
-    for hop in hops.into_iter().rev() {
-        let (true, Some(hop)) = (trusted(client), hop) else { break };
-        client = hop.to_canonical();
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Between two log lines about headers that do not count.
+const COMPLAINT: Duration = Duration::from_secs(60);
+/// Bytes of a header in such a line.
+const SHOWN: usize = 128;
+
+/// Why a forwarding header does not count, or only in part.
+struct Ignored<'a> {
+    fault: ForwardedFault,
+    text: &'a [u8],
+}
+
+/// Finds out where requests come from, by what trusted proxies say.
+#[derive(Default)]
+pub(crate) struct Forwarding {
+    complained: Mutex<Option<Instant>>,
+}
+
+impl Forwarding {
+    /// The client's address. A header that does not count is counted, and logged once a minute.
+    pub(super) fn client(
+        &self,
+        config: &HttpConfig,
+        metrics: &HttpMetrics,
+        headers: &HeaderMap,
+        peer: IpAddr,
+    ) -> IpAddr {
+        let (client, ignored) = client_address(config, headers, peer);
+        if let Some(Ignored { fault, text }) = ignored {
+            metrics.forwarded_ignored.inc(fault);
+            self.complain(fault, text, peer);
+        }
+        client
     }
-    client
+
+    fn complain(&self, fault: ForwardedFault, text: &[u8], peer: IpAddr) {
+        let mut complained = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        if complained.is_some_and(|at| at.elapsed() < COMPLAINT) {
+            return;
+        }
+        *complained = Some(Instant::now());
+        let header = String::from_utf8_lossy(&text[..text.len().min(SHOWN)]);
+        match fault {
+            ForwardedFault::Unreadable => tracing::warn!(
+                %peer, %header, "a trusted proxy's forwarding header cannot be read: its clients count as one"
+            ),
+            ForwardedFault::UntrustedPeer => tracing::warn!(
+                %peer, %header, "a forwarding header does not count: its sender is not in TRUSTED_PROXIES"
+            ),
+        }
+    }
+}
+
+/// The last address in `X-Forwarded-For` that is not a trusted proxy's, counted from the right, where our
+/// own proxies wrote. `Forwarded` counts where the other is absent.
+fn client_address<'a>(
+    config: &HttpConfig,
+    headers: &'a HeaderMap,
+    peer: IpAddr,
+) -> (IpAddr, Option<Ignored<'a>>) {
+    let (name, read): (_, fn(&[u8]) -> Option<IpAddr>) = match headers.contains_key(X_FORWARDED_FOR)
+    {
+        true => (X_FORWARDED_FOR, address),
+        false => (header::FORWARDED, |element| address(parameter(element, b"for")?)),
+    };
+    let mut client = peer;
+    for line in headers.get_all(name).iter().rev() {
+        // Bytes, not text: what a client wrote must not hide what our proxy added to the same line.
+        for hop in elements(line.as_bytes()).rev() {
+            let fault = match (config.trusts(client), read(hop)) {
+                (true, Some(hop)) => {
+                    client = hop.to_canonical();
+                    continue;
+                }
+                (true, None) => ForwardedFault::Unreadable,
+                // What stands left of the client is its own.
+                (false, _) if client != peer => return (client, None),
+                (false, _) => ForwardedFault::UntrustedPeer,
+            };
+            return (client, Some(Ignored { fault, text: line.as_bytes() }));
+        }
+    }
+    (client, None)
+}
+
+/// Whether the client speaks TLS, as far as a trusted proxy says.
+pub(super) fn is_secure(config: &HttpConfig, headers: &HeaderMap, peer: IpAddr) -> bool {
+    if !config.trusts(peer) {
+        return false;
+    }
+    if let Some(scheme) = headers.get(X_FORWARDED_PROTO) {
+        return scheme.as_bytes().eq_ignore_ascii_case(b"https");
+    }
+    let last = headers.get_all(header::FORWARDED).iter().next_back();
+    let last = last.and_then(|line| elements(line.as_bytes()).next_back());
+    let scheme = last.and_then(|element| parameter(element, b"proto"));
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"))
+}
+
+/// The parts of a list between its commas, but for those in quotes.
+fn elements(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    split(line, b',').into_iter()
+}
+
+/// The value of a parameter of an element of `Forwarded`, without its quotes.
+fn parameter<'a>(element: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    split(element, b';').into_iter().find_map(|pair| {
+        let equals = pair.iter().position(|byte| *byte == b'=')?;
+        let (known, value) = (pair[..equals].trim_ascii(), pair[equals + 1..].trim_ascii());
+        let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\""));
+        known.eq_ignore_ascii_case(name).then_some(bare.unwrap_or(value))
+    })
+}
+
+fn split(text: &[u8], separator: u8) -> Vec<&[u8]> {
+    let mut quoted = false;
+    text.split(|byte| {
+        quoted ^= *byte == b'"';
+        *byte == separator && !quoted
+    })
+    .collect()
+}
+
+/// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
+fn address(text: &[u8]) -> Option<IpAddr> {
+    let text = std::str::from_utf8(text).ok()?.trim();
+    let bracketed = || text.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    let plain = text.parse().ok();
+    plain.or_else(|| Some(text.parse::<SocketAddr>().ok()?.ip())).or_else(bracketed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    const PROXY: &str = "10.0.0.1";
+
+    fn config() -> HttpConfig {
+        let trusted = |name: &str| (name == "TRUSTED_PROXIES").then(|| "10.0.0.0/8".to_owned());
+        Config::read(trusted).unwrap().http
+    }
+
+    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), value.parse().unwrap())
+        };
+        list.iter().map(pair).collect()
+    }
+
+    /// The client, and what is said of the header.
+    fn client(peer: &str, list: &[(&'static str, &str)]) -> (String, Option<ForwardedFault>) {
+        let headers = headers(list);
+        let (client, ignored) = client_address(&config(), &headers, peer.parse().unwrap());
+        (client.to_string(), ignored.map(|ignored| ignored.fault))
+    }
+
+    #[test]
+    fn a_hop_may_have_a_port() {
+        for (hop, expected) in [
+            ("203.0.113.5", "203.0.113.5"),
+            ("203.0.113.5:4444", "203.0.113.5"),
+            ("2001:db8::5", "2001:db8::5"),
+            ("[2001:db8::5]", "2001:db8::5"),
+            ("[2001:db8::5]:4444", "2001:db8::5"),
+            ("::ffff:203.0.113.5", "203.0.113.5"),
+            ("6.6.6.6, 203.0.113.5:1 , 10.0.0.2:80", "203.0.113.5"),
+        ] {
+            let seen = client(PROXY, &[("x-forwarded-for", hop)]);
+            assert_eq!(seen, (expected.to_owned(), None), "{hop}");
+        }
+    }
+
+    #[test]
+    fn forwarded_is_read_where_the_other_header_is_absent() {
+        for (value, expected) in [
+            ("for=203.0.113.5", "203.0.113.5"),
+            ("For=\"203.0.113.5:4444\";proto=https", "203.0.113.5"),
+            ("proto=http; for=\"[2001:db8::5]:80\"; by=10.0.0.1", "2001:db8::5"),
+            ("for=6.6.6.6, for=\"[2001:db8::5]\", for=10.0.0.2", "2001:db8::5"),
+            ("for=\"6.6.6.6, 9.9.9.9\", for=203.0.113.5", "203.0.113.5"),
+        ] {
+            assert_eq!(
+                client(PROXY, &[("forwarded", value)]),
+                (expected.to_owned(), None),
+                "{value}"
+            );
+        }
+        let both = [("forwarded", "for=6.6.6.6"), ("x-forwarded-for", "203.0.113.5")];
+        assert_eq!(client(PROXY, &both), ("203.0.113.5".to_owned(), None));
+    }
+
+    #[test]
+    fn what_cannot_be_read_and_what_an_untrusted_peer_says_is_told() {
+        for (name, value) in [
+            ("x-forwarded-for", "unknown"),
+            ("x-forwarded-for", "203.0.113.5:99999"),
+            ("x-forwarded-for", ""),
+            ("forwarded", "for=_hidden"),
+            ("forwarded", "proto=https"),
+        ] {
+            let expected = (PROXY.to_owned(), Some(ForwardedFault::Unreadable));
+            assert_eq!(client(PROXY, &[(name, value)]), expected, "{value}");
+        }
+        for name in ["x-forwarded-for", "forwarded"] {
+            let expected = ("192.0.2.1".to_owned(), Some(ForwardedFault::UntrustedPeer));
+            assert_eq!(client("192.0.2.1", &[(name, "for=203.0.113.5")]), expected);
+        }
+        // What the client wrote itself is nobody's fault.
+        let chain = client(PROXY, &[("x-forwarded-for", "garbage, 203.0.113.5")]);
+        assert_eq!(chain, ("203.0.113.5".to_owned(), None));
+    }
+
+    #[test]
+    fn the_scheme_comes_from_a_trusted_proxy_in_either_header() {
+        let peer = PROXY.parse().unwrap();
+        for (name, value, secure) in [
+            ("x-forwarded-proto", "HTTPS", true),
+            ("x-forwarded-proto", "http", false),
+            ("forwarded", "for=1.1.1.1;proto=https", true),
+            ("forwarded", "proto=https, for=1.1.1.1;proto=http", false),
+        ] {
+            assert_eq!(is_secure(&config(), &headers(&[(name, value)]), peer), secure, "{value}");
+        }
+        let untrusted = "192.0.2.1".parse().unwrap();
+        assert!(!is_secure(&config(), &headers(&[("x-forwarded-proto", "https")]), untrusted));
+    }
 }

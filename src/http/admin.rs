@@ -83,7 +83,8 @@ pub(super) async fn broadcast(
     request: Request<Body>,
 ) -> Result<Response, Problem> {
     caller(&request, roles::ADMIN)?;
-    let Broadcast { pkg_id, data, user } = input::body(request, api.config.max_body_bytes).await?;
+    let Broadcast { pkg_id, data, user } =
+        input::body(&api, request, api.config.max_body_bytes).await?;
     let cluster = &api.context.cluster;
     let audience = match &user {
         Some(user) => Audience::User(user),

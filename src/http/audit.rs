@@ -159,6 +159,6 @@ impl Drop for Recording {
         }
         // The status that proxies log for this.
         let gone = StatusCode::from_u16(499).expect("a status has three digits");
-        self.end(gone, Some("the client left before the answer".into()));
+        self.end(gone, Some("nobody waited for the answer".into()));
     }
 }

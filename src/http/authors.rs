@@ -73,7 +73,7 @@ pub(super) async fn create(
     request: Asked,
 ) -> Result<Response, Problem> {
     let caller = caller(&request, roles::CREATE_AUTHOR)?;
-    let new = input::body(request, api.config.max_body_bytes).await?;
+    let new = input::body(&api, request, api.config.max_body_bytes).await?;
     let author = authors::create(&api.context, &caller, new).await?;
     let location = [(header::LOCATION, format!("/authors/{}", author.id))];
     Ok((StatusCode::CREATED, location, Json(author)).into_response())
@@ -92,7 +92,7 @@ pub(super) async fn update(
 ) -> Result<Json<Author>, Problem> {
     let caller = caller(&request, roles::UPDATE_AUTHOR)?;
     let id = input::id(&request)?;
-    let NewName { name } = input::body(request, api.config.max_body_bytes).await?;
+    let NewName { name } = input::body(&api, request, api.config.max_body_bytes).await?;
     Ok(Json(authors::update(&api.context, &caller, Rename { id, name }).await?))
 }
 

@@ -1,55 +1,72 @@
 //! `/auth/backchannel-logout`: the identity provider tells of a session that ended. Its signature is the
-//! guard: the route has no budget, since a provider sends one token for each session, all from one
-//! address, and waits for every answer.
+//! guard: a provider sends one token for each session, all from one address, and waits for every answer. So
+//! only tokens that are refused take from a budget, which is this route's own.
 
 use std::sync::Arc;
 
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderValue, Request, StatusCode, header},
+    http::{HeaderName, HeaderValue, Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
 
 use super::{Api, Problem, input, remote};
 use crate::{
     auth::{AuthError, Logout},
+    metrics::LimitType,
     protocol::ErrorBody,
 };
 
+/// Bytes of a form, at most: a logout token is smaller than an access token.
+const MAX_BODY: usize = 16 * 1024;
+/// What browsers send along. A provider is none: a page would have its visitors post here.
+const OF_BROWSERS: [HeaderName; 2] = [header::ORIGIN, HeaderName::from_static("sec-fetch-site")];
+
 pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
     let address = remote(request.extensions()).address;
-    let mut answer = match read(&api, request).await {
-        Ok(logout) => {
-            api.context.cluster.log_out(&logout);
-            StatusCode::OK.into_response()
+    let mut answer = match api.limits.backchannel.refusal(address) {
+        Some(wait) => {
+            api.metrics.rate_limit_hits.inc(LimitType::Http);
+            Problem::too_many("Too many refused logout tokens", wait).into_response()
         }
-        Err(problem) => {
-            if problem.status() == StatusCode::BAD_REQUEST {
-                api.limits.failures.count(address);
+        None => match read(&api, request).await {
+            Ok(logout) => {
+                api.context.cluster.log_out(&logout);
+                StatusCode::OK.into_response()
             }
-            problem.into_response()
-        }
+            Err(problem) => {
+                if problem.status().is_client_error() {
+                    api.limits.backchannel.count(address);
+                }
+                problem.into_response()
+            }
+        },
     };
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
 }
 
 async fn read(api: &Api, request: Request<Body>) -> Result<Logout, Problem> {
+    if OF_BROWSERS.iter().any(|name| request.headers().contains_key(name)) {
+        let body = ErrorBody::new("permission_denied", "This route is for identity providers");
+        return Err(Problem::new(StatusCode::FORBIDDEN, body));
+    }
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
         return Err(refused("the body is no form"));
     }
-    let body =
-        input::bytes(request.into_body(), api.config.max_body_bytes, input::BODY_TIMEOUT).await?;
+    let mut memory = input::memory(api, &request)?;
+    let limit = MAX_BODY.min(api.config.max_body_bytes);
+    let body = input::bytes(request.into_body(), limit, input::BODY_TIMEOUT, &mut memory).await?;
     let mut tokens = form_urlencoded::parse(&body)
         .filter_map(|(name, value)| (name == "logout_token").then_some(value));
     let (Some(token), None) = (tokens.next(), tokens.next()) else {
         return Err(refused("the form needs one logout_token"));
     };
     api.validator.logout(&token).await.map_err(|error| match error {
-        AuthError::Unavailable => Problem::unavailable(error.to_string()),
+        AuthError::Unavailable | AuthError::TooMany(_) => Problem::unavailable(error.to_string()),
         AuthError::Expired => refused("the token is too old"),
         AuthError::Invalid(cause) => refused(cause),
     })

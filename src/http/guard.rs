@@ -37,19 +37,18 @@ pub(super) async fn guard(
     next: Next,
 ) -> Response {
     let address = remote(request.extensions()).address;
-    let attempt = request.headers().get(header::AUTHORIZATION);
-    // Before the token is looked at: a good one is refused too.
-    let refusal = attempt.and_then(|_| api.limits.failures.refusal(address));
-    let found = match attempt {
-        Some(authorization) if refusal.is_none() => {
-            authenticate(&api, authorization, address).await
-        }
+    let found = match request.headers().get(header::AUTHORIZATION) {
+        Some(authorization) => authenticate(&api, authorization, address).await,
         // No attempt, so nothing that could have failed.
-        _ => Err(AuthError::Invalid("a token is needed: Authorization: Bearer <jwt>")),
+        None => Err(AuthError::Invalid("a token is needed: Authorization: Bearer <jwt>")),
+    };
+    let refusal = match &found {
+        Err(AuthError::TooMany(wait)) => Some(*wait),
+        _ => None,
     };
     let key = match &found {
         Ok(identity) => HttpKey::User(Arc::clone(&identity.subject)),
-        Err(_) => HttpKey::Address(address),
+        Err(_) => HttpKey::of(address),
     };
     let user = found.as_ref().ok().map(|identity| User(Arc::clone(identity)));
     if let (Some(noted), Some(user)) = (request.extensions().get::<Noted>(), &user) {
@@ -71,7 +70,7 @@ pub(super) async fn by_address(
 ) -> Response {
     let address = remote(request.extensions()).address;
     let refusal = api.limits.failures.refusal(address);
-    within_limits(&api, &HttpKey::Address(address), refusal, request, next).await
+    within_limits(&api, &HttpKey::of(address), refusal, request, next).await
 }
 
 /// Takes one request from a budget, also where it is refused for another reason.
@@ -103,6 +102,7 @@ pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Call
         AuthError::Expired => Problem::unauthorized("token_expired", error.to_string()),
         AuthError::Invalid(msg) => Problem::unauthorized("unauthorized", msg),
         AuthError::Unavailable => Problem::unavailable(error.to_string()),
+        AuthError::TooMany(wait) => Problem::too_many("Too many failed authentications", wait),
     })?;
     if !identity.has(&[role]) {
         let body = ErrorBody::new("permission_denied", "A role is missing")
@@ -115,21 +115,29 @@ pub(super) fn caller(request: &Request<Body>, role: &'static str) -> Result<Call
 async fn authenticate(api: &Api, authorization: &HeaderValue, address: IpAddr) -> Found {
     let token = authorization.to_str().ok().and_then(auth::bearer);
     let found = match token {
-        Some(token) => api.validator.validate(token).await,
-        None => {
-            Err(AuthError::Invalid("the Authorization header must have the form `Bearer <jwt>`"))
+        Some(token) => {
+            api.validator.validate(token, |token| api.limits.refusal(address, token)).await
         }
+        None => match api.limits.failures.refusal(address) {
+            Some(wait) => Err(AuthError::TooMany(wait)),
+            None => Err(AuthError::Invalid(
+                "the Authorization header must have the form `Bearer <jwt>`",
+            )),
+        },
     };
     let attempts = &api.metrics.auth.attempts;
     match &found {
         Ok(_) => attempts.inc(AuthOutcome::Success),
         // It was good once, so nobody guesses: this is how a client finds out that it needs another.
-        Err(AuthError::Expired) => attempts.inc(AuthOutcome::Expired),
+        Err(AuthError::Expired) => {
+            attempts.inc(AuthOutcome::Expired);
+            api.limits.refusals.count(address);
+        }
         Err(AuthError::Invalid(_)) => {
             attempts.inc(AuthOutcome::Failed);
             api.limits.failures.count(address);
         }
-        Err(AuthError::Unavailable) => {}
+        Err(AuthError::Unavailable | AuthError::TooMany(_)) => {}
     }
     found.map(Arc::new)
 }

@@ -1,18 +1,19 @@
-//! What probes and Prometheus ask for. Open to all, not limited, not logged at info.
+//! What probes and Prometheus ask for. Open to all, not logged at info; scrapes have a budget by address.
 
 use std::sync::Arc;
 
 use axum::{
     Json,
+    body::Body,
     extract::State,
-    http::{StatusCode, header},
+    http::{Request, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde_json::json;
 
 use tokio::runtime::Handle;
 
-use super::Api;
+use super::{Api, Problem, remote};
 use crate::metrics::Table;
 
 fn word(healthy: bool) -> &'static str {
@@ -48,7 +49,12 @@ pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
     (status(ready), Json(json!({ "status": word(ready) }))).into_response()
 }
 
-pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
+pub(super) async fn metrics(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
+    let address = remote(request.extensions()).address;
+    if let Some(wait) = api.limits.scrapes.refusal(address) {
+        return Problem::too_many("Too many scrapes", wait).into_response();
+    }
+    api.limits.scrapes.count(address);
     api.context.store.measure();
     api.context.audit.measure();
     let in_flight = i64::try_from(api.context.hub.in_flight()).unwrap_or(i64::MAX);
@@ -56,6 +62,13 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> Response {
     let tasks = Handle::current().metrics().num_alive_tasks();
     let runtime = &api.metrics.runtime;
     runtime.tasks_alive.set(i64::try_from(tasks).unwrap_or(i64::MAX));
+    let held = &api.held;
+    let count = |amount: usize| i64::try_from(amount).unwrap_or(i64::MAX);
+    let open = held.connections.taken() + held.ops_connections.taken();
+    api.metrics.http.connections_active.set(count(open));
+    api.metrics.http.body_bytes.set(count(held.bodies.taken()));
+    api.metrics.ws.connections_pending.set(count(held.pending.taken()));
+    runtime.set_entries(Table::Holders, held.holders());
     let [connections, users] = api.context.hub.entries();
     let [messages, http, failures] = api.limits.entries();
     runtime.set_entries(Table::Connections, connections);

@@ -1,20 +1,22 @@
 //! Reading paths, queries and bodies into the same types that the WebSocket packages take.
 
-use std::time::Duration;
+use std::{error::Error, time::Duration};
 
 use axum::{
     body::{Body, Bytes, HttpBody},
     http::{HeaderMap, Request, StatusCode, header},
 };
+use bytes::BytesMut;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use tokio::time::timeout;
 
-use super::{Problem, audit::Noted};
+use super::{Api, Problem, audit::Noted, remote};
 use crate::{
     handlers::{HandlerError, input},
+    limits::{Full, Share},
     protocol::ErrorBody,
 };
 
@@ -23,6 +25,7 @@ pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads a JSON body of at most `limit` bytes.
 pub(super) async fn body<T: DeserializeOwned>(
+    api: &Api,
     request: Request<Body>,
     limit: usize,
 ) -> Result<T, Problem> {
@@ -31,7 +34,8 @@ pub(super) async fn body<T: DeserializeOwned>(
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, body));
     }
     let noted = request.extensions().get::<Noted>().cloned();
-    let bytes = bytes(request.into_body(), limit, BODY_TIMEOUT).await?;
+    let mut memory = memory(api, &request)?;
+    let bytes = bytes(request.into_body(), limit, BODY_TIMEOUT, &mut memory).await?;
     let text = std::str::from_utf8(&bytes).map_err(|_| invalid("", "the body is not UTF-8"))?;
     if let Some(noted) = noted {
         noted.body(text);
@@ -46,8 +50,27 @@ fn is_json(headers: &HeaderMap) -> bool {
     kind == "application/json" || (kind.starts_with("application/") && kind.ends_with("+json"))
 }
 
-/// Reads a body of at most `limit` bytes, which has `time` to arrive.
-pub(super) async fn bytes(body: Body, limit: usize, time: Duration) -> Result<Bytes, Problem> {
+/// What the body of a request takes of the memory for all bodies: nothing yet.
+pub(super) fn memory(api: &Api, request: &Request<Body>) -> Result<Share, Problem> {
+    let holder = api.config.counted(remote(request.extensions()).address);
+    api.held.bodies.take(holder, 0).map_err(no_memory)
+}
+
+fn no_memory(full: Full) -> Problem {
+    Problem::unavailable(match full {
+        Full::Pool => "Too many bodies are being read",
+        Full::Address => "Too many bodies of this address are being read",
+    })
+}
+
+/// Reads a body of at most `limit` bytes, which has `time` to arrive. It takes memory as it arrives: for a
+/// declared length alone nothing is held.
+pub(super) async fn bytes(
+    body: Body,
+    limit: usize,
+    time: Duration,
+    memory: &mut Share,
+) -> Result<Bytes, Problem> {
     let too_large = || {
         let msg = format!("The body is larger than {limit} bytes");
         let body = ErrorBody::new("payload_too_large", msg);
@@ -57,19 +80,36 @@ pub(super) async fn bytes(body: Body, limit: usize, time: Duration) -> Result<By
     if body.size_hint().lower() > u64::try_from(limit).unwrap_or(u64::MAX) {
         return Err(too_large());
     }
-    let collected = timeout(time, Limited::new(body, limit).collect()).await;
+    let collected = timeout(time, collect(Limited::new(body, limit), memory)).await;
     let Ok(collected) = collected else {
         let body = ErrorBody::new("timeout", "The body did not arrive in time");
         return Err(Problem::new(StatusCode::REQUEST_TIMEOUT, body));
     };
-    match collected {
-        Ok(collected) => Ok(collected.to_bytes()),
-        Err(error) if error.is::<LengthLimitError>() => Err(too_large()),
-        Err(_) => {
+    collected.map_err(|broken| match broken {
+        Broken::NoMemory(full) => no_memory(full),
+        Broken::Read(error) if error.is::<LengthLimitError>() => too_large(),
+        Broken::Read(_) => {
             let body = ErrorBody::new("bad_request", "The body could not be read to its end");
-            Err(Problem::new(StatusCode::BAD_REQUEST, body))
+            Problem::new(StatusCode::BAD_REQUEST, body)
+        }
+    })
+}
+
+/// Why a body was not read to its end.
+enum Broken {
+    NoMemory(Full),
+    Read(Box<dyn Error + Send + Sync>),
+}
+
+async fn collect(mut body: Limited<Body>, memory: &mut Share) -> Result<Bytes, Broken> {
+    let mut all = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        if let Some(data) = frame.map_err(Broken::Read)?.data_ref() {
+            memory.grow(data.len()).map_err(Broken::NoMemory)?;
+            all.extend_from_slice(data);
         }
     }
+    Ok(all.freeze())
 }
 
 /// A parameter of a query: its name there, the path of the member it becomes, and what it holds.
@@ -138,9 +178,11 @@ mod tests {
     use futures_util::{StreamExt, stream};
 
     use super::*;
+    use crate::limits::Pool;
 
     async fn status(body: Body) -> StatusCode {
-        let refused = bytes(body, 100, Duration::from_millis(50)).await.unwrap_err();
+        let mut memory = Pool::new(1000, 1000).take(None, 0).unwrap();
+        let refused = bytes(body, 100, Duration::from_millis(50), &mut memory).await.unwrap_err();
         refused.into_response().status()
     }
 
@@ -153,6 +195,19 @@ mod tests {
             io::Result::Ok(Bytes::from_static(b" "))
         });
         assert_eq!(status(Body::from_stream(trickle)).await, StatusCode::REQUEST_TIMEOUT);
+    }
+
+    #[tokio::test]
+    async fn a_body_for_which_there_is_no_memory_is_503_and_gives_back_what_it_had() {
+        let pool = Pool::new(8, 4);
+        let holder = Some([10, 0, 0, 1].into());
+        let part = || Ok::<_, io::Error>(Bytes::from_static(b"123"));
+        let mut memory = pool.take(holder, 0).unwrap();
+        let body = Body::from_stream(stream::iter([part(), part()]));
+        let refused = bytes(body, 100, BODY_TIMEOUT, &mut memory).await.unwrap_err();
+        assert_eq!(refused.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
+        drop(memory);
+        assert_eq!(pool.taken(), 0);
     }
 
     #[tokio::test]

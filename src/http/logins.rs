@@ -25,6 +25,13 @@ use crate::{
 /// Bytes of a text that is passed on, at most.
 const MAX_TEXT: usize = 16 * 1024;
 
+/// Bytes of a body here, at most.
+const MAX_BODY: usize = 32 * 1024;
+
+fn max_body(api: &Api) -> usize {
+    MAX_BODY.min(api.config.max_body_bytes)
+}
+
 /// A text that no error repeats, as those of strings would.
 struct Hidden(String);
 
@@ -58,7 +65,7 @@ pub(super) async fn login(
     let remote = remote(request.extensions());
     let noted = request.extensions().get::<Noted>().cloned();
     let Credentials { username: Hidden(username), password: Hidden(password) } =
-        input::body(request, api.config.max_body_bytes).await?;
+        input::body(&api, request, max_body(&api)).await?;
     if let Some(noted) = noted {
         noted.claim(&username);
     }
@@ -91,7 +98,7 @@ pub(super) async fn refresh(
     let logins = logins(&api)?;
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let RefreshToken { refresh_token: Hidden(token) } =
-        input::body(request, api.config.max_body_bytes).await?;
+        input::body(&api, request, max_body(&api)).await?;
     // Not a failed authentication of the address: nobody guesses one of these, and a session that
     // ended overnight is no attack.
     let tokens = logins.refresh(&token, &correlation).await;
@@ -105,7 +112,7 @@ pub(super) async fn logout(
     logins(&api)?;
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let RefreshToken { refresh_token: Hidden(token) } =
-        input::body(request, api.config.max_body_bytes).await?;
+        input::body(&api, request, max_body(&api)).await?;
     // In a task of its own: a page that logs out is often gone before the answer, and a handler ends
     // with its client.
     let ending = async move {

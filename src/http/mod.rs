@@ -23,11 +23,12 @@ use axum::{
     Router,
     body::Body,
     extract::State,
-    http::{Request, StatusCode, header},
+    http::{Request, StatusCode, Version, header, uri::Authority},
     middleware::{Next, from_fn_with_state},
     response::{IntoResponse, Response},
     routing::{MethodRouter, delete, get, post, put},
 };
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tower_http::{
     catch_panic::CatchPanicLayer,
@@ -38,7 +39,7 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 
-pub(crate) use address::Peer;
+pub(crate) use address::{Forwarding, Peer};
 pub(crate) use observe::remote;
 pub(crate) use problem::Problem;
 
@@ -46,11 +47,34 @@ use crate::{
     auth::{Logins, Validator},
     config::{AllowList, HttpConfig},
     handlers::Context,
-    limits::Limits,
+    limits::{Limits, Pool},
     metrics::Metrics,
     protocol::ErrorBody,
     traces::Traces,
 };
+
+/// What clients hold at once.
+#[derive(Clone)]
+pub(crate) struct Held {
+    /// HTTP connections.
+    pub(crate) connections: Arc<Pool>,
+    /// Those of operators, where they have a listener.
+    pub(crate) ops_connections: Arc<Pool>,
+    /// WebSockets that are still to authenticate.
+    pub(crate) pending: Arc<Pool>,
+    /// WebSockets that are refused, while they are told why.
+    pub(crate) farewells: Arc<Pool>,
+    /// Bytes of bodies that are being read.
+    pub(crate) bodies: Arc<Pool>,
+}
+
+impl Held {
+    /// Addresses that hold something, counted in each pool.
+    fn holders(&self) -> usize {
+        let sockets = [&self.connections, &self.ops_connections, &self.pending, &self.farewells];
+        sockets.into_iter().chain([&self.bodies]).map(|pool| pool.holders()).sum()
+    }
+}
 
 /// What the routes work with.
 pub(crate) struct Api {
@@ -62,6 +86,8 @@ pub(crate) struct Api {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) traces: Option<Arc<Traces>>,
     pub(crate) config: HttpConfig,
+    pub(crate) held: Held,
+    pub(crate) forwarding: Forwarding,
     /// Cancelled when the server is to stop.
     pub(crate) leaving: CancellationToken,
 }
@@ -140,12 +166,13 @@ fn declare(metrics: &Metrics) {
     for (route, status) in [("/auth/login", 200), ("/auth/refresh", 200), ("/auth/logout", 204)] {
         metrics.http.declare("POST", route, &[status, 401, 413, 415, 422, 429, 500, 503]);
     }
-    metrics.http.declare("POST", "/auth/backchannel-logout", &[200, 400, 413, 500, 503]);
+    let backchannel = &[200, 400, 403, 413, 429, 500, 503];
+    metrics.http.declare("POST", "/auth/backchannel-logout", backchannel);
     for (route, statuses) in [
         ("/health", &[200, 503][..]),
         ("/health/live", &[200]),
         ("/health/ready", &[200, 503]),
-        ("/metrics", &[200]),
+        ("/metrics", &[200, 429]),
         ("/web", &[101, 400, 401, 403, 426, 429, 503]),
         ("unmatched", &[404]),
     ] {
@@ -167,6 +194,7 @@ fn finish(routes: Router, api: &Arc<Api>) -> Router {
     };
     routes
         .layer(from_fn_with_state(Arc::clone(api), check_host))
+        .layer(from_fn_with_state(Arc::clone(api), limit_time))
         .layer(CatchPanicLayer::custom({
             let metrics = Arc::clone(&api.metrics);
             move |_| {
@@ -203,22 +231,59 @@ fn cors(origins: &AllowList) -> CorsLayer {
         ])
 }
 
+/// Refuses a request that does not say once which host it is for (RFC 9112, 3.2), or names another.
 async fn check_host(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
-    let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    let name = host.map(without_port).unwrap_or_default();
-    if api.config.allowed_hosts.allows(name) {
-        return next.run(request).await;
-    }
-    let body = ErrorBody::new("bad_request", "this Host is not served here");
+    let fault = match host(&request) {
+        Ok(host) if is_allowed(&api, &host, request.uri().path()) => None,
+        Ok(_) => Some("this Host is not served here"),
+        Err(fault) => Some(fault),
+    };
+    let Some(fault) = fault else { return next.run(request).await };
+    let body = ErrorBody::new("bad_request", fault);
     Problem::new(StatusCode::BAD_REQUEST, body).into_response()
 }
 
-/// `example.com:8000` and `[::1]:8000` without their ports.
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        _ => host,
+/// The host that a request is for, without its port; empty where HTTP/1.0 names none.
+fn host(request: &Request<Body>) -> Result<String, &'static str> {
+    let mut given = request.headers().get_all(header::HOST).iter();
+    let (given, more) = (given.next(), given.next());
+    if more.is_some() {
+        return Err("a request has one Host");
     }
+    let given = match given {
+        Some(host) => match Authority::try_from(host.as_bytes()) {
+            Ok(host) if !host.as_str().contains('@') => Some(host),
+            // As clients send it for a target without an authority.
+            _ if host.is_empty() => None,
+            _ => return Err("the Host is no host with a port or without"),
+        },
+        None if request.version() == Version::HTTP_10 => None,
+        None => return Err("a request has a Host"),
+    };
+    // The target, where it names a host, counts, and a client has to repeat it.
+    match (request.uri().authority(), given) {
+        (Some(target), Some(given)) if *target != given => {
+            Err("the Host is not that of the request's target")
+        }
+        (Some(target), _) => Ok(target.host().to_owned()),
+        (None, Some(given)) => Ok(given.host().to_owned()),
+        (None, None) => Ok(String::new()),
+    }
+}
+
+/// Whether a host is served. Probes and Prometheus come by address.
+fn is_allowed(api: &Api, host: &str, path: &str) -> bool {
+    api.config.allowed_hosts.allows(host)
+        || matches!(path, "/metrics" | "/health" | "/health/live" | "/health/ready")
+}
+
+/// Bounds the time until the answer begins. A change that was begun goes on in its own task.
+async fn limit_time(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
+    let answer = timeout(api.config.request_timeout, next.run(request)).await;
+    answer.unwrap_or_else(|_| {
+        let body = ErrorBody::new("timeout", "The request took too long");
+        Problem::new(StatusCode::SERVICE_UNAVAILABLE, body).into_response()
+    })
 }
 
 async fn not_found() -> Problem {

@@ -16,7 +16,7 @@ use axum::{
 use tracing::Instrument;
 use uuid::Uuid;
 
-use super::{Api, Peer, address::client_address, guard::User, problem::Told};
+use super::{Api, Peer, address::is_secure, guard::User, problem::Told};
 use crate::{
     auth::Remote,
     metrics::Endpoint,
@@ -58,7 +58,8 @@ pub(super) async fn observe(
     let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
     let quiet = route.as_ref().is_some_and(|it| it == "/metrics" || it.starts_with("/health"));
     let endpoint = Endpoint::new(request.method().as_str(), route.as_deref());
-    let secure = is_secure(&api, &request);
+    let peer = request.extensions().get::<Peer>().expect("the accept loop sets the peer").0;
+    let secure = is_secure(&api.config, request.headers(), peer);
     let traces = api.traces.as_ref().filter(|_| !quiet);
     let trace = traces.map(|it| it.request(&request, route.as_deref(), secure, &correlation));
     let span = tracing::info_span!(
@@ -70,9 +71,9 @@ pub(super) async fn observe(
         // The label of its metrics: leads from a graph to the lines.
         route = endpoint.route(),
     );
-    let proxies = &api.config.trusted_proxies;
+    let (config, metrics) = (&api.config, &api.metrics.http);
     let remote = Remote {
-        address: client_address(proxies, request.headers(), request.extensions()),
+        address: api.forwarding.client(config, metrics, request.headers(), peer),
         user_agent: user_agent(request.headers()),
         correlation: Arc::clone(&correlation),
         trace: trace.as_ref().map(|trace| Box::new(span_context(trace))),
@@ -112,19 +113,6 @@ fn report(response: &Response, trace: Option<Trace>, took: Duration, quiet: bool
     } else {
         tracing::info!(status_code, duration_ms, user_id, "request");
     }
-}
-
-/// Whether the client speaks TLS, as far as a trusted proxy says.
-fn is_secure(api: &Api, request: &Request<Body>) -> bool {
-    let peer = request.extensions().get::<Peer>();
-    let trusted = peer.is_some_and(|peer| {
-        api.config.trusted_proxies.iter().any(|network| network.contains(peer.0))
-    });
-    trusted
-        && request
-            .headers()
-            .get("x-forwarded-proto")
-            .is_some_and(|scheme| scheme.as_bytes().eq_ignore_ascii_case(b"https"))
 }
 
 fn add_headers(headers: &mut HeaderMap, correlation: &str, secure: bool) {

@@ -15,7 +15,7 @@ use super::{
     shared::{Shared, Units},
 };
 use crate::{
-    config::{FailMode, HttpConfig},
+    config::{FailMode, HttpConfig, network_of},
     metrics::RedisOperation,
 };
 
@@ -24,8 +24,15 @@ use crate::{
 pub(crate) enum HttpKey {
     /// The subject of a valid token.
     User(Arc<str>),
-    /// The client's address, without one.
+    /// The network of the client's address, without one.
     Address(IpAddr),
+}
+
+impl HttpKey {
+    /// The budget of a client without a token.
+    pub(crate) fn of(address: IpAddr) -> Self {
+        Self::Address(network_of(address))
+    }
 }
 
 /// What a REST client is told of its budget.

@@ -2,15 +2,17 @@
 //! where there are other nodes, over Redis.
 //!
 //! A session holds its user's [`MessageBudget`], shared by all of the user's connections and kept
-//! while it is not full again, so that a reconnect brings no fresh one. [`Failures`] are limited by
-//! address, on each node by itself.
+//! while it is not full again, so that a reconnect brings no fresh one. An [`AddressBudget`] limits what an
+//! address does wrong, and [`Pool`]s bound what clients hold at once, on each node by itself.
 
-mod failures;
+mod by_address;
 mod http;
 mod messages;
+mod pool;
 mod shared;
 
 use std::{
+    net::IpAddr,
     num::NonZeroU32,
     sync::Arc,
     time::{Duration, Instant},
@@ -19,14 +21,20 @@ use std::{
 use dashmap::{DashMap, Entry};
 use governor::{Quota, clock::DefaultClock};
 
-pub(crate) use failures::Failures;
+use by_address::AddressBudget;
 pub(crate) use http::{HttpBudget, HttpKey};
 pub(crate) use messages::{MessageBudget, Refused};
+pub(crate) use pool::{Full, Pool, Share};
 
-use crate::{config::Config, redis::Redis};
+use crate::{auth, config::Config, redis::Redis};
 use http::HttpLimit;
 use shared::Shared;
 
+/// Sockets of one address that may send no token within a minute, before each counts as a failed
+/// authentication: a network that loses packets is no attack.
+const SILENCES_PER_MINUTE: u32 = 10;
+/// Scrapes of one address within a minute: for some Prometheus servers and people, and no load.
+const SCRAPES_PER_MINUTE: u32 = 600;
 /// A quota a minute is full again after this long.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -36,7 +44,16 @@ pub(crate) struct Unavailable;
 
 /// The limits, as this node knows them.
 pub(crate) struct Limits {
-    pub(crate) failures: Failures,
+    /// Bad tokens and passwords.
+    pub(crate) failures: AddressBudget,
+    /// What is refused before anybody tries a token: expired ones, foreign origins, broken upgrades.
+    pub(crate) refusals: AddressBudget,
+    /// Logout tokens that were refused. Apart: any website can have its visitors send some.
+    pub(crate) backchannel: AddressBudget,
+    /// Sockets that were opened and sent no token.
+    silences: AddressBudget,
+    /// Metrics that were asked for: each time they are gathered and written anew.
+    pub(crate) scrapes: AddressBudget,
     http: Option<HttpLimit>,
     message_quota: Option<Quota>,
     messages: DashMap<Arc<str>, UserMessages>,
@@ -55,12 +72,35 @@ impl Limits {
         let clock = DefaultClock::default();
         let shared = redis.map(|redis| Arc::new(Shared::new(redis, &config.cluster)));
         Self {
-            failures: Failures::new(config.auth.failures_per_minute, clock.clone()),
+            failures: AddressBudget::new(config.auth.failures_per_minute, clock.clone()),
+            refusals: AddressBudget::new(config.auth.refusals_per_minute, clock.clone()),
+            backchannel: AddressBudget::new(
+                config.auth.backchannel_failures_per_minute,
+                clock.clone(),
+            ),
+            silences: AddressBudget::new(SILENCES_PER_MINUTE, clock.clone()),
+            scrapes: AddressBudget::new(SCRAPES_PER_MINUTE, clock.clone()),
             http: HttpLimit::new(&config.http, clock.clone(), shared.clone()),
             message_quota: NonZeroU32::new(config.ws.message_rate_limit).map(Quota::per_minute),
             messages: DashMap::new(),
             clock,
             shared,
+        }
+    }
+
+    /// The time for which a token of an address is not to be examined; none: it may be.
+    pub(crate) fn refusal(&self, address: IpAddr, token: &str) -> Option<Duration> {
+        self.failures.refusal(address).or_else(|| {
+            let wait = self.refusals.refusal(address)?;
+            // A crowd behind one address comes back with expired tokens, and then with fresh ones.
+            auth::claims_to_be_expired(token).then_some(wait)
+        })
+    }
+
+    /// Counts a socket that sent no token. One that does it again and again fails to authenticate.
+    pub(crate) fn count_silence(&self, address: IpAddr) {
+        if self.silences.count(address) {
+            self.failures.count(address);
         }
     }
 
@@ -99,12 +139,16 @@ impl Limits {
     /// Entries of the tables of messages, of REST and of failures.
     pub(crate) fn entries(&self) -> [usize; 3] {
         let http = self.http.as_ref().map_or(0, HttpLimit::len);
-        [self.messages.len(), http, self.failures.len()]
+        [self.messages.len(), http, self.of_addresses().map(AddressBudget::len).iter().sum()]
+    }
+
+    fn of_addresses(&self) -> [&AddressBudget; 5] {
+        [&self.failures, &self.refusals, &self.backchannel, &self.silences, &self.scrapes]
     }
 
     /// Forgets budgets that are full again. To be called once a minute.
     pub(crate) fn forget_idle(&self) {
-        self.failures.forget_idle();
+        self.of_addresses().into_iter().for_each(AddressBudget::forget_idle);
         if let Some(http) = &self.http {
             http.forget_idle();
         }

@@ -5,9 +5,9 @@ use std::{
     time::Duration,
 };
 
-use prometheus::{HistogramVec, IntCounterVec, IntGaugeVec};
+use prometheus::{HistogramVec, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::{Family, HTTP_BUCKETS};
+use super::{Counters, Family, HTTP_BUCKETS, Label, parts::label};
 
 const METHODS: &[&str] = &["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"];
 
@@ -38,9 +38,23 @@ impl Endpoint {
 /// One handle lives as long as its request; the gauge is the number of handles.
 type InProgress = Arc<Mutex<Vec<(Endpoint, Arc<()>)>>>;
 
+label!(
+    /// Why a connection was not let in: there are too many, or too many of its address.
+    HttpRefusal { Capacity = "capacity", Address = "address" }
+);
+
+label!(
+    /// Why a forwarding header does not count.
+    ForwardedFault { Unreadable = "unreadable", UntrustedPeer = "untrusted_peer" }
+);
+
 /// The series of all HTTP requests.
 #[derive(Clone)]
 pub(crate) struct HttpMetrics {
+    pub(crate) connections_active: IntGauge,
+    pub(crate) refused: Counters<HttpRefusal>,
+    pub(crate) body_bytes: IntGauge,
+    pub(crate) forwarded_ignored: Counters<ForwardedFault>,
     requests: IntCounterVec,
     duration: HistogramVec,
     in_progress: IntGaugeVec,
@@ -51,6 +65,22 @@ impl HttpMetrics {
     pub(super) fn new(family: &Family) -> Self {
         let labels = &["method", "endpoint"];
         Self {
+            connections_active: family.gauge(
+                "http_connections_active",
+                "Open HTTP connections, those of WebSockets until their upgrade.",
+            ),
+            refused: family.counters(
+                "http_connections_refused_total",
+                "HTTP connections closed because there were too many, of all or of one address.",
+                "reason",
+            ),
+            body_bytes: family
+                .gauge("http_body_memory_bytes", "Bytes of request bodies that are being read."),
+            forwarded_ignored: family.counters(
+                "forwarded_headers_ignored_total",
+                "Requests with an X-Forwarded-For or Forwarded that does not count.",
+                "reason",
+            ),
             requests: family.counter_vec(
                 "http_requests_total",
                 "HTTP requests by route and status; WebSocket upgrades count with 101.",

@@ -16,7 +16,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
-pub(crate) use http::{Endpoint, HttpMetrics};
+pub(crate) use http::{Endpoint, ForwardedFault, HttpMetrics, HttpRefusal};
 pub(crate) use identity::{
     AuthMetrics, AuthOutcome, BreakerMetrics, BreakerSeries, CallOutcome, Dependency,
     LoginCounters, LoginMethod, LoginOutcome, ProviderOperation, TokenOutcome,

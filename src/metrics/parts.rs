@@ -45,6 +45,7 @@ label!(
         HttpLimits = "http_limits",
         Failures = "failures",
         Tokens = "tokens",
+        Holders = "holders",
     }
 );
 label!(

@@ -59,6 +59,7 @@ impl PackageMetrics {
 pub(crate) struct WsMetrics {
     /// Written by the registry alone, from the size of its table.
     pub(crate) connections_active: IntGauge,
+    pub(crate) connections_pending: IntGauge,
     pub(crate) connections: Counters<ConnectionOutcome>,
     disconnections: IntCounterVec,
     pub(crate) received: IntCounter,
@@ -112,6 +113,8 @@ impl WsMetrics {
         Self {
             connections_active: family
                 .gauge("ws_connections_active", "Open, authenticated WebSocket connections."),
+            connections_pending: family
+                .gauge("ws_connections_pending", "WebSockets that are still to authenticate."),
             connections: family.counters(
                 "ws_connections_total",
                 "WebSocket connections by what became of the request to open them.",

@@ -21,6 +21,8 @@ pub enum CloseReason {
     ConnectionLimit,
     /// A newer connection of its user took its place (`WS_CONNECTION_POLICY`).
     Replaced,
+    /// The address has failed to authenticate too often: the token was not looked at.
+    TooManyFailures,
     /// `WS_MAX_STRIKES` refused messages within a minute.
     TooManyStrikes,
     /// A bug, or the restart of a supervisor.
@@ -48,7 +50,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, for the closed label set of `ws_disconnections_total`.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 20] = [
         Self::Normal,
         Self::GoingAway,
         Self::ProtocolError,
@@ -57,6 +59,7 @@ impl CloseReason {
         Self::TooBig,
         Self::ConnectionLimit,
         Self::Replaced,
+        Self::TooManyFailures,
         Self::TooManyStrikes,
         Self::InternalError,
         Self::Unavailable,
@@ -79,7 +82,10 @@ impl CloseReason {
             Self::WrongKind => 1003,
             Self::Abnormal => 1006,
             Self::NotUtf8 => 1007,
-            Self::ConnectionLimit | Self::Replaced | Self::TooManyStrikes => 1008,
+            Self::ConnectionLimit
+            | Self::Replaced
+            | Self::TooManyFailures
+            | Self::TooManyStrikes => 1008,
             Self::TooBig => 1009,
             Self::InternalError | Self::Unavailable => 1011,
             Self::Unauthorized | Self::TokenExpired => 4001,
@@ -102,6 +108,7 @@ impl CloseReason {
             Self::TooBig => "message too large",
             Self::ConnectionLimit => "too many connections for this user",
             Self::Replaced => "replaced by a newer connection",
+            Self::TooManyFailures => "too many failed authentications",
             Self::TooManyStrikes => "too many refused messages",
             Self::InternalError => "internal error",
             Self::Unavailable => "not available",
@@ -130,9 +137,11 @@ impl CloseReason {
             | Self::SessionRevoked
             | Self::SlowConsumer => true,
             // Refused before there was a connection.
-            Self::ConnectionLimit | Self::TokenExpired | Self::AuthTimeout | Self::Unavailable => {
-                false
-            }
+            Self::ConnectionLimit
+            | Self::TooManyFailures
+            | Self::TokenExpired
+            | Self::AuthTimeout
+            | Self::Unavailable => false,
             Self::Normal
             | Self::GoingAway
             | Self::InternalError
@@ -149,6 +158,7 @@ impl CloseReason {
             Self::TokenExpired => Some("token_expired"),
             Self::AuthTimeout => Some("auth_timeout"),
             Self::ConnectionLimit => Some("connection_limit"),
+            Self::TooManyFailures => Some("rate_limit_exceeded"),
             _ => None,
         }
     }

@@ -6,6 +6,7 @@
 
 mod accept;
 mod root;
+mod stream;
 mod upgrade;
 
 use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
@@ -26,9 +27,9 @@ use crate::{
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     handlers::{Context, Package},
-    http::{self, Api},
+    http::{self, Api, Forwarding, Held},
     hub::Hub,
-    limits::Limits,
+    limits::{Limits, Pool},
     metrics::{Dependency, Metrics},
     redis::Redis,
     registry::{RegistryAddress, RegistryMessage},
@@ -36,7 +37,9 @@ use crate::{
     store::{OpenError, Store},
     traces::{Traces, TracesError},
 };
+use accept::Entrance;
 use root::Root;
+use stream::Patience;
 use upgrade::Web;
 
 /// Time for sockets to close after the last answer, on top of `DRAIN_TIMEOUT`.
@@ -149,10 +152,9 @@ struct Server {
     context: Arc<Context>,
     shared: Arc<Shared>,
     registry: Arc<RegistryAddress>,
-    limits: Arc<Limits>,
     validator: Arc<Validator>,
     provider: Option<Arc<Provider>>,
-    places: Arc<Semaphore>,
+    bounds: Bounds,
     /// Cancelled when the server is to stop: it is not ready any more.
     leaving: CancellationToken,
     draining: CancellationToken,
@@ -190,6 +192,7 @@ impl Server {
             cluster: Arc::new(cluster),
             broadcast_changes: config.handlers.broadcast_changes,
         });
+        let limits = Arc::new(Limits::new(&config, redis));
         let router =
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
@@ -197,14 +200,14 @@ impl Server {
             drain_timeout: config.server.drain_timeout,
             router: Arc::new(router),
             validator: Arc::clone(&validator),
+            limits: Arc::clone(&limits),
             audit,
             metrics,
             traces,
             tasks: TaskTracker::new(),
         });
         Ok(Self {
-            limits: Arc::new(Limits::new(&config, redis)),
-            places: Arc::new(Semaphore::new(config.ws.max_connections)),
+            bounds: Bounds::new(&config),
             validator,
             provider,
             registry: Arc::default(),
@@ -235,30 +238,46 @@ impl Server {
             context: Arc::clone(&self.context),
             validator: Arc::clone(&self.validator),
             logins: provider.map(|provider| Logins::new(provider, client_id, metrics)),
-            limits: Arc::clone(&self.limits),
+            limits: Arc::clone(&self.shared.limits),
             metrics: Arc::clone(&self.shared.metrics),
             traces: self.shared.traces.clone(),
             config: self.config.http.clone(),
+            held: self.bounds.held.clone(),
+            forwarding: Forwarding::default(),
             leaving: self.leaving.clone(),
         });
         let web = Arc::new(Web {
             shared: Arc::clone(&self.shared),
-            validator: Arc::clone(&self.validator),
-            limits: Arc::clone(&self.limits),
             cluster: Arc::clone(&self.context.cluster),
             registry: Arc::clone(&self.registry),
-            places: Arc::clone(&self.places),
+            http: self.config.http.clone(),
+            places: Arc::clone(&self.bounds.places),
+            pending: Arc::clone(&self.bounds.held.pending),
+            farewells: Arc::clone(&self.bounds.held.farewells),
             draining: self.draining.clone(),
         });
         let web = axum::routing::any(upgrade::web).with_state(web);
         let (clients, ops) = http::routes(&api, web, listeners.ops.is_some());
         let (stop, requests) = (CancellationToken::new(), TaskTracker::new());
-        let loop_on = |listener, routes| {
-            tokio::spawn(accept::accept(listener, routes, stop.clone(), requests.clone()))
+        let config = Arc::new(self.config.http.clone());
+        let patience = Patience {
+            keep_alive: config.keep_alive,
+            write: self.config.ws.write_timeout,
+            request: config.request_timeout,
         };
-        let mut loops = vec![loop_on(listeners.clients, clients)];
-        loops.extend(listeners.ops.map(|listener| loop_on(listener, ops)));
-        loops.push(tokio::spawn(forget_idle(Arc::clone(&self.limits), stop.clone())));
+        let loop_on = |listener, routes, pool: &Arc<Pool>| {
+            if let Err(error) = accept::watch_peers(&listener, patience.write) {
+                tracing::warn!(%error, "peers that are gone are noticed late");
+            }
+            let (config, pool) = (Arc::clone(&config), Arc::clone(pool));
+            let metrics = self.shared.metrics.http.clone();
+            let entrance = Entrance { listener, routes, config, patience, pool, metrics };
+            tokio::spawn(accept::accept(entrance, stop.clone(), requests.clone()))
+        };
+        let held = &self.bounds.held;
+        let mut loops = vec![loop_on(listeners.clients, clients, &held.connections)];
+        loops.extend(listeners.ops.map(|listener| loop_on(listener, ops, &held.ops_connections)));
+        loops.push(tokio::spawn(forget_idle(Arc::clone(&self.shared.limits), stop.clone())));
         Accepting { stop, requests, loops }
     }
 
@@ -280,6 +299,31 @@ impl Server {
         let limit = self.config.server.drain_timeout + CLOSING;
         if timeout(limit, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!(connections = self.shared.tasks.len(), "connections are cut off");
+        }
+    }
+}
+
+/// What clients may hold at once.
+struct Bounds {
+    /// Of authenticated WebSockets.
+    places: Arc<Semaphore>,
+    held: Held,
+}
+
+impl Bounds {
+    fn new(config: &Config) -> Self {
+        let (ws, http) = (&config.ws, &config.http);
+        let connections = || Pool::new(http.max_connections, http.max_connections_per_address);
+        let pending = || Pool::new(ws.max_pending, ws.max_pending_per_address);
+        Self {
+            places: Arc::new(Semaphore::new(ws.max_connections)),
+            held: Held {
+                connections: connections(),
+                ops_connections: connections(),
+                pending: pending(),
+                farewells: pending(),
+                bodies: Pool::new(http.max_body_memory, http.max_body_memory / 4),
+            },
         }
     }
 }

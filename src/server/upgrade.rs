@@ -1,28 +1,28 @@
 //! `GET /web`: what is refused before the upgrade, the upgrade, and the way to the registry.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
     extract::State,
-    http::{HeaderMap, Method, Request, StatusCode, header, request::Parts},
+    http::{Extensions, HeaderMap, Method, Request, StatusCode, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use futures_util::FutureExt;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::{
-    net::TcpStream,
-    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
-};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::stream::Stream;
 use crate::{
     audit::Event,
-    auth::{Identity, Remote, Validator},
+    auth::{Identity, Remote},
     cluster::Cluster,
+    config::HttpConfig,
     connection::{
         Admission, Shared,
         handshake::{self, Refusal},
@@ -30,21 +30,28 @@ use crate::{
     },
     http::{Problem, remote},
     hub::Outbox,
-    limits::Limits,
+    limits::{Full, Pool, Share},
     metrics::{AuditOutcome, ConnectionOutcome, LimitType},
     protocol::{CloseReason, ErrorBody, Format},
     registry::{RegistryAddress, RegistryMessage},
 };
 
+const NO_PLACE: &str = "This node takes no more connections";
+/// When a client may try again that came beside too many others of its address.
+const SOON: Duration = Duration::from_secs(1);
+
 /// What `/web` works with.
 pub(super) struct Web {
     pub(super) shared: Arc<Shared>,
-    pub(super) validator: Arc<Validator>,
-    pub(super) limits: Arc<Limits>,
     pub(super) cluster: Arc<Cluster>,
     pub(super) registry: Arc<RegistryAddress>,
-    /// One for each connection that may be open, those in their handshake included.
+    pub(super) http: HttpConfig,
+    /// One for each authenticated connection that may be open.
     pub(super) places: Arc<Semaphore>,
+    /// The sockets that are still to authenticate.
+    pub(super) pending: Arc<Pool>,
+    /// Those that are refused, while they are told why.
+    pub(super) farewells: Arc<Pool>,
     /// Cancelled when the server drains.
     pub(super) draining: CancellationToken,
 }
@@ -52,9 +59,16 @@ pub(super) struct Web {
 /// What a client asked for, checked.
 struct Accepted {
     format: Format,
-    presented: Option<Arc<Identity>>,
-    place: OwnedSemaphorePermit,
+    entry: Entry,
     remote: Arc<Remote>,
+}
+
+/// How a client comes in.
+enum Entry {
+    /// A token came with the upgrade, and its user has a place.
+    Known(Arc<Identity>, OwnedSemaphorePermit),
+    /// The token is to come, and the socket may wait for it.
+    Pending(Share),
 }
 
 pub(super) async fn web(
@@ -68,7 +82,8 @@ pub(super) async fn web(
         let upgrade = [(header::UPGRADE, "websocket"), (header::CONNECTION, "Upgrade")];
         return Ok((upgrade, Problem::new(StatusCode::UPGRADE_REQUIRED, body)).into_response());
     }
-    let key = accept_key(headers)?;
+    let key =
+        accept_key(headers).map_err(|problem| refused(&web, request.extensions(), problem))?;
     let (request, _) = request.into_parts();
     let accepted = check(&web, &request).await?;
     let Some(upgrade) = upgrade else {
@@ -114,39 +129,41 @@ fn accept_key(headers: &HeaderMap) -> Result<String, Problem> {
     }
 }
 
+/// Takes a refused upgrade from the budget of its address. Over it the client is told that alone, and
+/// nothing is recorded.
+fn refused(web: &Web, request: &Extensions, problem: Problem) -> Problem {
+    let address = remote(request).address;
+    match web.shared.limits.refusals.refusal(address) {
+        Some(wait) => too_many(web, "Too many refused requests", wait),
+        None => {
+            web.shared.limits.refusals.count(address);
+            problem
+        }
+    }
+}
+
+fn too_many(web: &Web, msg: &'static str, wait: Duration) -> Problem {
+    web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedLimit);
+    web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+    Problem::too_many(msg, wait)
+}
+
 async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     let config = &web.shared.config;
-    let connections = &web.shared.metrics.ws.connections;
-    let origin = request.headers.get(header::ORIGIN);
-    let allowed = |origin: &header::HeaderValue| {
-        origin.to_str().is_ok_and(|origin| config.allowed_origins.allows(origin))
-    };
-    if !origin.is_none_or(allowed) {
-        connections.inc(ConnectionOutcome::RejectedOrigin);
-        refused_origin(web, request);
-        let body = ErrorBody::new("permission_denied", "This origin may not connect");
-        return Err(Problem::new(StatusCode::FORBIDDEN, body));
-    }
+    check_origin(web, request)?;
     let query: Vec<_> =
         form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()).collect();
     let parameter =
         |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref());
     let format = match parameter("format") {
         None => Format::Json,
-        Some(name) => Format::parse(name).map_err(|msg| bad_request(&msg))?,
+        Some(name) => Format::parse(name)
+            .map_err(|msg| refused(web, &request.extensions, bad_request(&msg)))?,
     };
     let remote = remote(&request.extensions);
-    // Also who would send its token later: after the upgrade there is no refusing it with a status.
-    if let Some(wait) = web.limits.failures.refusal(remote.address) {
-        connections.inc(ConnectionOutcome::RejectedLimit);
-        web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
-        return Err(Problem::too_many("Too many failed authentications", wait));
+    if web.draining.is_cancelled() || web.places.available_permits() == 0 {
+        return Err(no_place(web));
     }
-    let free = Arc::clone(&web.places).try_acquire_owned().ok();
-    let Some(place) = free.filter(|_| !web.draining.is_cancelled()) else {
-        connections.inc(ConnectionOutcome::RejectedCapacity);
-        return Err(Problem::unavailable("This node takes no more connections"));
-    };
     let header = request.headers.get(header::AUTHORIZATION);
     let authorization = match header {
         Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
@@ -155,11 +172,46 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
             .or_else(|| parameter("Authorization").map(ToOwned::to_owned)),
         None => None,
     };
-    let presented = match authorization {
-        None => None,
-        Some(text) => Some(presented(web, &text, &remote).await?),
+    let entry = match authorization {
+        None => Entry::Pending(pending(web, &remote)?),
+        Some(text) => {
+            let identity = presented(web, &text, &remote).await?;
+            let place = Arc::clone(&web.places).try_acquire_owned();
+            Entry::Known(identity, place.map_err(|_| no_place(web))?)
+        }
     };
-    Ok(Accepted { format, presented, place, remote })
+    Ok(Accepted { format, entry, remote })
+}
+
+fn check_origin(web: &Web, request: &Parts) -> Result<(), Problem> {
+    let allowed = |origin: &header::HeaderValue| {
+        origin.to_str().is_ok_and(|origin| web.shared.config.allowed_origins.allows(origin))
+    };
+    if request.headers.get(header::ORIGIN).is_none_or(allowed) {
+        return Ok(());
+    }
+    let remote = remote(&request.extensions);
+    if web.shared.limits.refusals.refusal(remote.address).is_none() {
+        web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedOrigin);
+        record_foreign_origin(web, &remote);
+    }
+    let body = ErrorBody::new("permission_denied", "This origin may not connect");
+    Err(refused(web, &request.extensions, Problem::new(StatusCode::FORBIDDEN, body)))
+}
+
+fn no_place(web: &Web) -> Problem {
+    web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedCapacity);
+    Problem::unavailable(NO_PLACE)
+}
+
+/// A place among the sockets that are still to authenticate.
+fn pending(web: &Web, remote: &Remote) -> Result<Share, Problem> {
+    web.pending.take(web.http.counted(remote.address), 1).map_err(|full| match full {
+        Full::Pool => no_place(web),
+        Full::Address => {
+            too_many(web, "Too many connections of this address are not authenticated", SOON)
+        }
+    })
 }
 
 /// The user of a token that came with the upgrade.
@@ -168,11 +220,18 @@ async fn presented(
     authorization: &str,
     remote: &Arc<Remote>,
 ) -> Result<Arc<Identity>, Problem> {
-    let found = handshake::presented(&web.validator, authorization, &web.shared.metrics).await;
+    let found = handshake::presented(&web.shared, authorization, remote.address).await;
     found.map_err(|refusal| {
         failed(web, &refusal, remote);
         match refusal.reason {
             CloseReason::Unavailable => Problem::unavailable(refusal.msg),
+            CloseReason::TooManyFailures => {
+                let limits = &web.shared.limits;
+                let wait = limits.failures.refusal(remote.address);
+                let wait = wait.or_else(|| limits.refusals.refusal(remote.address)).unwrap_or(SOON);
+                web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+                Problem::too_many("Too many failed authentications", wait)
+            }
             reason => {
                 Problem::unauthorized(reason.error_code().unwrap_or("unauthorized"), refusal.msg)
             }
@@ -180,12 +239,9 @@ async fn presented(
     })
 }
 
-/// Counts and records a token that did not do. One who was too slow has not failed, and one whose token
-/// was good once does not guess.
+/// Counts and records a token that did not do.
 fn failed(web: &Web, refusal: &Refusal, remote: &Arc<Remote>) {
-    if refusal.reason == CloseReason::Unauthorized {
-        web.limits.failures.count(remote.address);
-    }
+    handshake::charge(&web.shared.limits, refusal, remote.address);
     if refusal.is_failure() {
         let (resource, outcome) = ("/web".to_owned(), AuditOutcome::Error);
         web.shared.audit.record(Event {
@@ -195,14 +251,12 @@ fn failed(web: &Web, refusal: &Refusal, remote: &Arc<Remote>) {
     }
 }
 
-fn refused_origin(web: &Web, request: &Parts) {
+fn record_foreign_origin(web: &Web, remote: &Arc<Remote>) {
     let (resource, outcome) = ("/web".to_owned(), AuditOutcome::PermissionDenied);
-    let remote = remote(&request.extensions);
-    let reason = CloseReason::Unauthorized;
     web.shared.audit.record(Event {
         status: StatusCode::FORBIDDEN.as_u16().into(),
         error: Some("This origin may not connect".into()),
-        ..Event::of_connection("CONNECT", resource, outcome, &remote, reason)
+        ..Event::of_connection("CONNECT", resource, outcome, remote, CloseReason::Unauthorized)
     });
 }
 
@@ -212,32 +266,25 @@ fn bad_request(msg: &str) -> Problem {
 
 /// Authenticates the socket and hands it to the registry; a refused client is told why and closed.
 async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
-    let Accepted { format, presented, place, remote } = accepted;
-    let Ok(parts) = upgraded.downcast::<TokioIo<TcpStream>>() else {
+    let Accepted { format, entry, remote } = accepted;
+    let Ok(parts) = upgraded.downcast::<TokioIo<Stream>>() else {
         tracing::error!("an upgraded connection is not the TCP stream it was accepted as");
         return;
     };
     let config = &web.shared.config;
-    let tcp = parts.io.into_inner();
+    let tcp = parts.io.into_inner().into_tcp();
     // Dropped here: kept, it would weigh six KiB on every connection.
     let mut socket = socket::accept(tcp, &parts.read_buf, config.max_message_bytes).await;
     drop(parts.read_buf);
 
-    let identity = match presented {
-        Some(identity) => Ok(identity),
-        None => tokio::select! {
-            identity = handshake::first_message(
-                &mut socket, format, config, &web.validator, &web.shared.metrics,
-            ) => identity,
-            () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
-        },
+    let known = match entry {
+        Entry::Known(identity, place) => Ok((identity, place)),
+        // Its place among those that wait is free before it is told why it is refused.
+        Entry::Pending(share) => authenticate(web, &mut socket, format, &remote, share).await,
     };
-    let identity = match identity {
-        Ok(identity) => identity,
-        Err(refusal) => {
-            failed(web, &refusal, &remote);
-            return refuse(socket, refusal, &remote.correlation).await;
-        }
+    let (identity, place) = match known {
+        Ok(known) => known,
+        Err(refusal) => return refuse(web, socket, refusal, &remote).await,
     };
     let outbox = Arc::new(Outbox::new(
         Uuid::new_v4(),
@@ -248,9 +295,12 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     ));
     let lease = match web.cluster.lease(&outbox).await {
         Ok(lease) => lease,
-        Err(reason) => return refuse(socket, no_lease(web, reason), &remote.correlation).await,
+        Err(reason) => {
+            drop(place);
+            return refuse(web, socket, no_lease(web, reason), &remote).await;
+        }
     };
-    let budget = web.limits.messages(&identity.subject).await;
+    let budget = web.shared.limits.messages(&identity.subject).await;
     let admission = Box::new(Admission { socket, identity, outbox, budget, lease });
     let (refused, refusal) = oneshot::channel();
     let admit = RegistryMessage::Admit { admission, place, refused };
@@ -265,7 +315,29 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         let Admission { socket, lease, .. } = *admission;
         // Not held while the client takes its time.
         drop(lease);
-        refuse(socket, reason.into(), &remote.correlation).await;
+        refuse(web, socket, reason.into(), &remote).await;
+    }
+}
+
+/// Waits for the token of a socket, which holds its place among those that wait until then.
+async fn authenticate(
+    web: &Web,
+    socket: &mut Socket,
+    format: Format,
+    remote: &Arc<Remote>,
+    _waiting: Share,
+) -> Result<(Arc<Identity>, OwnedSemaphorePermit), Refusal> {
+    let identity = tokio::select! {
+        identity = handshake::first_message(socket, format, &web.shared, remote.address) => identity,
+        () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
+    };
+    let identity = identity.inspect_err(|refusal| failed(web, refusal, remote))?;
+    match Arc::clone(&web.places).try_acquire_owned() {
+        Ok(place) => Ok((identity, place)),
+        Err(_) => {
+            web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedCapacity);
+            Err(Refusal { reason: CloseReason::Unavailable, msg: NO_PLACE.into() })
+        }
     }
 }
 
@@ -279,12 +351,19 @@ fn no_lease(web: &Web, reason: CloseReason) -> Refusal {
     Refusal { reason, msg: "the connection limit cannot be checked".into() }
 }
 
-async fn refuse(socket: Socket, refusal: Refusal, request_id: &str) {
+/// Tells a client why it is refused, and closes the socket. Clients that take their time are few: beyond
+/// that the socket is closed without waiting for anything.
+async fn refuse(web: &Web, socket: Socket, refusal: Refusal, remote: &Remote) {
     tracing::info!(
-        request_id,
+        request_id = &*remote.correlation,
         code = refusal.reason.code(),
         cause = refusal.msg,
         "connection refused"
     );
-    socket::close(socket, refusal.reason, refusal.frame()).await;
+    let farewell = web.farewells.take(web.http.counted(remote.address), 1);
+    let closing = socket::close(socket, refusal.reason, refusal.frame());
+    match farewell {
+        Ok(_share) => closing.await,
+        Err(_) => drop(closing.now_or_never()),
+    }
 }

@@ -18,8 +18,16 @@ impl Session {
             let refusal = Refusal::unauthorized("a refresh frame must have a string `token`");
             return self.refreshed(Err(refusal), now);
         };
-        let validator = Arc::clone(&self.shared.validator);
-        let check = async move { handshake::check(&validator, &token).await };
+        let shared = Arc::clone(&self.shared);
+        let address = self.outbox.remote.address;
+        let check = async move {
+            let checked =
+                handshake::check(&shared.validator, &shared.limits, &token, address).await;
+            if let Err(refusal) = &checked {
+                handshake::charge(&shared.limits, refusal, address);
+            }
+            checked
+        };
         match self.credential.check(check) {
             Some(checked) => self.refreshed(checked, now),
             None => Flow::Continue(()),
@@ -77,6 +85,7 @@ impl Session {
         match refusal.reason {
             reason if foreign => Flow::Break(reason),
             // Guessing tokens must not be free.
+            CloseReason::TooManyFailures => self.strike(now),
             _ if refusal.is_failure() => self.strike(now),
             _ => Flow::Continue(()),
         }

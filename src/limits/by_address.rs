@@ -1,4 +1,5 @@
-//! Failed authentications of an address: over its limit it is refused before its token is looked at.
+//! A budget that each address has for one kind of request: failed authentications, say. Over it an address is
+//! refused before anything of it is looked at.
 
 use std::{
     net::IpAddr,
@@ -19,17 +20,17 @@ use crate::config::network_of;
 type Limiter =
     RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
 
-/// Who failed, and how often.
-pub(crate) struct Failures {
+/// A budget a minute, by the network of the address.
+pub(crate) struct AddressBudget {
     /// None: no limit.
     limiter: Option<Limiter>,
-    /// The addresses over their limit, each with the time at which one failure may come again: the
+    /// The addresses over their limit, each with the time at which one more may come: the
     /// limiter cannot be asked without taking from it.
     refused: DashMap<IpAddr, Instant>,
     clock: DefaultClock,
 }
 
-impl Failures {
+impl AddressBudget {
     /// 0 stands for no limit.
     pub(super) fn new(per_minute: u32, clock: DefaultClock) -> Self {
         let limiter = NonZeroU32::new(per_minute).map(|limit| {
@@ -45,21 +46,22 @@ impl Failures {
         until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 
-    /// Takes one failure from an address.
-    pub(crate) fn count(&self, address: IpAddr) {
-        let Some(limiter) = &self.limiter else { return };
+    /// Takes one from the budget of an address. True: it was the last one, or there was none left.
+    pub(crate) fn count(&self, address: IpAddr) -> bool {
+        let Some(limiter) = &self.limiter else { return false };
         let address = network_of(address);
         if limiter.check_key(&address).is_ok_and(|state| state.remaining_burst_capacity() > 0) {
-            return;
+            return false;
         }
         // The last one: one more takes nothing, and tells when there will be another.
         if let Err(over) = limiter.check_key(&address) {
             let wait = over.wait_time_from(self.clock.now());
             self.refused.insert(address, Instant::now() + wait);
         }
+        true
     }
 
-    /// Addresses that failed.
+    /// Addresses whose budget is not full.
     pub(super) fn len(&self) -> usize {
         self.limiter.as_ref().map_or(0, RateLimiter::len)
     }
@@ -79,8 +81,8 @@ impl Failures {
 mod tests {
     use super::*;
 
-    fn failures(per_minute: u32) -> Failures {
-        Failures::new(per_minute, DefaultClock::default())
+    fn failures(per_minute: u32) -> AddressBudget {
+        AddressBudget::new(per_minute, DefaultClock::default())
     }
 
     #[test]
@@ -112,7 +114,7 @@ mod tests {
     fn zero_is_no_limit() {
         let failures = failures(0);
         let address = "10.0.0.1".parse().unwrap();
-        (0..1000).for_each(|_| failures.count(address));
+        assert!((0..1000).all(|_| !failures.count(address)));
         assert_eq!(failures.refusal(address), None);
     }
 }
