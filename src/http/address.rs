@@ -78,11 +78,9 @@ fn client_address<'a>(
     headers: &'a HeaderMap,
     peer: IpAddr,
 ) -> (IpAddr, Option<Ignored<'a>>) {
-    let (name, read): (_, fn(&[u8]) -> Option<IpAddr>) = match headers.contains_key(X_FORWARDED_FOR)
-    {
-        true => (X_FORWARDED_FOR, address),
-        false => (header::FORWARDED, |element| address(parameter(element, b"for")?)),
-    };
+    let forwarded = !headers.contains_key(X_FORWARDED_FOR);
+    let name = if forwarded { header::FORWARDED } else { X_FORWARDED_FOR };
+    let read = |hop| address(if forwarded { parameter(hop, b"for")? } else { hop });
     let mut client = peer;
     for line in headers.get_all(name).iter().rev() {
         // Bytes, not text: what a client wrote must not hide what our proxy added to the same line.

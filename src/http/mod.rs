@@ -252,7 +252,7 @@ fn host(request: &Request<Body>) -> Result<String, &'static str> {
     }
     let given = match given {
         Some(host) => match Authority::try_from(host.as_bytes()) {
-            Ok(host) if !host.as_str().contains('@') => Some(host),
+            Ok(host) if is_host_and_port(&host) => Some(host),
             // As clients send it for a target without an authority.
             _ if host.is_empty() => None,
             _ => return Err("the Host is no host with a port or without"),
@@ -269,6 +269,13 @@ fn host(request: &Request<Body>) -> Result<String, &'static str> {
         (None, Some(given)) => Ok(given.host().to_owned()),
         (None, None) => Ok(String::new()),
     }
+}
+
+fn is_host_and_port(authority: &Authority) -> bool {
+    let port = authority.as_str().strip_prefix(authority.host());
+    port.is_some_and(|port| {
+        port.is_empty() || port.strip_prefix(':').is_some_and(|port| port.parse::<u16>().is_ok())
+    })
 }
 
 /// Whether a host is served. Probes and Prometheus come by address.

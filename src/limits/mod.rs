@@ -139,7 +139,8 @@ impl Limits {
     /// Entries of the tables of messages, of REST and of failures.
     pub(crate) fn entries(&self) -> [usize; 3] {
         let http = self.http.as_ref().map_or(0, HttpLimit::len);
-        [self.messages.len(), http, self.of_addresses().map(AddressBudget::len).iter().sum()]
+        let wrongs = [&self.failures, &self.refusals, &self.backchannel, &self.silences];
+        [self.messages.len(), http, wrongs.map(AddressBudget::len).iter().sum()]
     }
 
     fn of_addresses(&self) -> [&AddressBudget; 5] {

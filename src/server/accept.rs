@@ -162,3 +162,24 @@ pub(super) fn watch_peers(listener: &impl std::os::fd::AsFd, write: Duration) ->
 
 /// Silence before the kernel asks whether the peer is there, and the time for an acknowledgement.
 const KEEPALIVE: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use rustix::net::sockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn accepted_sockets_notice_that_their_peer_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        watch_peers(&listener, Duration::from_secs(90)).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (tcp, _) = listener.accept().await.unwrap();
+        assert!(sockopt::socket_keepalive(&tcp).unwrap());
+        #[cfg(target_os = "linux")]
+        {
+            assert_eq!(sockopt::tcp_keepidle(&tcp).unwrap(), KEEPALIVE);
+            assert_eq!(sockopt::tcp_user_timeout(&tcp).unwrap(), 180_000);
+        }
+    }
+}

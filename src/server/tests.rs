@@ -223,12 +223,12 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
     let outbox = Outbox::new(Uuid::nil(), Arc::clone(&identity), Format::Json, 1, Arc::new(remote));
     let admission = Box::new(Admission {
         socket: socket::accept(tcp, &[], 1024).await,
-        budget: server.limits.messages(&identity.subject).await,
+        budget: server.shared.limits.messages(&identity.subject).await,
         lease: None,
         identity,
         outbox: Arc::new(outbox),
     });
-    let place = Arc::clone(&server.places).try_acquire_owned().unwrap();
+    let place = Arc::clone(&server.bounds.places).try_acquire_owned().unwrap();
     let (refused, _) = tokio::sync::oneshot::channel();
     assert!(server.registry.tell(RegistryMessage::Admit { admission, place, refused }).is_ok());
 

@@ -229,7 +229,6 @@ async fn presented(
                 let limits = &web.shared.limits;
                 let wait = limits.failures.refusal(remote.address);
                 let wait = wait.or_else(|| limits.refusals.refusal(remote.address)).unwrap_or(SOON);
-                web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
                 Problem::too_many("Too many failed authentications", wait)
             }
             reason => {
@@ -242,6 +241,9 @@ async fn presented(
 /// Counts and records a token that did not do.
 fn failed(web: &Web, refusal: &Refusal, remote: &Arc<Remote>) {
     handshake::charge(&web.shared.limits, refusal, remote.address);
+    if refusal.reason == CloseReason::TooManyFailures {
+        web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+    }
     if refusal.is_failure() {
         let (resource, outcome) = ("/web".to_owned(), AuditOutcome::Error);
         web.shared.audit.record(Event {

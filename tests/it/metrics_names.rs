@@ -66,7 +66,15 @@ const AT_ZERO: &[Family] = &[
     ),
     ("http_request_duration_seconds", "histogram", ROUTES),
     ("http_requests_in_progress", "gauge", ROUTES),
+    ("http_connections_refused_total", "counter", &["reason=\"capacity\"", "reason=\"address\""]),
+    ("http_body_memory_bytes", "gauge", NONE),
+    (
+        "forwarded_headers_ignored_total",
+        "counter",
+        &["reason=\"unreadable\"", "reason=\"untrusted_peer\""],
+    ),
     ("ws_connections_active", "gauge", NONE),
+    ("ws_connections_pending", "gauge", NONE),
     (
         "ws_connections_total",
         "counter",
@@ -243,6 +251,7 @@ const AT_ZERO: &[Family] = &[
 
 /// Families with a value of their own at the start.
 const NOT_ZERO: &[(&str, &str)] = &[
+    ("http_connections_active", "gauge"),
     ("app_info", "gauge"),
     ("db_connections_active", "gauge"),
     ("db_connections_idle", "gauge"),

@@ -172,12 +172,13 @@ async fn a_full_node_refuses_and_gives_places_back() {
     ];
     let server = TestServer::start(&settings).await;
     let ann = server.client("ann").await;
-    // One that has not authenticated takes a place as well.
-    let silent = Client::open(server.addr, "/web").await;
+    // One that has not authenticated takes none of these places.
+    let _silent = Client::open(server.addr, "/web").await;
+    let dora = server.client("dora").await;
     is_full(&server).await;
     server.until_metric(r#"ws_connections_total{status="rejected_capacity"}"#, 1.0).await;
 
-    drop(silent);
+    dora.close().await;
     // Refused after the upgrade, for its token and for its user's limit: neither keeps its place.
     let mut nobody = opened_in_time(&server).await;
     nobody.send(&json!({ "type": "auth", "token": "Bearer nonsense" })).await;
