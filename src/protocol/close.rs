@@ -15,13 +15,14 @@ pub enum CloseReason {
     WrongKind,
     /// A text frame that is not UTF-8.
     NotUtf8,
-    /// A message over `WS_MAX_MESSAGE_BYTES`.
+    /// A message over `WS_MAX_MESSAGE_BYTES`, or a first message over 20 KiB.
     TooBig,
     /// The user has `WS_MAX_CONNECTIONS_PER_USER` connections.
     ConnectionLimit,
     /// A newer connection of its user took its place (`WS_CONNECTION_POLICY`).
     Replaced,
-    /// `WS_MAX_STRIKES` refused messages within a minute.
+    /// `WS_MAX_STRIKES` refused messages or control frames within a minute; or too many control frames before
+    /// the auth frame.
     TooManyStrikes,
     /// A bug, or the restart of a supervisor.
     InternalError,

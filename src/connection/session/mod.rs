@@ -260,7 +260,10 @@ impl Session {
             let now = *arrived.get_or_insert_with(Instant::now);
             flow = match frame {
                 Some(Ok(frame)) => self.frame(frame, now, &mut departure),
-                Some(Err(error)) => Flow::Break(broken(&error)),
+                Some(Err(error)) => match self.small_fragments() {
+                    Flow::Continue(()) => Flow::Break(broken(&error)),
+                    over => over,
+                },
                 None => Flow::Break(CloseReason::Normal),
             };
         }
