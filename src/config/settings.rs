@@ -349,13 +349,13 @@ pub const SETTINGS: &[Setting] = &[
         "WS_MESSAGE_RATE_LIMIT",
         "6000",
         "COUNT/MINUTE",
-        "Messages of one user over all connections; 0: no limit",
+        "Messages of one user over all connections; 0: no limit. Each connection may send twice as many control frames",
     ),
     setting(
         "WS_MAX_STRIKES",
         "20",
         "COUNT",
-        "Refused messages within a minute that close a connection; 0: never",
+        "Refused messages and control frames within a minute that close a connection; 0: never, reading pauses instead",
     ),
     setting(
         "WS_MAX_IN_FLIGHT",

@@ -9,7 +9,7 @@ use futures_util::{SinkExt, StreamExt};
 use tokio::time::timeout;
 use tokio_tungstenite::tungstenite::{self, Message, error::CapacityError};
 
-use super::{Shared, socket::Socket};
+use super::{Shared, frames::Breach, socket::Socket};
 use crate::{
     auth::{self, AuthError, Identity, Validator},
     limits::Limits,
@@ -37,7 +37,7 @@ impl Refusal {
     /// The error frame ahead of the close frame, for the reasons that have one.
     pub(crate) fn frame(&self) -> Option<Message> {
         let code = self.reason.error_code()?;
-        Some(ServerControl::Error { code, msg: &self.msg }.frame())
+        Some(ServerControl::Error { code, msg: &self.msg, retry_after_ms: None }.frame())
     }
 }
 
@@ -139,6 +139,7 @@ fn count(metrics: &Metrics, result: &Result<Arc<Identity>, Refusal>) {
 
 /// The token of the first frame that is neither a ping nor a pong.
 async fn auth_frame(socket: &mut Socket, format: Format) -> Result<String, Refusal> {
+    socket.get_mut().bound_first_message();
     loop {
         let frame = match socket.next().await {
             Some(Ok(Message::Pong(_))) => continue,
@@ -173,6 +174,10 @@ pub(super) fn broken(error: &tungstenite::Error) -> CloseReason {
             tungstenite::error::ProtocolError::ResetWithoutClosingHandshake,
         ) => CloseReason::Abnormal,
         tungstenite::Error::Protocol(_) => CloseReason::ProtocolError,
+        tungstenite::Error::Io(error) => {
+            let breach = error.get_ref().and_then(|cause| cause.downcast_ref());
+            breach.map_or(CloseReason::Abnormal, |Breach(reason)| *reason)
+        }
         _ => CloseReason::Abnormal,
     }
 }

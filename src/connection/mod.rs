@@ -4,6 +4,7 @@
 //! whatever cause, the task is told to close; when the task ends, the actor stops, and the registry
 //! cleans up.
 
+mod frames;
 pub(crate) mod handshake;
 mod session;
 pub(crate) mod socket;

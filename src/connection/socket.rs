@@ -1,5 +1,6 @@
-//! A WebSocket over TCP with small buffers, and the two things tungstenite does not do for us: noticing
-//! that a write makes no progress, and ending so that the close frame arrives.
+//! A WebSocket over TCP with small buffers, and what tungstenite does not do for us: noticing that a write
+//! makes no progress, bounding what a client may hide in its framing, and ending so that the close frame
+//! arrives.
 
 use std::{
     io,
@@ -22,6 +23,7 @@ use tokio_tungstenite::{
     },
 };
 
+use super::frames::Frames;
 use crate::protocol::CloseReason;
 
 /// A client's socket after the upgrade.
@@ -41,9 +43,14 @@ pub(crate) async fn accept(tcp: TcpStream, read_already: &[u8], max_message: usi
         .write_buffer_size(WRITE_BUFFER)
         .max_message_size(Some(max_message))
         .max_frame_size(Some(max_message));
-    let tcp = Counted { tcp, written: 0, drained: false };
-    WebSocketStream::from_partially_read(tcp, read_already.to_vec(), Role::Server, Some(config))
-        .await
+    let tcp = Counted {
+        tcp,
+        read_already: read_already.to_vec(),
+        frames: Frames::default(),
+        written: 0,
+        drained: false,
+    };
+    WebSocketStream::from_raw_socket(tcp, Role::Server, Some(config)).await
 }
 
 /// The next frame. A socket that was read empty is not read again before it is readable: most wake-ups are
@@ -88,9 +95,13 @@ pub(crate) async fn close(mut socket: Socket, reason: CloseReason, error: Option
     }
 }
 
-/// A TCP stream that counts what it has written, and knows whether it was read empty.
+/// A TCP stream that counts what it has written, follows the frames it reads, and knows whether it was read
+/// empty.
 pub(crate) struct Counted {
     tcp: TcpStream,
+    /// Read before the stream. Not tungstenite's to read by itself: its frames are followed too.
+    read_already: Vec<u8>,
+    frames: Frames,
     written: u64,
     drained: bool,
 }
@@ -100,6 +111,35 @@ impl Counted {
     pub(crate) fn written(&self) -> u64 {
         self.written
     }
+
+    /// Bounds what arrives up to the end of the first message. More fails with a [`Breach`].
+    ///
+    /// [`Breach`]: super::frames::Breach
+    pub(super) fn bound_first_message(&mut self) {
+        self.frames.bound_first_message();
+    }
+
+    /// The fragments since the last call that carried almost nothing.
+    pub(super) fn take_small_fragments(&mut self) -> u32 {
+        self.frames.take_small_fragments()
+    }
+
+    fn poll_bytes(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.read_already.is_empty() {
+            return Pin::new(&mut self.tcp).poll_read(cx, buffer);
+        }
+        let bytes = self.read_already.len().min(buffer.remaining());
+        buffer.put_slice(&self.read_already[..bytes]);
+        self.read_already.drain(..bytes);
+        if self.read_already.is_empty() {
+            self.read_already = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl AsyncRead for Counted {
@@ -108,8 +148,12 @@ impl AsyncRead for Counted {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let polled = Pin::new(&mut self.tcp).poll_read(context, buffer);
+        let before = buffer.filled().len();
+        let polled = self.poll_bytes(context, buffer);
         self.drained = polled.is_pending();
+        if let Poll::Ready(Ok(())) = &polled {
+            self.frames.follow(&buffer.filled()[before..]).map_err(io::Error::other)?;
+        }
         polled
     }
 }

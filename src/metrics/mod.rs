@@ -119,6 +119,11 @@ impl<L: Label> Counters<L> {
     pub(crate) fn inc(&self, label: L) {
         self.0.with_label_values(&[label.label()]).inc();
     }
+
+    /// Counts some.
+    pub(crate) fn inc_by(&self, label: L, count: u64) {
+        self.0.with_label_values(&[label.label()]).inc_by(count);
+    }
 }
 
 /// A histogram family with one closed label.

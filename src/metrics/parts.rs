@@ -24,7 +24,12 @@ pub(super) use label;
 
 label!(
     /// Which limit refused something.
-    LimitType { Http = "http", Connection = "websocket_connection", Message = "websocket_message" }
+    LimitType {
+        Http = "http",
+        Connection = "websocket_connection",
+        Message = "websocket_message",
+        Control = "websocket_control",
+    }
 );
 label!(
     /// Which actor a supervisor started again.

@@ -15,7 +15,7 @@ pub enum CloseReason {
     WrongKind,
     /// A text frame that is not UTF-8.
     NotUtf8,
-    /// A message over `WS_MAX_MESSAGE_BYTES`.
+    /// A message over `WS_MAX_MESSAGE_BYTES`, or a first message over 20 KiB.
     TooBig,
     /// The user has `WS_MAX_CONNECTIONS_PER_USER` connections.
     ConnectionLimit,
@@ -23,7 +23,8 @@ pub enum CloseReason {
     Replaced,
     /// The address has failed to authenticate too often: the token was not looked at.
     TooManyFailures,
-    /// `WS_MAX_STRIKES` refused messages within a minute.
+    /// `WS_MAX_STRIKES` refused messages or control frames within a minute; or too many control frames before
+    /// the auth frame.
     TooManyStrikes,
     /// A bug, or the restart of a supervisor.
     InternalError,

@@ -82,6 +82,9 @@ pub enum ServerControl<'a> {
         code: &'static str,
         /// For people.
         msg: &'a str,
+        /// Milliseconds after which the frame may be sent again.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_ms: Option<u64>,
     },
     /// Answers `ping`.
     Pong,

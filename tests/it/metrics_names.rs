@@ -165,6 +165,7 @@ const AT_ZERO: &[Family] = &[
             "limit_type=\"http\"",
             "limit_type=\"websocket_connection\"",
             "limit_type=\"websocket_message\"",
+            "limit_type=\"websocket_control\"",
         ],
     ),
     (

@@ -4,6 +4,8 @@
 //! all → one flush. Reading stops while `WS_MAX_IN_FLIGHT` requests are open. Commands get through
 //! while a write waits.
 
+mod control;
+mod control_budget;
 mod credential;
 mod feed;
 mod refresh;
@@ -37,12 +39,13 @@ use crate::{
     limits::{MessageBudget, Refused},
     metrics::LimitType,
     protocol::{
-        self, ClientControl, CloseReason, ErrorBody, Incoming, Malformed, ReplyHead, Request,
-        ServerControl, Status,
+        self, CloseReason, ErrorBody, Incoming, Malformed, ReplyHead, Request, ServerControl,
+        Status,
     },
     router::{Departure, Responder},
     traces,
 };
+use control_budget::ControlBudget;
 use credential::Credential;
 use feed::feed;
 use strikes::Strikes;
@@ -60,6 +63,7 @@ pub(super) struct Session {
     outbox: Arc<Outbox>,
     credential: Credential,
     budget: Arc<MessageBudget>,
+    control_budget: ControlBudget,
     batch: Batch,
     /// Frames of this task itself: control answers.
     control: VecDeque<Message>,
@@ -99,12 +103,14 @@ impl Session {
     pub(super) fn new(admission: Admission, shared: Arc<Shared>) -> Self {
         let Admission { socket, identity, outbox, budget, .. } = admission;
         let now = Instant::now();
+        let control_budget = ControlBudget::new(now, shared.config.message_rate_limit);
         Self {
             socket,
             shared,
             credential: Credential::new(identity, outbox.id, Arc::clone(&outbox.remote)),
             outbox,
             budget,
+            control_budget,
             batch: Batch::default(),
             control: VecDeque::new(),
             pong_due: false,
@@ -183,6 +189,10 @@ impl Session {
         if let Poll::Ready(checked) = self.credential.poll_checked(cx) {
             return Poll::Ready(self.refreshed(checked, Instant::now()));
         }
+        // Reading may have begun a pause.
+        if mem::take(&mut self.rescheduled) {
+            self.set(timer.as_mut());
+        }
         // Also where there is something to write: a client that never pauses must not outlive its token.
         if self.is_due(cx, timer.as_mut()) {
             let flow = self.tick();
@@ -243,15 +253,22 @@ impl Session {
             && self.in_flight < self.shared.config.max_in_flight
             && self.control.len() < MAX_CONTROL
             && !self.pong_due
+            && !self.control_budget.is_paused()
             && (self.drained() || self.budget.poll_ready(cx).is_ready())
         {
             let Poll::Ready(frame) = socket::poll_next(&mut self.socket, cx) else { break };
             let now = *arrived.get_or_insert_with(Instant::now);
             flow = match frame {
                 Some(Ok(frame)) => self.frame(frame, now, &mut departure),
-                Some(Err(error)) => Flow::Break(broken(&error)),
+                Some(Err(error)) => match self.small_fragments() {
+                    Flow::Continue(()) => Flow::Break(broken(&error)),
+                    over => over,
+                },
                 None => Flow::Break(CloseReason::Normal),
             };
+        }
+        if flow.is_continue() {
+            flow = self.small_fragments();
         }
         if let Some(now) = arrived {
             self.last_seen = now;
@@ -268,12 +285,10 @@ impl Session {
             Message::Text(text) => protocol::decode_text(format, text),
             Message::Binary(bytes) => protocol::decode_binary(format, bytes),
             Message::Close(_) => return Flow::Break(CloseReason::Normal),
-            // tungstenite answers pings by itself.
-            Message::Ping(_) => {
-                self.pong_due = true;
-                return Flow::Continue(());
-            }
-            Message::Pong(_) | Message::Frame(_) => return Flow::Continue(()),
+            Message::Ping(_) => return self.ping(now),
+            Message::Pong(_) => return self.pong(now),
+            // Never read.
+            Message::Frame(_) => return Flow::Continue(()),
         };
         match incoming {
             Incoming::Request(request) => self.request(request, now, departure),
@@ -324,38 +339,7 @@ impl Session {
         Responder::new(head, now, ws.package(pkg_id), Arc::clone(&self.outbox), trace)
     }
 
-    fn control(&mut self, control: ClientControl, now: Instant) -> Flow {
-        let msg = match control {
-            ClientControl::Ping => {
-                self.control.push_back(ServerControl::Pong.frame());
-                return Flow::Continue(());
-            }
-            ClientControl::Refresh { token } if !self.credential.is_checking() => {
-                return self.refresh(token, now);
-            }
-            ClientControl::Refresh { .. } => "a refresh is under way already".to_owned(),
-            ClientControl::Auth { .. } => "this connection is authenticated already".to_owned(),
-            ClientControl::Unknown(kind) => {
-                format!("unknown control type {kind:?}: auth, ping and refresh are allowed")
-            }
-        };
-        self.error("invalid_message", &msg);
-        self.strike(now)
-    }
-
-    /// Puts an error frame among the control answers.
-    fn error(&mut self, code: &'static str, msg: &str) {
-        self.control.push_back(ServerControl::Error { code, msg }.frame());
-    }
-
-    fn strike(&mut self, now: Instant) -> Flow {
-        match self.strikes.add(now, self.shared.config.max_strikes as usize) {
-            true => Flow::Break(CloseReason::TooManyStrikes),
-            false => Flow::Continue(()),
-        }
-    }
-
-    /// Looks at what is due: expiry and its warning, the end of a drain, a ping, its pong.
+    /// Looks at what is due: expiry and its warning, the end of a drain or of a pause, a ping, its pong.
     fn tick(&mut self) -> Flow {
         let now = Instant::now();
         let config = &self.shared.config;
@@ -363,9 +347,10 @@ impl Session {
             return Flow::Break(self.end_reason());
         }
         // While reading is held up a pong cannot be seen: the client is not to blame.
-        if self.in_flight >= config.max_in_flight {
+        if self.in_flight >= config.max_in_flight || self.control_budget.is_paused() {
             self.last_seen = now;
             self.pinged = None;
+            self.control_budget.resume(now);
         }
         match self.pinged {
             Some(pinged) if now - pinged >= config.pong_timeout => {
@@ -373,6 +358,7 @@ impl Session {
             }
             None if now - self.last_seen >= config.ping_interval => {
                 self.control.push_back(Message::Ping(Bytes::new()));
+                self.control_budget.ping();
                 self.pinged = Some(now);
             }
             _ => {}
@@ -395,7 +381,8 @@ impl Session {
         let drain = self.drain.as_ref();
         let drain =
             drain.map(|drain| if self.drained() { drain.end } else { drain.quiet.min(drain.end) });
-        life.min(token).min(drain.unwrap_or(life))
+        let resumes = self.control_budget.resumes();
+        life.min(token).min(drain.unwrap_or(life)).min(resumes.unwrap_or(life))
     }
 
     /// Counts what was taken out of the outbox: it is answered, though not yet written.

@@ -63,8 +63,12 @@ fn control_frames_of_the_server_are_text() {
             json!({ "type": "auth_ok", "connection_id": id, "user": "ann \"🦀\"", "expires_in": 60 }),
         ),
         (
-            ServerControl::Error { code: "auth_timeout", msg: "too late" },
+            ServerControl::Error { code: "auth_timeout", msg: "too late", retry_after_ms: None },
             json!({ "type": "error", "code": "auth_timeout", "msg": "too late" }),
+        ),
+        (
+            ServerControl::Error { code: "x", msg: "later", retry_after_ms: Some(7) },
+            json!({ "type": "error", "code": "x", "msg": "later", "retry_after_ms": 7 }),
         ),
         (
             ServerControl::RefreshOk { expires_in: 300, gained: &[3, 4], lost: &[] },

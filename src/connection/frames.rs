@@ -1,0 +1,197 @@
+//! Follows the frames in the bytes of a client, ahead of tungstenite, for two things that tungstenite does
+//! not do: it hides fragments, and it has one size limit for a connection's whole life.
+
+use crate::protocol::CloseReason;
+
+/// Bytes of payload under which a fragment costs more than what it carries. The last of a message is free.
+const SMALL: u64 = 64;
+/// Bytes of the first message: a token of 16 KiB, and what is around it.
+const FIRST_MESSAGE: u16 = 20 * 1024;
+/// Control frames and small fragments before the end of the first message.
+const FIRST_FRAMES: u8 = 10;
+/// Bytes of the longest header, without its mask.
+const HEADER: usize = 10;
+
+/// A rule of ours that a client broke, and the reason to close with.
+#[derive(Debug, thiserror::Error, Clone, Copy, PartialEq, Eq)]
+#[error("{}", .0.text())]
+pub(crate) struct Breach(pub(crate) CloseReason);
+
+/// Where the bytes that were read end among the frames.
+#[derive(Default)]
+pub(super) struct Frames {
+    /// Bytes of mask and payload still to come.
+    skip: u64,
+    small_fragments: u32,
+    /// The header that is being read, and how much of it was read.
+    header: [u8; HEADER],
+    have: u8,
+    first: Option<First>,
+}
+
+/// What may still arrive before the first message is whole.
+struct First {
+    bytes: u16,
+    frames: u8,
+}
+
+impl Frames {
+    /// Bounds what arrives up to the end of the first message.
+    pub(super) fn bound_first_message(&mut self) {
+        self.first = Some(First { bytes: FIRST_MESSAGE, frames: FIRST_FRAMES });
+    }
+
+    /// The fragments since the last call that carried almost nothing.
+    pub(super) fn take_small_fragments(&mut self) -> u32 {
+        std::mem::take(&mut self.small_fragments)
+    }
+
+    /// Follows the frames through the next bytes.
+    pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Breach> {
+        while !bytes.is_empty() {
+            if self.skip > 0 {
+                let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
+                self.skip -= skipped as u64;
+                bytes = &bytes[skipped..];
+                continue;
+            }
+            let have = usize::from(self.have);
+            let (part, rest) = bytes.split_at(bytes.len().min(self.header_length() - have));
+            self.header[have..have + part.len()].copy_from_slice(part);
+            self.have += part.len() as u8;
+            bytes = rest;
+            if usize::from(self.have) == self.header_length() {
+                self.have = 0;
+                self.begin()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// As far as what was read of the header tells.
+    fn header_length(&self) -> usize {
+        match self.header[1] & 0x7f {
+            126 if self.have >= 2 => 4,
+            127 if self.have >= 2 => HEADER,
+            _ => 2,
+        }
+    }
+
+    /// Counts a frame whose header has arrived.
+    fn begin(&mut self) -> Result<(), Breach> {
+        let [kind, short, long @ ..] = self.header;
+        let payload = match short & 0x7f {
+            126 => u16::from_be_bytes([long[0], long[1]]).into(),
+            127 => u64::from_be_bytes(long),
+            short => short.into(),
+        };
+        let mask = if short & 0x80 == 0 { 0 } else { 4 };
+        self.skip = payload.saturating_add(mask);
+        let (last, control) = (kind & 0x80 != 0, kind & 0x08 != 0);
+        let small = payload < SMALL && !last && !control;
+        if small {
+            self.small_fragments = self.small_fragments.saturating_add(1);
+        }
+        let Some(first) = &mut self.first else { return Ok(()) };
+        if small || control {
+            let left = first.frames.checked_sub(1);
+            first.frames = left.ok_or(Breach(CloseReason::TooManyStrikes))?;
+        }
+        if !control {
+            let left = u16::try_from(payload).ok().and_then(|size| first.bytes.checked_sub(size));
+            first.bytes = left.ok_or(Breach(CloseReason::TooBig))?;
+            if last {
+                self.first = None;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A masked frame of so many bytes.
+    fn frame(kind: u8, payload: usize) -> Vec<u8> {
+        let mut bytes = vec![kind];
+        match payload {
+            0..126 => bytes.push(0x80 | payload as u8),
+            126..65_536 => {
+                bytes.push(0x80 | 126);
+                bytes.extend((payload as u16).to_be_bytes());
+            }
+            _ => {
+                bytes.push(0x80 | 127);
+                bytes.extend((payload as u64).to_be_bytes());
+            }
+        }
+        // Bytes that would be headers of empty fragments.
+        bytes.extend(vec![0; 4 + payload]);
+        bytes
+    }
+
+    fn small_fragments(frames: &[Vec<u8>], piece: usize) -> u32 {
+        let mut follower = Frames::default();
+        for bytes in frames.concat().chunks(piece) {
+            follower.follow(bytes).unwrap();
+        }
+        assert_eq!((follower.skip, follower.have), (0, 0));
+        follower.take_small_fragments()
+    }
+
+    #[test]
+    fn small_fragments_are_counted_wherever_the_reads_end() {
+        let frames = [
+            frame(0x81, 0),
+            frame(0x01, 0),
+            frame(0x00, 63),
+            frame(0x89, 125),
+            frame(0x00, 64),
+            frame(0x00, 70_000),
+            frame(0x00, 1),
+            frame(0x80, 0),
+            frame(0x82, 300),
+            frame(0x8a, 0),
+            frame(0x02, 5),
+            frame(0x80, 10),
+        ];
+        for piece in [1, 2, 3, 7, 1536, 1_000_000] {
+            assert_eq!(small_fragments(&frames, piece), 4, "{piece}");
+        }
+    }
+
+    fn first(frames: &[Vec<u8>]) -> Result<(), Breach> {
+        let mut follower = Frames::default();
+        follower.bound_first_message();
+        follower.follow(&frames.concat())
+    }
+
+    #[test]
+    fn the_first_message_is_bounded_and_no_other() {
+        let limit = usize::from(FIRST_MESSAGE);
+        let too_big = Err(Breach(CloseReason::TooBig));
+        assert_eq!(first(&[frame(0x81, limit), frame(0x81, limit + 1)]), Ok(()));
+        assert_eq!(first(&[frame(0x81, limit + 1)[..4].to_vec()]), too_big);
+        assert_eq!(first(&[frame(0x81, 65_536)[..10].to_vec()]), too_big);
+        assert_eq!(first(&[frame(0x01, limit), frame(0x80, 0), frame(0x82, 65_536)]), Ok(()));
+        assert_eq!(first(&[frame(0x01, limit), frame(0x00, 64)]), too_big);
+    }
+
+    #[test]
+    fn control_frames_before_the_first_message_are_bounded() {
+        let too_many = Err(Breach(CloseReason::TooManyStrikes));
+        let pings = vec![frame(0x89, 3); 10];
+        assert_eq!(first(&[pings.concat(), frame(0x81, 9), pings.concat()]), Ok(()));
+        assert_eq!(first(&[pings.concat(), frame(0x8a, 0)]), too_many);
+        assert_eq!(first(&[frame(0x01, 0), pings[1..].concat(), frame(0x00, 0)]), too_many);
+    }
+
+    #[test]
+    fn a_length_that_no_machine_has_is_skipped_and_not_added_up() {
+        let mut follower = Frames::default();
+        follower.follow(&[&[0x81, 0xff][..], &[0xff; 8]].concat()).unwrap();
+        follower.follow(&[0; 100]).unwrap();
+        assert_eq!(follower.skip, u64::MAX - 100);
+    }
+}
