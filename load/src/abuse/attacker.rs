@@ -40,9 +40,9 @@ pub(crate) struct Options {
     seconds: f64,
     #[arg(long)]
     connections: usize,
-    /// New connections a second at most
+    /// Connections a second that it opens in place of those that have ended
     #[arg(long)]
-    rate: Option<f64>,
+    rate: f64,
 }
 
 /// What the process is told on its standard input.
@@ -161,13 +161,15 @@ impl<'a> Attacker<'a> {
         Ok(())
     }
 
-    /// Opens as many as are wanted, may be under way, and are due.
+    /// Opens as many as are wanted and may be under way. While the server lets them in that is as fast as it
+    /// goes; those it has ended are replaced at the rate.
     fn open(&mut self, start: Instant) -> anyhow::Result<()> {
-        let due = |rate: f64| (start.elapsed().as_secs_f64() * rate) as u64 + 1;
-        let due = self.options.rate.map_or(u64::MAX, due);
+        let replaced = start.elapsed().as_secs_f64() * self.options.rate;
         // A connection that fails at once is not tried again in the same turn.
         for _ in 0..OPENING {
-            if self.opening >= OPENING || self.report.connects >= due {
+            let open = self.connections.len() - self.free.len();
+            let ended = self.report.connects - open as u64;
+            if self.opening >= OPENING || ended as f64 > replaced {
                 return Ok(());
             }
             let Some(index) = self.free.pop() else { return Ok(()) };

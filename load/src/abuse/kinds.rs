@@ -107,6 +107,11 @@ impl Kind {
         self as usize >= Self::Pings as usize
     }
 
+    /// Whether it is a flood of what no limit of messages counts: its cost grows with the connections.
+    pub(crate) fn is_control(self) -> bool {
+        self.authenticates() && (self as usize) <= Self::UnknownTypes as usize
+    }
+
     /// Whether its connections are WebSockets that are let in.
     pub(super) fn upgrades(self) -> bool {
         self.authenticates() || self == Self::SilentSockets
@@ -265,6 +270,7 @@ mod tests {
     fn the_attacks_before_auth_ok_come_first_and_know_no_user() {
         let before: Vec<_> = Kind::all().iter().filter(|kind| !kind.authenticates()).collect();
         assert_eq!(before.len(), 8);
+        assert!(Kind::all().iter().all(|kind| kind.authenticates() || !kind.is_control()));
         assert_eq!(Kind::HalfOpen.name(), "half-open");
         assert!(Kind::Pings.title().contains("pings"));
     }

@@ -59,12 +59,13 @@ pub(crate) struct Options {
     /// Requests a second over the 50 honest connections
     #[arg(long, default_value_t = 5000.0, value_parser = rate)]
     rate: f64,
-    /// Attacking connections after `auth_ok`; 1,1000 attacks with one and then with a thousand
+    /// Connections that flood with control frames; 1,1000 attacks with one and then with a thousand
     #[arg(long, value_name = "N", value_delimiter = ',', default_value = "5", value_parser = clap::value_parser!(u16).range(1..=5000))]
     connections: Vec<u16>,
-    /// New connections of an attacker a second [default: as many as it can]
-    #[arg(long, value_name = "RATE", value_parser = rate)]
-    connect_rate: Option<f64>,
+    /// Connections a second that an attacker opens in place of those that the server has ended or refused;
+    /// what it sends on those it has is bounded by its core alone
+    #[arg(long, value_name = "RATE", default_value_t = siege::RECONNECTS, value_parser = rate)]
+    reconnects: f64,
     /// A setting of the server that is not its default, as its environment has it; may be given again
     #[arg(long = "set", value_name = "NAME=VALUE")]
     settings: Vec<String>,
@@ -93,7 +94,7 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
             pause(EXPIRED_AFTER.saturating_sub(made.elapsed()));
         }
         let counts = options.connections.iter().map(|count| usize::from(*count));
-        let counts: Vec<_> = match kind.authenticates() {
+        let counts: Vec<_> = match kind.is_control() {
             true => counts.collect(),
             false => vec![kind.connections()],
         };
@@ -129,6 +130,10 @@ fn tell(options: &Options, outcomes: &[Outcome], machine: &Machine) -> anyhow::R
             "- {CONNECTIONS} honest connections of as many users, {} requests/s from 127.0.0.1; {} s of each \
              attack from {}, on the core of the honest client and behind it",
             options.rate, options.seconds, SOURCE
+        );
+        println!(
+            "- attempts are requests, connections that are held, or frames written, also those that a server \
+             which has closed does not read"
         );
         println!("- a private server with its default limits{}", changed(options, outcomes));
         print!("{machine}");
@@ -176,7 +181,7 @@ impl Stage<'_> {
         ensure!(client.ready() == CONNECTIONS, "no honest connection: {:?}", client.tally.failed);
         self.look(&server, &mut client, options.warm_up)?;
         let before = self.look(&server, &mut client, options.seconds)?;
-        let (seconds, rate) = (options.seconds, options.connect_rate);
+        let (seconds, rate) = (options.seconds, options.reconnects);
         let expired = self.expired;
         let attack = Attack { kind, seconds, connections, rate, tokens: attackers, expired };
         let siege = attack.start(server.address)?;

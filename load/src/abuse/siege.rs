@@ -21,6 +21,8 @@ use crate::target::Target;
 /// Seconds of each attack of an [`Abuser`], and how often it looks whether one is over.
 const EACH: f64 = 5.0;
 const LOOK: Duration = Duration::from_millis(100);
+/// The default of `--reconnects`.
+pub(super) const RECONNECTS: f64 = 500.0;
 
 /// What an attack is made with.
 pub(crate) struct Attack<'a> {
@@ -28,8 +30,8 @@ pub(crate) struct Attack<'a> {
     pub(crate) seconds: f64,
     /// Connections at once.
     pub(crate) connections: usize,
-    /// New connections a second; none: as many as it can.
-    pub(crate) rate: Option<f64>,
+    /// Connections a second that are opened in place of those that have ended.
+    pub(crate) rate: f64,
     /// Of the attacking users.
     pub(crate) tokens: &'a [String],
     pub(crate) expired: &'a str,
@@ -44,9 +46,7 @@ impl Attack<'_> {
         command.args(["attack", &server.to_string(), "--kind", &self.kind.name()]);
         command.args(["--seconds", &self.seconds.to_string()]);
         command.args(["--connections", &self.connections.to_string()]);
-        if let Some(rate) = self.rate {
-            command.args(["--rate", &rate.to_string()]);
-        }
+        command.args(["--rate", &self.rate.to_string()]);
         let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
         let mut siege = Siege(Some(child.context("cannot start the attacker")?));
         let users = self.tokens.to_vec();
@@ -98,16 +98,16 @@ impl<'a> Abuser<'a> {
         Ok(Self { server, tokens, expired })
     }
 
-    /// Returns the number of attacks that were made until `ended`.
+    /// Returns the number of attacks that were begun until `ended`.
     pub(crate) fn attack(&self, ended: Receiver<()>) -> anyhow::Result<u64> {
         let Self { server, tokens, expired } = self;
-        for (made, kind) in (0..).zip(Kind::all().iter().copied().cycle()) {
-            let (seconds, connections, rate) = (EACH, kind.connections(), None);
+        for (begun, kind) in (1..).zip(Kind::all().iter().copied().cycle()) {
+            let (seconds, connections, rate) = (EACH, kind.connections(), RECONNECTS);
             let attack = Attack { kind, seconds, connections, rate, tokens, expired };
             let mut siege = attack.start(*server)?;
             while !siege.is_over()? {
                 if ended.recv_timeout(LOOK) == Err(RecvTimeoutError::Disconnected) {
-                    return Ok(made);
+                    return Ok(begun);
                 }
             }
             let report = siege.report().with_context(|| kind.name())?;
