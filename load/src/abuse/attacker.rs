@@ -96,6 +96,8 @@ struct Connection {
     input: Vec<u8>,
     readable: bool,
     writable: bool,
+    /// The server sends nothing more: no event comes for the end that is still to be read.
+    ending: bool,
     /// Among those that have something to do.
     queued: bool,
 }
@@ -223,6 +225,7 @@ impl<'a> Attacker<'a> {
             input: Vec::new(),
             readable: false,
             writable: false,
+            ending: false,
             queued: false,
         })
     }
@@ -230,7 +233,8 @@ impl<'a> Attacker<'a> {
     fn note(&mut self, event: &Event) {
         let index = event.token().0;
         let Some(Some(connection)) = self.connections.get_mut(index) else { return };
-        connection.readable |= event.is_readable() || event.is_read_closed();
+        connection.ending |= event.is_read_closed();
+        connection.readable |= event.is_readable() || connection.ending;
         connection.writable |= event.is_writable();
         if !self.options.kind.reads() && (event.is_error() || event.is_write_closed()) {
             connection.writable = true;
@@ -323,7 +327,7 @@ impl Turn<'_> {
         match self.connection.socket.read(self.buffer) {
             Ok(0) => Err("closed".to_owned()),
             Ok(length) => {
-                self.connection.readable = length == self.buffer.len();
+                self.connection.readable = length == self.buffer.len() || self.connection.ending;
                 self.connection.input.extend_from_slice(&self.buffer[..length]);
                 self.understand()
             }
