@@ -2,13 +2,14 @@
 //!
 //! The mask is zero: it fulfils the protocol, leaves the payload as it is, and costs the client nothing.
 
+pub(crate) const CONTINUATION: u8 = 0;
 pub(crate) const TEXT: u8 = 1;
 pub(crate) const BINARY: u8 = 2;
 pub(crate) const CLOSE: u8 = 8;
 pub(crate) const PING: u8 = 9;
 pub(crate) const PONG: u8 = 10;
 
-const FIN: u8 = 0x80;
+pub(crate) const FIN: u8 = 0x80;
 const MASKED: u8 = 0x80;
 const TWO_BYTES: u8 = 126;
 const EIGHT_BYTES: u8 = 127;

@@ -1,11 +1,12 @@
 //! Load tools for Switchboard: each mode starts the servers it measures and prints a table.
 //!
-//! In reading order: `steady`, `fanout`, `connect`, `idle`, `storm`, `churn`, `drain`, `soak`, `bench`,
-//! `database`, `audit`, `redis` and `guard` are modes. They measure a `target`,
+//! In reading order: `steady`, `fanout`, `connect`, `idle`, `storm`, `churn`, `drain`, `soak`, `abuse`,
+//! `bench`, `database`, `audit`, `redis` and `guard` are modes. They measure a `target`,
 //! which is a `server` of their own or another's, with a `client`: it drives connections (`link`) with the
 //! requests (`script`) of a `mix`, and keeps a `tally`. A `timeline` follows it, a `summary` tells the
 //! result, also as a `page`. Linux only: most figures come from `/proc`.
 
+mod abuse;
 mod audit;
 mod bare;
 mod bench;
@@ -73,6 +74,8 @@ enum Mode {
     Drain(drain::Options),
     /// All of that for a long time: memory, files and gauges afterwards
     Soak(soak::Options),
+    /// Attacks a server with its default limits, beside honest clients: what they and the server notice
+    Abuse(abuse::Options),
     /// Compares Switchboard with a bare WebSocket server: CPU a message, memory an idle connection
     Bench(bench::Options),
     /// Compares Switchboard with other WebSocket servers (load/compare/run.sh)
@@ -85,6 +88,9 @@ enum Mode {
     Redis(redis::Options),
     /// Counts instructions and memory, and compares them with those that were committed
     Guard(guard::Options),
+    /// The process of an attacker
+    #[command(hide = true)]
+    Attack(abuse::AttackOptions),
     /// Serves the baseline of messages
     #[command(hide = true)]
     Bare { address: SocketAddr },
@@ -104,6 +110,8 @@ fn main() -> ExitCode {
         Mode::Churn(options) => churn::run(&options),
         Mode::Drain(options) => drain::run(&options),
         Mode::Soak(options) => soak::run(&options),
+        Mode::Abuse(options) => abuse::run(&options),
+        Mode::Attack(options) => abuse::attack(&options),
         Mode::Bench(options) => bench::run(&options),
         Mode::Compare(options) => compare::run(&options),
         Mode::Database(options) => database::run(&options),

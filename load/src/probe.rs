@@ -1,6 +1,6 @@
 //! A server seen from outside: its CPU time, its memory, its metrics.
 
-use std::fs;
+use std::{collections::BTreeMap, fs};
 
 use anyhow::{Context as _, bail, ensure};
 use rustix::param::{clock_ticks_per_second, page_size};
@@ -60,8 +60,7 @@ impl Probe {
         &self,
         series: impl IntoIterator<Item = &'a str>,
     ) -> anyhow::Result<Vec<f64>> {
-        let endpoint = self.metrics.as_ref().context("the server's metrics are not known")?;
-        let text = endpoint.ask("GET /metrics", None, None)?;
+        let text = self.scrape()?;
         let value = |series: &str| {
             let mut lines = text.lines();
             let value = lines
@@ -69,6 +68,22 @@ impl Probe {
             value.with_context(|| format!("/metrics has no {series}"))
         };
         series.into_iter().map(value).collect()
+    }
+
+    /// Reads all series whose names begin so.
+    pub(crate) fn beginning_with(&self, start: &str) -> anyhow::Result<BTreeMap<String, f64>> {
+        let text = self.scrape()?;
+        let lines = text.lines().filter(|line| line.starts_with(start));
+        let series = lines.filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            Some((name.to_owned(), value.parse().ok()?))
+        });
+        Ok(series.collect())
+    }
+
+    fn scrape(&self) -> anyhow::Result<String> {
+        let endpoint = self.metrics.as_ref().context("the server's metrics are not known")?;
+        endpoint.ask("GET /metrics", None, None)
     }
 
     fn proc(&self, file: &str) -> anyhow::Result<String> {

@@ -31,6 +31,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections that `SETTINGS` allow, less those a mode opens beside the ones it measures.
 pub(crate) const MAX_CONNECTIONS: i64 = 19_500;
 
+/// The lifetime of a token that is to expire soon, and the default `JWT_LEEWAY`.
+pub(crate) const EXPIRED_AFTER: Duration = Duration::from_secs(12);
+
 /// Limits out of the way, but at work: each is checked as in production and never refuses.
 const SETTINGS: [(&str, &str); 6] = [
     ("WS_MESSAGE_RATE_LIMIT", "4000000000"),
@@ -110,6 +113,8 @@ pub(crate) struct Program {
     wire: Wire,
     tokens: Vec<String>,
     folder: TempDir,
+    /// Its limits are as they come.
+    defaults: bool,
 }
 
 impl Program {
@@ -127,7 +132,7 @@ impl Program {
     ) -> anyhow::Result<Self> {
         let (tokens, folder) = (vec!["none".to_owned()], tempfile::tempdir()?);
         let (under, arguments) = (Vec::new(), Some(arguments));
-        Ok(Self { name, path, under, arguments, wire, tokens, folder })
+        Ok(Self { name, path, under, arguments, wire, tokens, folder, defaults: false })
     }
 
     /// A build of Switchboard.
@@ -137,10 +142,11 @@ impl Program {
         users: usize,
     ) -> anyhow::Result<Self> {
         let folder = tempfile::tempdir()?;
-        let token = |user| token(&path, folder.path(), &format!("load-{user}"));
+        let token = |user| token(&path, folder.path(), &format!("load-{user}"), "24h");
         let tokens = (0..users).map(token).collect::<anyhow::Result<_>>()?;
         let (under, wire) = (Vec::new(), Wire::Json);
-        Ok(Self { name, path, under, arguments: None, wire, tokens, folder })
+        let arguments = None;
+        Ok(Self { name, path, under, arguments, wire, tokens, folder, defaults: false })
     }
 
     /// The same under another name, asked in another format.
@@ -151,6 +157,21 @@ impl Program {
     /// The same, run by another program under the process id it is started with.
     pub(crate) fn under(self, under: Vec<OsString>) -> Self {
         Self { under, ..self }
+    }
+
+    /// The same with the limits it comes with.
+    pub(crate) fn with_defaults(self) -> Self {
+        Self { defaults: true, ..self }
+    }
+
+    /// A token that is expired once [`EXPIRED_AFTER`] has passed.
+    pub(crate) fn expiring_token(&self) -> anyhow::Result<String> {
+        token(&self.path, self.folder(), "load-expired", "1s")
+    }
+
+    /// Runs a command of a build of Switchboard on the data in `folder`; what it has printed.
+    pub(crate) fn ask(&self, arguments: &[&str], folder: &Path) -> anyhow::Result<String> {
+        ask(&self.path, arguments, folder)
     }
 
     /// Where it keeps its data.
@@ -187,7 +208,13 @@ impl Program {
         if let Some(arguments) = &self.arguments {
             command.args(arguments).arg(address.to_string());
         }
-        clean_environment(&mut command, self.folder.path())
+        clean_environment(&mut command, self.folder.path());
+        if self.defaults {
+            for (name, _) in SETTINGS {
+                command.env_remove(name);
+            }
+        }
+        command
             .envs(settings.iter().copied())
             .env("LISTEN_ADDR", address.to_string())
             .stdin(if self.arguments.is_some() { Stdio::piped() } else { Stdio::null() })
@@ -207,19 +234,25 @@ impl Program {
 }
 
 /// Asks a build of Switchboard for a token that its servers on `folder` accept.
-fn token(path: &Path, folder: &Path, user: &str) -> anyhow::Result<String> {
+fn token(path: &Path, folder: &Path, user: &str, lifetime: &str) -> anyhow::Result<String> {
+    let token = ask(path, &["token", "--ttl", lifetime, "--user", user], folder)?;
+    Ok(token.trim().to_owned())
+}
+
+fn ask(path: &Path, arguments: &[&str], folder: &Path) -> anyhow::Result<String> {
     let mut command = Command::new(path);
-    command.args(["token", "--ttl", "24h", "--user", user]);
+    command.args(arguments);
     let output = clean_environment(&mut command, folder).output();
     let output = output.with_context(|| format!("cannot start {}", path.display()))?;
     ensure!(
         output.status.success(),
-        "`{} token` ended with {}: {}",
+        "`{} {}` ended with {}: {}",
         path.display(),
+        arguments.join(" "),
         output.status,
         String::from_utf8_lossy(&output.stderr).trim()
     );
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Settings of the caller's shell would change what is measured.
@@ -256,8 +289,13 @@ impl Deref for Server {
 impl Server {
     /// A client with a token for each user, which sends echoes.
     pub(crate) fn client(&self) -> anyhow::Result<Client> {
+        self.client_of(&self.tokens)
+    }
+
+    /// The same, of some users.
+    pub(crate) fn client_of(&self, tokens: &[String]) -> anyhow::Result<Client> {
         let mix = Mix::parse(ECHO)?;
-        let script = Script::new(&self.address.to_string(), self.wire, &self.tokens, &mix)?;
+        let script = Script::new(&self.address.to_string(), self.wire, tokens, &mix)?;
         Client::new(vec![self.address], script, mix.parts().len())
     }
 

@@ -2,9 +2,11 @@
 //!
 //! A steady load, connections that come and go, storms in which everybody reconnects, and slow consumers
 //! that never read what is pushed to them. Memory, descriptors, tasks and tables are sampled, and have to
-//! be back where they were after a first while of the same, once everybody has left.
+//! be back where they were after a first while of the same, once everybody has left. With `--abuse` another
+//! address attacks all the while.
 
 use std::{
+    collections::BTreeMap,
     sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::{Duration, Instant},
@@ -13,6 +15,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use crate::{
+    abuse::{self, Abuser},
     client::Client,
     http::Endpoint,
     load::seconds,
@@ -64,6 +67,8 @@ const PUSH_EVERY: Duration = Duration::from_millis(40);
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// More pushes than a lane needs to hold would only cost memory here.
 const SETTINGS: [(&str, &str); 1] = [("WS_SEND_QUEUE", "64")];
+/// What has to be limited for an attack to be refused: messages and control frames as by default.
+const ABUSED: [(&str, &str); 2] = [("WS_MESSAGE_RATE_LIMIT", "6000"), abuse::ORIGIN];
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -97,13 +102,19 @@ pub(crate) struct Options {
     /// Connections that do not read what is pushed to them
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(0..=1000))]
     slow: u32,
+    /// Another address attacks meanwhile, with each attack of `abuse` in turn
+    #[arg(long)]
+    abuse: bool,
     #[command(flatten)]
     output: OutputOption,
 }
 
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    allow_connections(options.connections + options.slow)?;
-    let target = options.target.start_sockets(&SETTINGS)?;
+    let attackers = if options.abuse { abuse::MOST_CONNECTIONS as u32 } else { 0 };
+    allow_connections(options.connections + options.slow + attackers)?;
+    let settings =
+        if options.abuse { [&SETTINGS[..], &ABUSED].concat() } else { SETTINGS.to_vec() };
+    let target = options.target.start_sockets(&settings)?;
     let probe = &target.probe;
     // What a server makes once, such as its pool of database connections, is not lost.
     Weather::new(options, &target, options.warm_up)?.blow()?;
@@ -113,11 +124,15 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     let costs = Costs::start(probe);
     weather.blow()?;
     let (_, own, cpu) = costs.end(probe);
-    let Weather { mut client, slow, mut timeline, storms, .. } = weather;
+    let Weather { mut client, slow, mut timeline, storms, attacks, .. } = weather;
     client.run(0, Duration::from_secs(1))?;
     let mut summary = Summary::new("soak", &target);
     summary.figure("answers", "answers", client.tally.answers() as f64, "");
     summary.figure("storms", "storms", f64::from(storms), "");
+    if options.abuse {
+        summary.figure("attacks", "attacks", attacks as f64, "");
+        summary.note(format!("attacked from {}: each kind of `abuse` in turn", abuse::SOURCE));
+    }
     let connects = client.tally.connected.len() as f64;
     summary.figure("connects", "connections opened", connects, "");
     summary.latency("all, from when a request was due", &client.tally.overall());
@@ -142,8 +157,10 @@ struct Weather<'a> {
     client: Client,
     slow: Client,
     pusher: Pusher<'a>,
+    abuser: Option<Abuser<'a>>,
     timeline: Timeline,
     storms: u32,
+    attacks: u64,
 }
 
 impl<'a> Weather<'a> {
@@ -151,6 +168,17 @@ impl<'a> Weather<'a> {
         let mix = Mix::parse(&options.mix).context("--mix")?;
         let (slow_user, others) = target.tokens.split_last().context("there are no tokens")?;
         ensure!(!others.is_empty(), "slow consumers are a user of their own: at least two tokens");
+        let (abuser, others) = match options.abuse {
+            true => {
+                let (attacker, others) = others.split_last().context("there are no tokens")?;
+                ensure!(
+                    !others.is_empty(),
+                    "attackers are a user of their own: at least three tokens"
+                );
+                (Some(Abuser::new(target, std::slice::from_ref(attacker))?), others)
+            }
+            false => (None, others),
+        };
         let duration = Duration::from_secs_f64(seconds);
         let timeline = Timeline::start(&target.probe, duration, SERIES);
         let mut client = target.client_of(&mix, others)?.returning();
@@ -160,19 +188,28 @@ impl<'a> Weather<'a> {
         client.send_at(options.rate)?;
         let user = slow.user().to_owned();
         let pusher = Pusher { endpoint: &target.endpoint, token: &others[0], user };
-        Ok(Self { options, duration, client, slow, pusher, timeline, storms: 0 })
+        let (storms, attacks) = (0, 0);
+        Ok(Self { options, duration, client, slow, pusher, abuser, timeline, storms, attacks })
     }
 
-    /// Churn, storms and pushes until the end.
+    /// Churn, storms, pushes and attacks until the end.
     fn blow(&mut self) -> anyhow::Result<()> {
-        let Self { options, duration, client, slow, pusher, timeline, storms } = self;
+        let Self { options, duration, client, slow, pusher, abuser, timeline, storms, attacks } =
+            self;
         thread::scope(|scope| {
             let (stop, stopped) = mpsc::channel::<()>();
             let pushing = (options.slow > 0).then(|| scope.spawn(|| pusher.push(stopped)));
+            let (peace, ended) = mpsc::channel::<()>();
+            let abuser = abuser.as_ref();
+            let attacking = abuser.map(|abuser| scope.spawn(|| abuser.attack(ended)));
             let blown = storm(options, *duration, client, slow, timeline);
-            drop(stop);
+            drop((stop, peace));
             if let Some(pushing) = pushing {
                 pushing.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            if let Some(attacking) = attacking {
+                *attacks =
+                    attacking.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             }
             *storms = blown?;
             Ok(())
@@ -228,29 +265,41 @@ impl Pusher<'_> {
     }
 }
 
+/// What there is once everybody is gone.
+struct Rest {
+    /// By `SERIES`.
+    values: Vec<f64>,
+    /// Every table of the server, by its series: also one that `SERIES` does not know.
+    tables: BTreeMap<String, f64>,
+}
+
 /// Waits until everybody is gone and memory has come to rest.
-fn rest(probe: &Probe, settle: Duration) -> anyhow::Result<Vec<f64>> {
+fn rest(probe: &Probe, settle: Duration) -> anyhow::Result<Rest> {
     let gone = Instant::now();
     while probe.metric("ws_connections_active")? > 0.0 && gone.elapsed() < TIMEOUT {
         crate::machine::pause(Duration::from_millis(100));
     }
     crate::machine::pause(settle);
-    probe.metrics(SERIES.iter().copied())
+    let tables = probe.beginning_with("table_entries{")?;
+    Ok(Rest { values: probe.metrics(SERIES.iter().copied())?, tables })
 }
 
-fn tell(summary: &mut Summary, before: &[f64], after: &[f64]) {
+fn tell(summary: &mut Summary, before: &Rest, after: &Rest) {
     let (slow, mib) = (SERIES.len() - 1, 1024.0 * 1024.0);
-    summary.figure(
-        "slow_closed",
-        "slow consumers closed with 4005",
-        after[slow] - before[slow],
-        "",
-    );
+    let slow = after.values[slow] - before.values[slow];
+    summary.figure("slow_closed", "slow consumers closed with 4005", slow, "");
     for (index, of) in RETURNS.iter().enumerate() {
+        let (before, after) = (before.values[index], after.values[index]);
         summary.returns.push(match index {
-            0 => Return::new(of, " MiB", before[0] / mib, after[0] / mib, MEMORY_SLACK),
-            _ => Return::new(of, "", before[index], after[index], 0.0),
+            0 => Return::new(of, " MiB", before / mib, after / mib, MEMORY_SLACK),
+            _ => Return::new(of, "", before, after, 0.0),
         });
+    }
+    for (table, after) in &after.tables {
+        if !SERIES.contains(&&**table) {
+            let before = before.tables.get(table).copied().unwrap_or_default();
+            summary.returns.push(Return::new(table, "", before, *after, 0.0));
+        }
     }
     let left = summary.returns.iter().filter(|each| !each.returned).count();
     summary.figure("left", "not returned", left as f64, "");

@@ -329,3 +329,50 @@ mod keycloak {
         assert!(!notes(&summary).contains("permission"), "{summary}");
     }
 }
+
+/// Runs an attack for a moment: the outcomes, and what is wrong in words; nothing if all bounds hold.
+fn abuse(arguments: &[&str]) -> (Value, String) {
+    let mut command = Command::new(TOOL);
+    command.args(["abuse", "--seconds", "1", "--warm-up", "0.2", "--rate", "200", "--json", "-"]);
+    let output = command.args(arguments).arg("--server").arg(server()).output().unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    let outcomes = serde_json::from_slice(&output.stdout);
+    let outcomes = outcomes.unwrap_or_else(|error| panic!("{arguments:?}: {error}: {errors}"));
+    (outcomes, if output.status.success() { String::new() } else { errors })
+}
+
+#[test]
+fn abuse_attacks_from_one_address_and_counts_what_honest_clients_miss() {
+    let kinds = "back-channel,silent-sockets,json-pings,malformed";
+    let (outcomes, _) = abuse(&["--kinds", kinds, "--connections", "7"]);
+    let outcomes = outcomes.as_array().unwrap();
+    assert_eq!(outcomes.len(), 4);
+    for outcome in outcomes {
+        // Next to the other tests the attacker has little of its core.
+        assert!(outcome["report"]["attempts"].as_f64() >= Some(1.0), "{outcome}");
+        assert!(outcome["before"]["answers"].as_f64() >= Some(195.0), "{outcome}");
+        assert_eq!(outcome["during"]["missed"], 0, "{outcome}");
+    }
+    let reasons = |index: usize| outcomes[index]["report"]["reasons"].to_string();
+    assert!(reasons(0).contains("HTTP 4"), "{}", reasons(0));
+    assert!(outcomes[1]["report"]["most_open"].as_f64() >= Some(1.0), "{}", outcomes[1]);
+    assert_eq!(outcomes[2]["connections"], 7);
+    assert!(reasons(3).contains("close 1008"), "{}", reasons(3));
+}
+
+#[test]
+fn abuse_fails_where_a_bound_is_missed() {
+    let arguments = ["--kinds", "pongs", "--set", "WS_MESSAGE_RATE_LIMIT=2"];
+    let (_, faults) = abuse(&arguments);
+    assert!(faults.contains("honest answers were missing before it"), "{faults}");
+}
+
+#[test]
+fn a_soak_may_be_attacked_meanwhile() {
+    let times = ["--seconds", "1", "--warm-up", "0.5", "--settle", "0.1", "--storm-every", "1"];
+    let crowd = ["--connections", "10", "--rate", "50", "--slow", "0"];
+    let summary = run(&[&["soak", "--abuse"], &times[..], &crowd[..]].concat());
+    assert!(figure(&summary, "attacks") >= 1.0, "{summary}");
+    assert!(figure(&summary, "answers") > 10.0, "{summary}");
+    assert!(notes(&summary).contains("127.0.0.66"), "{summary}");
+}
