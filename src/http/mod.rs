@@ -206,11 +206,16 @@ fn cors(origins: &AllowList) -> CorsLayer {
 async fn check_host(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
     let host = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
     let name = host.map(without_port).unwrap_or_default();
-    if api.config.allowed_hosts.allows(name) {
+    if api.config.allowed_hosts.allows(name) || is_probe(request.uri().path()) {
         return next.run(request).await;
     }
     let body = ErrorBody::new("bad_request", "this Host is not served here");
     Problem::new(StatusCode::BAD_REQUEST, body).into_response()
+}
+
+/// Balancers and Prometheus ask by address.
+fn is_probe(path: &str) -> bool {
+    matches!(path, "/health" | "/health/live" | "/health/ready" | "/metrics")
 }
 
 /// `example.com:8000` and `[::1]:8000` without their ports.

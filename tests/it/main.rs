@@ -37,6 +37,7 @@ mod keycloak;
 mod lifecycle;
 mod limits;
 mod liveness;
+mod log_pipe;
 mod logs;
 mod messages;
 mod metrics;
