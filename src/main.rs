@@ -6,9 +6,12 @@ mod commands;
 use std::{
     collections::HashMap,
     fs,
-    io::{self, Read as _},
+    io::{self, Read as _, Write as _},
     path::Path,
     process::ExitCode,
+    sync::mpsc,
+    thread,
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -30,17 +33,29 @@ use tokio::signal::unix::{SignalKind, signal};
 const EXIT_CONFIG: u8 = 64;
 /// Bytes of standard input at most; a token is smaller.
 const MAX_INPUT: u64 = 64 * 1024;
+/// Time for stderr to take the error that ends the process.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let matches = commands::all().get_matches();
     match dispatch(&matches) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("{error:#}");
+            complain(format!("{error:#}"));
             let config = error.is::<ConfigErrors>();
             ExitCode::from(if config { EXIT_CONFIG } else { 1 })
         }
     }
+}
+
+/// Writes to stderr, which nobody may read or which may be closed: neither keeps the process from its end.
+fn complain(text: String) {
+    let (written, wait) = mpsc::channel();
+    thread::spawn(move || {
+        let _ = writeln!(io::stderr(), "{text}");
+        let _ = written.send(());
+    });
+    let _ = wait.recv_timeout(LAST_WORDS);
 }
 
 fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
@@ -77,7 +92,9 @@ fn sources(levels: &[&ArgMatches]) -> Sources {
 
 fn serve(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
-    telemetry::install(&config.log, config.environment);
+    // Dropped after the runtime: what its end logs is written too.
+    let _last_lines = telemetry::install(&config.log, config.environment)
+        .context("cannot start the thread of the log")?;
     let files = machine::raise_file_limit();
     let needed = machine::files_needed(config.ws.max_connections);
     if let Some(limit) = files.filter(|files| *files < needed) {
@@ -115,6 +132,7 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
                 _ = interrupt.recv() => {}
             }
             tracing::warn!("a second signal: ending at once");
+            telemetry::flush();
             std::process::exit(1);
         });
     };

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use reqwest::Client;
+use reqwest::{Client, Response, StatusCode};
 
 use super::Report;
 use crate::{
@@ -60,6 +60,7 @@ pub(super) async fn addresses(config: &ServerConfig, report: &mut Report) {
         [("LISTEN_ADDR", Some(config.listen_addr)), ("OPS_ADDR", config.ops_addr)]
     {
         let Some(address) = address else { continue };
+        let serves_probes = setting == "OPS_ADDR" || config.ops_addr.is_none();
         if setting == "OPS_ADDR" && address == config.listen_addr && address.port() != 0 {
             let fix = "set OPS_ADDR to another port, or to nothing";
             report.fault("address", "OPS_ADDR and LISTEN_ADDR are the same", fix);
@@ -75,6 +76,9 @@ pub(super) async fn addresses(config: &ServerConfig, report: &mut Report) {
                 if is_switchboard(address).await {
                     let says = format!("{setting}={address} is served by a Switchboard that runs");
                     report.ok("address", says);
+                    if serves_probes {
+                        probes(address, report).await;
+                    }
                     continue;
                 }
                 report.fault(
@@ -92,12 +96,41 @@ pub(super) async fn addresses(config: &ServerConfig, report: &mut Report) {
     }
 }
 
+/// Whether a balancer and Prometheus, which ask by address, are answered by the server that runs.
+async fn probes(address: SocketAddr, report: &mut Report) {
+    let address = machine::local(address);
+    for (path, prober) in [("/health/ready", "a load balancer"), ("/metrics", "Prometheus")] {
+        let url = format!("http://{address}{path}");
+        match ask(&url).await.map(|answer| answer.status()) {
+            Ok(StatusCode::OK) => report.ok("probe", format!("{url} says 200 OK")),
+            Ok(StatusCode::SERVICE_UNAVAILABLE) => report.warning(
+                "probe",
+                format!("{url} says 503: the server that runs is not ready"),
+                "wait if it starts or drains; else GET /health says which dependency is missing",
+            ),
+            Ok(status) => report.fault(
+                "probe",
+                format!("{url} says {status}: {prober} that asks by address is refused"),
+                "update that server: an old one refuses probes by address under ALLOWED_HOSTS; \
+                 or remove what filters requests in front of it",
+            ),
+            Err(error) => report.fault(
+                "probe",
+                format!("{url} does not answer: {}", error.without_url()),
+                "see the log of the server that runs, and restart it if it hangs",
+            ),
+        }
+    }
+}
+
+async fn ask(url: &str) -> reqwest::Result<Response> {
+    let client = Client::builder().timeout(WAIT).no_proxy().tls_certs_only([]).build()?;
+    client.get(url).send().await
+}
+
 /// Whether a Switchboard answers at an address.
 async fn is_switchboard(address: SocketAddr) -> bool {
-    let address = machine::local(address);
-    let client = Client::builder().timeout(WAIT).no_proxy().tls_certs_only([]).build();
-    let Ok(client) = client else { return false };
-    let answer = client.get(format!("http://{address}/health/live")).send().await;
+    let answer = ask(&format!("http://{}/health/live", machine::local(address))).await;
     // Every answer has both, also where the path or the host is not allowed.
     answer.is_ok_and(|answer| {
         let headers = answer.headers();

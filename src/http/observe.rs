@@ -94,7 +94,11 @@ pub(super) async fn observe(
     span.in_scope(|| report(&response, trace, took, quiet));
     add_headers(response.headers_mut(), &correlation, secure);
     // Who has the connection open learns with an answer that it ends, not while it sends the next request.
-    if api.leaving.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+    // A stranger over its budget has to connect for every further try.
+    let stranger = response.extensions().get::<User>().is_none();
+    let over = response.status() == StatusCode::TOO_MANY_REQUESTS && stranger;
+    let leaving = api.leaving.is_cancelled();
+    if over || (leaving && response.status() != StatusCode::SWITCHING_PROTOCOLS) {
         response.headers_mut().append(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response

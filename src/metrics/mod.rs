@@ -16,6 +16,7 @@ use prometheus::{
     IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
+use crate::telemetry;
 pub(crate) use http::{Endpoint, ForwardedFault, HttpMetrics, HttpRefusal};
 pub(crate) use identity::{
     AuthMetrics, AuthOutcome, BreakerMetrics, BreakerSeries, CallOutcome, Dependency,
@@ -85,6 +86,7 @@ impl Metrics {
             )
             .with_label_values(&[env!("CARGO_PKG_VERSION"), env!("RUSTC_VERSION"), environment])
             .set(1);
+        family.register(telemetry::DROPPED.clone());
         #[cfg(target_os = "linux")]
         family.register(prometheus::process_collector::ProcessCollector::for_self());
         metrics

@@ -2,6 +2,9 @@
 
 use std::{
     fs,
+    io::{Read, Write},
+    net::TcpListener,
+    thread::spawn,
     time::{Duration, Instant},
 };
 
@@ -106,6 +109,45 @@ async fn beside_a_running_server_all_is_well_and_its_files_stay_as_they_are() {
     healthy(&run(&["doctor"], &settings), &[]);
     assert_eq!(list(), before);
     assert_eq!(fs::read(data.path().join("switchboard.db")).unwrap(), bytes);
+}
+
+#[test]
+fn a_running_server_is_probed_by_its_address() {
+    let data = TempDir::new().unwrap();
+    let hosts = ("ALLOWED_HOSTS", "sb.example");
+    let process = Process::start(data.path(), &[hosts, ("OPS_ADDR", "")]);
+    let address = process.addr.to_string();
+    let settings = [hosts, ("LISTEN_ADDR", &address), ("DATA_DIR", data.path().to_str().unwrap())];
+    let ran = run(&["doctor"], &settings);
+    healthy(&ran, &[]);
+    for path in ["/health/ready", "/metrics"] {
+        let line = format!("http://{address}{path} says 200 OK");
+        assert!(ran.stdout.contains(&line), "{line}: {}", ran.stdout);
+    }
+}
+
+#[test]
+fn a_running_server_that_refuses_probes_is_a_fault() {
+    // An older server behind a list of hosts, which starts.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    spawn(move || {
+        for connection in listener.incoming() {
+            let mut connection = connection.unwrap();
+            let mut head = [0; 1024];
+            let read = connection.read(&mut head).unwrap();
+            let refused = head[..read].starts_with(b"GET /metrics");
+            let status = if refused { "400 Bad Request" } else { "503 Service Unavailable" };
+            let answer = format!(
+                "HTTP/1.1 {status}\r\nx-correlation-id: 1\r\npermissions-policy: none\r\n\
+                 content-length: 0\r\nconnection: close\r\n\r\n"
+            );
+            connection.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    let ran = doctor(&[("LISTEN_ADDR", &address)], &[]);
+    assert!(entry(&ran, "warning probe").contains("not ready"));
+    names(&ran, "probe", &["/metrics says 400", "Prometheus that asks by address is refused"]);
 }
 
 #[test]

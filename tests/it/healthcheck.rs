@@ -31,15 +31,14 @@ async fn a_server_that_is_ready_is_healthy_wherever_it_serves_its_health() {
 }
 
 #[test]
-fn a_server_for_certain_hosts_is_asked_by_one_of_their_names() {
+fn a_server_for_certain_hosts_is_asked_by_its_address() {
     let data = TempDir::new().unwrap();
     let hosts = ("ALLOWED_HOSTS", "sb.example,other.example");
     let process = Process::start(data.path(), &[hosts]);
     let address = process.addr.to_string();
+    // The second knows no name that the server would accept.
     assert_eq!(check(&[hosts, ("LISTEN_ADDR", &address)]).code, Some(0));
-    let ran = check(&[("LISTEN_ADDR", &address)]);
-    assert_eq!(ran.code, Some(1));
-    assert!(ran.stderr.contains("400 Bad Request"), "{ran:?}");
+    assert_eq!(check(&[("LISTEN_ADDR", &address)]).code, Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -40,6 +40,7 @@ mod keycloak;
 mod lifecycle;
 mod limits;
 mod liveness;
+mod log_pipe;
 mod logs;
 mod messages;
 mod metrics;

@@ -1,9 +1,16 @@
 //! Log lines: one JSON object each, or text for eyes.
 //!
 //! Called once by `main`. The library only emits `tracing` events; their fields become members of the
-//! object beside those of the request's span (`request_id`, `method`, `endpoint`).
+//! object beside those of the request's span (`request_id`, `method`, `endpoint`). A thread of its own
+//! writes the lines (`queue`).
 
-use std::{fmt, io::IsTerminal};
+mod queue;
+
+use std::{
+    fmt,
+    io::{self, IsTerminal},
+    time::Duration,
+};
 
 use serde_json::{Map, Value};
 use tracing::{Event, Subscriber, field::Field, field::Visit};
@@ -22,8 +29,31 @@ use crate::{
     traces,
 };
 
+pub(crate) use queue::DROPPED;
+
+/// Time for the last lines to be written when the process ends.
+const LAST_LINES: Duration = Duration::from_secs(1);
+/// Bytes of a text in a line at most: a client chooses its path, which may have 64 KiB.
+const MAX_TEXT: usize = 4096;
+
+/// Writes the last lines when it is dropped.
+#[must_use = "without it the last lines are lost"]
+pub struct LastLines(());
+
+impl Drop for LastLines {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// Waits until all lines are written, at most a second: the reader of stdout may be stuck.
+pub fn flush() {
+    queue::flush(LAST_LINES);
+}
+
 /// Installs the process's subscriber and a panic hook that logs.
-pub fn install(config: &LogConfig, environment: Environment) {
+pub fn install(config: &LogConfig, environment: Environment) -> io::Result<LastLines> {
+    queue::start()?;
     let filter: Targets = config.filter.parse().expect("the configuration was checked");
     // An actor of ractor lives in a span at info: a line for each would drown the rest.
     let filter = filter.with_target("ractor", LevelFilter::WARN);
@@ -32,7 +62,7 @@ pub fn install(config: &LogConfig, environment: Environment) {
         LogFormat::Json => false,
         LogFormat::Auto => std::io::stdout().is_terminal(),
     };
-    let lines = tracing_subscriber::fmt::layer();
+    let lines = tracing_subscriber::fmt::layer().with_writer(|| queue::Lines);
     if human {
         tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     } else {
@@ -45,6 +75,7 @@ pub fn install(config: &LogConfig, environment: Environment) {
         let place = panic.location().map(ToString::to_string);
         tracing::error!(place, "panic: {}", panic.payload_as_str().unwrap_or("no message"));
     }));
+    Ok(LastLines(()))
 }
 
 /// `timestamp`, `level`, `logger`, `message`, the fields of span and event, `trace_id` where there are
@@ -82,8 +113,19 @@ where
             line.insert("trace_id".into(), id.into());
         }
         event.record(&mut Members(&mut line));
+        line.values_mut().for_each(cut);
         line.insert("environment".into(), self.environment.into());
         writeln!(writer, "{}", Value::Object(line))
+    }
+}
+
+/// Cuts a long text.
+fn cut(value: &mut Value) {
+    if let Value::String(text) = value
+        && text.len() > MAX_TEXT
+    {
+        text.truncate(text.floor_char_boundary(MAX_TEXT));
+        text.push('…');
     }
 }
 
