@@ -11,12 +11,12 @@ use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 
-/// Open files beside WebSocket connections: the database, REST clients, a margin.
+/// Open files beside the sockets of clients: the database, Redis, a margin.
 const OTHER_FILES: u64 = 200;
 
-/// How many files a server of so many connections opens.
-pub fn files_needed(connections: usize) -> u64 {
-    connections as u64 + OTHER_FILES
+/// How many files a server of so many sockets opens.
+pub fn files_needed(sockets: usize) -> u64 {
+    sockets as u64 + OTHER_FILES
 }
 
 /// Raises the limit of open files, which is 1,024 by default, as far as the system lets a process: each

@@ -96,9 +96,13 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
     let _last_lines = telemetry::install(&config.log, config.environment)
         .context("cannot start the thread of the log")?;
     let files = machine::raise_file_limit();
-    let needed = machine::files_needed(config.ws.max_connections);
+    let needed = machine::files_needed(config.sockets());
     if let Some(limit) = files.filter(|files| *files < needed) {
-        tracing::warn!(limit, needed, "the limit of open files is below WS_MAX_CONNECTIONS");
+        tracing::warn!(
+            limit,
+            needed,
+            "the limit of open files is below WS_MAX_CONNECTIONS, WS_MAX_PENDING and HTTP_MAX_CONNECTIONS"
+        );
     }
     let one_core = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
     // On one core, workers would only pass work to themselves.

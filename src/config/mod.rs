@@ -181,6 +181,15 @@ impl Config {
     }
 }
 
+impl Config {
+    /// Sockets of clients at most. Those that are refused are told why, and may be as many as those that are
+    /// still to authenticate.
+    pub fn sockets(&self) -> usize {
+        let listeners = 1 + usize::from(self.server.ops_addr.is_some());
+        self.ws.max_connections + 2 * self.ws.max_pending + listeners * self.http.max_connections
+    }
+}
+
 struct Reader<'a> {
     lookup: &'a dyn Fn(&str) -> Option<String>,
     faults: Vec<String>,

@@ -44,6 +44,19 @@ pub(super) fn settings(config: &Config, report: &mut Report) {
             "set DATABASE_URL to a Postgres that all nodes share",
         );
     }
+    let (ws, http) = (&config.ws, &config.http);
+    for (all, most, each) in [
+        ("WS_MAX_PENDING", ws.max_pending, ws.max_pending_per_address),
+        ("HTTP_MAX_CONNECTIONS", http.max_connections, http.max_connections_per_address),
+    ] {
+        if each >= most {
+            report.warning(
+                "bounds",
+                format!("one address may take all of {all}, which is {most}"),
+                format!("set {all}_PER_ADDRESS to less, or to nothing: a quarter"),
+            );
+        }
+    }
     if config.ws.query_token {
         report.warning(
             "configuration",
@@ -140,11 +153,11 @@ async fn is_switchboard(address: SocketAddr) -> bool {
 
 /// Whether as many files may be open as connections are allowed.
 pub(super) fn files(config: &Config, report: &mut Report) {
-    let needed = machine::files_needed(config.ws.max_connections);
+    let needed = machine::files_needed(config.sockets());
     match machine::raise_file_limit() {
         Some(limit) if limit < needed => report.warning(
             "files",
-            format!("{limit} files may be open, and {needed} are needed for WS_MAX_CONNECTIONS"),
+            format!("{limit} files may be open, and {needed} are needed for WS_MAX_CONNECTIONS, WS_MAX_PENDING and HTTP_MAX_CONNECTIONS"),
             format!(
                 "raise the limit (ulimit -n, LimitNOFILE=, --ulimit nofile=) to {needed}, \
                  or lower WS_MAX_CONNECTIONS"

@@ -184,6 +184,7 @@ fn settings_that_are_rarely_meant_are_warnings() {
     let staging = [
         ("ENV", "staging"),
         ("WS_QUERY_TOKEN", "true"),
+        ("HTTP_MAX_CONNECTIONS_PER_ADDRESS", "2048"),
         ("WS_MAX_CONNECTIONS", "1000000000"),
         ("LISTEN_ADDR", "0.0.0.0:0"),
         ("REDIS_URL", "redis://redis.example"),
@@ -193,6 +194,7 @@ fn settings_that_are_rarely_meant_are_warnings() {
     assert!(entry(&ran, "warning origins").contains("ALLOWED_WS_ORIGINS"));
     assert!(entry(&ran, "warning files").contains("WS_MAX_CONNECTIONS"));
     assert!(entry(&ran, "warning cluster").contains("Postgres"));
+    assert!(ran.stdout.contains("one address may take all of HTTP_MAX_CONNECTIONS"));
     assert!(ran.stdout.contains("WS_QUERY_TOKEN=false") && ran.stdout.contains("OIDC_ISSUER"));
 }
 
