@@ -10,7 +10,8 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::{
     oidc::trusting,
     support::{
-        Client, Database, TestServer, audit, issuer::Issuer, on_both, postgres, rest::add_author,
+        Client, Database, TestServer, audit, issuer::Issuer, on_both, postgres::database,
+        rest::add_author,
     },
 };
 
@@ -44,7 +45,8 @@ async fn a_flood_of_strangers_is_one_row_for_each_kind_which_a_stop_writes() {
     let expired = format!("Bearer {}", issuer.token(json!({ "exp": 1 })));
     for i in 0..30 {
         let logout = server.request(Method::POST, "/auth/backchannel-logout");
-        let logout = logout.form(&[("logout_token", "garbage")]).send().await.unwrap();
+        let logout = logout.header("content-type", "application/x-www-form-urlencoded");
+        let logout = logout.body("logout_token=garbage").send().await.unwrap();
         assert_eq!(logout.status(), 400);
         let origin = [("origin", "https://bad.example")];
         assert!(Client::try_open(server.addr, "/web", &origin).await.is_err());
@@ -154,7 +156,7 @@ async fn sums_are_written_when_their_interval_ends() {
 
 #[tokio::test]
 async fn rows_of_strangers_leave_a_part_of_queue_and_spool_to_users() {
-    let url = postgres::database().await;
+    let url = database().await;
     let small = [
         QUICK,
         ("DATABASE_URL", &*url),
@@ -215,7 +217,7 @@ async fn a_login_name_that_no_index_holds_is_cut_and_so_is_a_user_and_a_path(dat
 
 #[tokio::test]
 async fn a_row_that_the_database_refuses_drags_no_other_through_the_disk() {
-    let url = postgres::database().await;
+    let url = database().await;
     let server = TestServer::start(&[("AUDIT_BATCH_TIMEOUT", "4s"), ("DATABASE_URL", &url)]).await;
     poison(&url).await;
     for i in 0..30 {
@@ -232,7 +234,7 @@ async fn a_row_that_the_database_refuses_drags_no_other_through_the_disk() {
 
 #[tokio::test]
 async fn the_file_of_rejected_rows_has_a_bound_and_what_is_beyond_it_is_counted() {
-    let url = postgres::database().await;
+    let url = database().await;
     // A sixteenth: two rows or three.
     let settings = [QUICK, ("DATABASE_URL", &*url), ("AUDIT_SPOOL_LIMIT", "32KiB")];
     let server = TestServer::start(&settings).await;
