@@ -7,6 +7,7 @@
 mod redact;
 mod retention;
 mod spool;
+mod summary;
 mod writer;
 
 use std::{
@@ -32,7 +33,8 @@ use crate::{
     metrics::{AuditErrorKind, AuditMetrics, AuditOutcome},
     protocol::CloseReason,
 };
-use spool::Spool;
+use spool::{AppendError, Spool};
+use summary::{Scope, Summary};
 
 /// Bytes of request data that are taken along. More is left out, but for its size.
 const MAX_DATA: usize = 16 * 1024;
@@ -50,6 +52,8 @@ pub(crate) struct Event {
     pub(crate) action: Arc<str>,
     /// A path, the name of a package, or the id of a connection.
     pub(crate) resource: Arc<str>,
+    /// The resource without what a caller chooses of it: there are few of these.
+    pub(crate) route: Arc<str>,
     pub(crate) outcome: AuditOutcome,
     /// JSON as it came, from [`taken_along`].
     pub(crate) data: Option<Box<str>>,
@@ -57,6 +61,8 @@ pub(crate) struct Event {
     /// What the client was told.
     pub(crate) error: Option<Cow<'static, str>>,
     pub(crate) took: Option<Duration>,
+    /// A user can cause as many of these as it likes, though no role was missing.
+    pub(crate) at_will: bool,
 }
 
 impl Event {
@@ -75,12 +81,20 @@ impl Event {
             req_id: None,
             action: format!("WS:{name}").into(),
             resource: resource.into(),
+            route: "/web".into(),
             outcome,
             data: None,
             status: reason.code().into(),
             error: Some(reason.text().into()),
             took: None,
+            // All but what an administrator or a logout did to it.
+            at_will: reason != CloseReason::SessionRevoked,
         }
+    }
+
+    /// Whether a user was kept from something.
+    fn is_denial(&self) -> bool {
+        self.at_will || self.outcome == AuditOutcome::PermissionDenied
     }
 }
 
@@ -95,12 +109,27 @@ struct Entry {
     at: Timestamp,
     since: Instant,
     event: Event,
+    /// Of a row that sums up many events.
+    scope: Option<Scope>,
+    /// Nobody known is behind it: a part of queue and spool is closed to it.
+    unknown: bool,
+}
+
+impl Entry {
+    fn new(event: Event, scope: Option<Scope>) -> Arc<Self> {
+        let failed = || event.user.is_none() && event.outcome != AuditOutcome::Success;
+        let unknown = scope.map_or_else(failed, Scope::is_unknown);
+        let (id, at, since) = (Uuid::now_v7(), Timestamp::now(), Instant::now());
+        Arc::new(Self { id, at, since, event, scope, unknown })
+    }
 }
 
 /// The trail as its recorders see it.
 pub(crate) struct Audit {
     config: AuditConfig,
     metrics: AuditMetrics,
+    /// What shares rows, until its interval ends.
+    summary: Summary,
     /// Oldest first. An entry leaves when it is safe: in the database or in the spool.
     queue: Mutex<VecDeque<Arc<Entry>>>,
     /// Told of a first entry and of each full batch.
@@ -133,6 +162,7 @@ impl Audit {
         Ok(Self {
             config: config.clone(),
             metrics,
+            summary: Summary::new(config),
             queue: Mutex::default(),
             filled: Notify::new(),
             spooled: Notify::new(),
@@ -155,19 +185,29 @@ impl Audit {
         self.is_on() && self.config.reads
     }
 
-    /// Records an event. Waits for nothing, unless the queue is full: then for the disk, so that
-    /// whoever acts faster than can be written down is slowed down and nothing is lost.
+    /// Records an event: as a row, or as a part of one that sums up many. Waits for nothing, unless the
+    /// queue is full: then for the disk, so that whoever acts faster than can be written down is slowed
+    /// down and nothing is lost.
     pub(crate) fn record(&self, event: Event) {
         if !self.is_on() {
             return;
         }
         self.metrics.actions.inc(event.outcome);
-        let entry = Arc::new(Entry {
-            id: Uuid::now_v7(),
-            at: Timestamp::now(),
-            since: Instant::now(),
-            event,
-        });
+        match self.summary.take(event) {
+            Some(event) => self.enter(Entry::new(event, None)),
+            None => self.metrics.aggregated.inc(),
+        }
+    }
+
+    /// Makes rows of what was summed up. In the worst case it waits for the disk.
+    fn sum_up(&self) {
+        for sum in self.summary.end() {
+            let scope = sum.scope;
+            self.enter(Entry::new(sum.into_event(), Some(scope)));
+        }
+    }
+
+    fn enter(&self, entry: Arc<Entry>) {
         if let Some(entry) = self.push(entry) {
             self.make_room(entry);
         }
@@ -175,8 +215,9 @@ impl Audit {
 
     /// Puts an entry into the queue; gives it back where there is no room.
     fn push(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
+        let reserved = if entry.unknown { self.config.queue.div_ceil(4) } else { 0 };
         let mut queue = self.queue();
-        if queue.len() >= self.config.queue || self.closed.load(Ordering::Relaxed) {
+        if queue.len() >= self.config.queue - reserved || self.closed.load(Ordering::Relaxed) {
             return Some(entry);
         }
         queue.push_back(entry);
@@ -191,7 +232,7 @@ impl Audit {
     /// Writes the whole queue to the spool at once, with an entry that found no room in it: one by one,
     /// each would wait for the disk.
     fn make_room(&self, entry: Arc<Entry>) {
-        let row = [writer::text(&entry)];
+        let row = texts(std::slice::from_ref(&entry));
         let Some(mut spool) = self.spool() else { return };
         // Another may have made room, while this one waited for the spool.
         if self.push(entry).is_none() {
@@ -211,9 +252,14 @@ impl Audit {
         if self.append(&mut spool, &row) {
             self.spooled.notify_one();
         } else {
-            self.metrics.dropped.inc();
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lose(1);
         }
+    }
+
+    /// Counts rows that are lost.
+    fn lose(&self, rows: u64) {
+        self.metrics.dropped.inc_by(rows);
+        self.lost.fetch_add(rows, Ordering::Relaxed);
     }
 
     /// Writes what waits to the spool, and from now on whatever comes: a request that was cut off may end
@@ -227,8 +273,7 @@ impl Audit {
         let waiting = self.oldest(usize::MAX);
         let lost = (waiting.len() - self.keep_oldest(&waiting)) as u64;
         self.forget(&waiting);
-        self.metrics.dropped.inc_by(lost);
-        self.lost.fetch_add(lost, Ordering::Relaxed);
+        self.lose(lost);
     }
 
     /// Writes as many entries to the spool as it takes, the oldest first; returns how many.
@@ -249,6 +294,11 @@ impl Audit {
         let spooled = self.spool().map_or(0, |spool| spool.rows());
         self.metrics.queue.set(i64::try_from(self.waiting()).unwrap_or(i64::MAX));
         self.metrics.spool.set(i64::try_from(spooled).unwrap_or(i64::MAX));
+    }
+
+    /// What is in memory to sum events up.
+    pub(crate) fn sums(&self) -> usize {
+        self.summary.entries()
     }
 
     /// How many entries wait.
@@ -285,10 +335,21 @@ impl Audit {
         self.spool().is_some_and(|mut spool| self.append(&mut spool, &rows))
     }
 
-    fn append(&self, spool: &mut Spool, rows: &[String]) -> bool {
-        match spool.append(rows) {
+    /// Near the limit of the spool rows of unknown callers are left out, and lost: what is left is for
+    /// rows of users.
+    fn append(&self, spool: &mut Spool, rows: &[Text]) -> bool {
+        let all = || rows.iter().map(|row| &*row.json);
+        let is_short = spool.is_short_of(all().map(str::len).sum());
+        let kept: Vec<_> = match is_short {
+            true => rows.iter().filter(|row| !row.unknown).map(|row| &*row.json).collect(),
+            false => all().collect(),
+        };
+        match spool.append(&kept) {
             Ok(()) => {
-                self.metrics.spooled.inc_by(rows.len() as u64);
+                self.metrics.spooled.inc_by(kept.len() as u64);
+                if kept.len() < rows.len() {
+                    self.lose((rows.len() - kept.len()) as u64);
+                }
                 true
             }
             Err(error) => {
@@ -312,6 +373,7 @@ impl Audit {
         let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
         let rows = spool.next(count);
         let damaged = spool.take_damaged();
+        self.lose(spool.take_unkept());
         if damaged > 0 {
             self.metrics.errors.inc(AuditErrorKind::Damaged);
             tracing::error!(rows = damaged, "audit rows were damaged on disk and set aside");
@@ -338,10 +400,21 @@ impl Audit {
         }
     }
 
-    /// Sets a row aside that the database refuses for good; false where it cannot be.
+    /// Sets a row aside that the database refuses for good, or loses it where too many are set aside;
+    /// false where the disk does not take it.
     fn reject(&self, row: &str, why: &str) -> bool {
-        tracing::error!(error = why, "the database refuses an audit row, which is set aside");
-        self.spool().is_some_and(|spool| spool.reject(row, why).is_ok())
+        let Some(rejected) = self.spool().map(|spool| spool.reject(row, why)) else { return false };
+        match rejected {
+            Ok(()) => tracing::error!(
+                error = why,
+                "the database refuses an audit row, which is set aside"
+            ),
+            // Counted, and told of once a minute.
+            Err(AppendError::Full { .. }) => self.lose(1),
+            Err(AppendError::Io(_)) => return false,
+        }
+        self.metrics.rejected.inc();
+        true
     }
 
     /// Takes over what processes have left that died.
@@ -365,6 +438,14 @@ impl Audit {
     }
 }
 
-fn texts(entries: &[Arc<Entry>]) -> Vec<String> {
-    entries.iter().map(|entry| writer::text(entry)).collect()
+/// A row as the spool has it.
+#[derive(Clone)]
+struct Text {
+    json: String,
+    unknown: bool,
+}
+
+fn texts(entries: &[Arc<Entry>]) -> Vec<Text> {
+    let text = |entry: &Arc<Entry>| Text { json: writer::text(entry), unknown: entry.unknown };
+    entries.iter().map(text).collect()
 }

@@ -1,19 +1,21 @@
 //! From an event to a row: secrets go, sizes are bounded, and nothing stays that a database refuses.
 
-use std::sync::Arc;
+use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use serde_json::{
     Value, json,
     value::{RawValue, to_raw_value},
 };
 
-use super::Entry;
-use crate::{metrics::Label, store::Action};
+use super::{Entry, summary::Scope};
+use crate::{config::network_of, metrics::Label, store::Action};
 
 /// Bytes of request data in a row.
 const MAX_DATA: usize = 4096;
 /// Characters of any other text in a row.
 const MAX_TEXT: usize = 1024;
+/// Bytes of a text in a column with an index: Postgres refuses a row of 2,704 bytes in one.
+const MAX_INDEXED: usize = 512;
 const HIDDEN: &str = "***";
 
 /// In a member's name without its separators, anywhere.
@@ -44,24 +46,36 @@ const SECRET_ENDS: &[&str] = &["cvv", "cvc", "ssn", "pwd"];
 pub(super) fn row(entry: &Entry) -> Action {
     let event = &entry.event;
     let user = event.user.as_deref();
-    let claimed = || event.claimed.as_deref().map(text);
-    let correlation = || shared(&event.remote.correlation);
+    let claimed = || event.claimed.as_deref().map(|name| cut(name).into());
+    let correlation = || indexed(&event.remote.correlation);
+    // Of a row that sums up many callers nothing is one caller's.
+    let of_one = !entry.scope.is_some_and(Scope::is_other);
+    let request_id = event.req_id.map_or_else(correlation, |id| id.to_string().into());
     Action {
         id: entry.id,
         timestamp: format!("{:.6}", entry.at).into(),
-        user_id: user.map(|user| shared(&user.subject)),
-        username: user.map(|user| shared(&user.username)).or_else(claimed),
+        user_id: user.map(|user| indexed(&user.subject)),
+        username: user.map(|user| indexed(&user.username)).or_else(claimed),
         user_roles: user.map(|user| roles(&user.roles)).unwrap_or_default(),
-        action_type: shared(&event.action),
-        resource: shared(&event.resource),
+        action_type: indexed(&event.action),
+        resource: indexed(&event.resource),
         outcome: event.outcome.label().into(),
-        ip_address: Some(event.remote.address.to_string().into()),
-        user_agent: event.remote.user_agent.as_deref().map(text),
-        request_id: Some(event.req_id.map_or_else(correlation, |id| id.to_string().into())),
+        ip_address: of_one.then(|| address(entry).into()),
+        user_agent: event.remote.user_agent.as_deref().filter(|_| of_one).map(text),
+        request_id: of_one.then_some(request_id),
         request_data: event.data.as_deref().map(data),
-        response_status: Some(event.status),
+        response_status: of_one.then_some(event.status),
         error_message: event.error.as_deref().map(text),
         duration_ms: event.took.map(|took| took.as_micros() as f64 / 1000.0),
+    }
+}
+
+/// The client's address, or the network of all that were summed up.
+fn address(entry: &Entry) -> String {
+    let address = entry.event.remote.address;
+    match (entry.scope, network_of(address)) {
+        (Some(Scope::Network), network @ IpAddr::V6(_)) => format!("{network}/64"),
+        _ => address.to_string(),
     }
 }
 
@@ -151,9 +165,23 @@ fn roles(roles: &Arc<[Box<str>]>) -> Arc<[Box<str>]> {
     roles.iter().map(|role| (*text(role)).into()).collect()
 }
 
-/// A text that many rows have.
-fn shared(shared: &Arc<str>) -> Arc<str> {
-    if fits(shared) { Arc::clone(shared) } else { text(shared) }
+/// A text that many rows have, for a column with an index.
+fn indexed(shared: &Arc<str>) -> Arc<str> {
+    match cut(shared) {
+        Cow::Borrowed(whole) if whole.len() == shared.len() => Arc::clone(shared),
+        cut => cut.into(),
+    }
+}
+
+/// As much of a text as an index holds, which ends with a whole character.
+fn cut(text: &str) -> Cow<'_, str> {
+    let cut = &text[..text.floor_char_boundary(MAX_INDEXED)];
+    if !cut.contains('\0') {
+        return cut.into();
+    }
+    let mut text = storable(cut.to_owned());
+    text.truncate(text.floor_char_boundary(MAX_INDEXED));
+    text.into()
 }
 
 fn fits(text: &str) -> bool {

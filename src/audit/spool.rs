@@ -20,6 +20,8 @@ use self::segment::{Damage, ENDING, Segment};
 
 /// Bytes after which a new segment is begun: what is confirmed leaves the disk a segment at a time.
 const SEGMENT_SIZE: u64 = 8 << 20;
+/// Each file of lines that were set aside may have this part of the spool's limit.
+const ASIDE: u64 = 16;
 /// Lines whose checksum does not fit, as they were found.
 const DAMAGED: &str = "damaged";
 /// Rows which the database refuses, each with its reason.
@@ -51,6 +53,7 @@ pub(super) struct Spool {
     /// The last segment is sound and made by this spool: it takes more rows.
     appending: bool,
     damaged: u64,
+    unkept: u64,
 }
 
 impl Spool {
@@ -75,6 +78,7 @@ impl Spool {
             segments: VecDeque::new(),
             appending: false,
             damaged: 0,
+            unkept: 0,
         };
         spool.adopt()?;
         Ok(spool)
@@ -99,14 +103,22 @@ impl Spool {
         Ok(())
     }
 
+    /// Whether rows of so many bytes would take from the last quarter, which is for the rows of users.
+    pub(super) fn is_short_of(&self, bytes: usize) -> bool {
+        self.on_disk() + bytes as u64 > self.limit - self.limit / 4
+    }
+
+    fn on_disk(&self) -> u64 {
+        self.segments.iter().map(Segment::len).sum()
+    }
+
     /// Adds rows, each a text of JSON: all of them, and safe from a crash, or none.
-    pub(super) fn append(&mut self, rows: &[String]) -> Result<(), AppendError> {
+    pub(super) fn append(&mut self, rows: &[impl AsRef<str>]) -> Result<(), AppendError> {
         if rows.is_empty() {
             return Ok(());
         }
-        let lines: String = rows.iter().map(|row| segment::encode(row)).collect();
-        let on_disk: u64 = self.segments.iter().map(Segment::len).sum();
-        if on_disk + lines.len() as u64 > self.limit {
+        let lines: String = rows.iter().map(|row| segment::encode(row.as_ref())).collect();
+        if self.on_disk() + lines.len() as u64 > self.limit {
             return Err(AppendError::Full { limit: self.limit });
         }
         let appended = match self.segments.back_mut() {
@@ -143,9 +155,13 @@ impl Spool {
             let mut damage = Damage::default();
             let read = segment.read(&mut rows, max_rows, &mut damage);
             self.damaged += damage.lines;
-            // A disk that is too full for it must not keep the rows from leaving.
-            if damage.lines > 0 && append_whole(&self.folder, DAMAGED, &damage.text).is_err() {
-                segment.set_aside();
+            if damage.lines > 0 {
+                match append_whole(&self.folder, DAMAGED, &damage.text, self.limit / ASIDE) {
+                    Ok(()) => {}
+                    Err(AppendError::Full { .. }) => self.unkept += damage.lines,
+                    // A disk that is too full for it must not keep the rows from leaving.
+                    Err(AppendError::Io(_)) => segment.set_aside(),
+                }
             }
             match read {
                 Err(error) if rows.is_empty() => return Err(error),
@@ -182,11 +198,12 @@ impl Spool {
         Ok(())
     }
 
-    /// Keeps a row which the database refuses for good, for people to look at; it is still to be confirmed.
-    pub(super) fn reject(&self, row: &str, why: &str) -> io::Result<()> {
+    /// Keeps a row which the database refuses for good, for people to look at, up to a part of the limit.
+    /// A row of the spool is still to be confirmed.
+    pub(super) fn reject(&self, row: &str, why: &str) -> Result<(), AppendError> {
         let (row, why) = (segment::one_line(row), serde_json::Value::from(why));
         let line = format!("{{\"why\":{why},\"row\":{row}}}\n");
-        append_whole(&self.folder, REJECTED, line.as_bytes())
+        append_whole(&self.folder, REJECTED, line.as_bytes(), self.limit / ASIDE)
     }
 
     /// How many damaged lines were found since it was last asked.
@@ -194,6 +211,11 @@ impl Spool {
     /// A line that was found before a crash may be found, and kept, again after it.
     pub(super) fn take_damaged(&mut self) -> u64 {
         std::mem::take(&mut self.damaged)
+    }
+
+    /// How many of them did not fit into their file, since it was last asked.
+    pub(super) fn take_unkept(&mut self) -> u64 {
+        std::mem::take(&mut self.unkept)
     }
 
     /// Nothing waits.
@@ -207,15 +229,21 @@ impl Spool {
     }
 }
 
-/// Adds to a file which all processes share.
-fn append_whole(folder: &Path, name: &str, text: &[u8]) -> io::Result<()> {
+/// Adds to a file which all processes share, and which has a limit of bytes.
+fn append_whole(folder: &Path, name: &str, text: &[u8], limit: u64) -> Result<(), AppendError> {
     let path = folder.join(name);
     let mut file = OpenOptions::new().append(true).create(true).mode(0o600).open(path)?;
     // Who cuts back what failed must not cut off what another has added meanwhile.
     file.lock()?;
     let len = file.metadata()?.len();
+    if len + text.len() as u64 > limit {
+        return Err(AppendError::Full { limit });
+    }
     segment::write_whole(&mut file, text, len)?;
-    if len == 0 { sync_folder(folder) } else { Ok(()) }
+    if len == 0 {
+        sync_folder(folder)?;
+    }
+    Ok(())
 }
 
 /// Makes the names of new files in a folder last.

@@ -57,6 +57,9 @@ impl AuditWriter {
     /// Writes what still waits, when the actor has been told to end: into the database as far as time
     /// allows, the rest into the spool. What is recorded later goes there too.
     pub(crate) async fn finish(audit: &Arc<Audit>, store: &Arc<Store>) {
+        audit.summary.close();
+        let summed = Arc::clone(audit);
+        drop(spawn_blocking(move || summed.sum_up()).await);
         let mut writer = Writer::new(Arc::clone(audit), Arc::clone(store));
         writer.patience = LAST;
         writer.fresh = Duration::MAX;
@@ -78,12 +81,23 @@ impl Actor for AuditWriter {
         let parts = || (Arc::clone(&self.audit), Arc::clone(&self.store));
         let (audit, store) = parts();
         let mut tasks = vec![task::owned(&myself, Writer::new(audit, store).run())];
+        tasks.push(task::owned(&myself, sum_up(Arc::clone(&self.audit))));
         let (audit, store) = parts();
         tasks.push(task::owned(&myself, Replayer(Rows { audit, store }).run()));
         if let Some(keep) = self.audit.config.retention {
             tasks.push(task::owned(&myself, retention::run(Arc::clone(&self.store), keep)));
         }
         Ok(Tasks(tasks))
+    }
+}
+
+/// Has rows made of what is summed up, an interval at a time.
+async fn sum_up(audit: Arc<Audit>) {
+    loop {
+        audit.summary.ended().await;
+        let summed = Arc::clone(&audit);
+        // The panic hook has logged a panic.
+        drop(spawn_blocking(move || summed.sum_up()).await);
     }
 }
 
@@ -229,16 +243,38 @@ impl Writer {
         kept || (!fresh && self.insert(&batch).await)
     }
 
+    /// Inserts a batch. Where the database refuses a row, the batch is halved until that row is alone and
+    /// can be set aside: the others need not go through the disk. The oldest are always first, as they
+    /// leave the queue in their order.
     async fn insert(&self, batch: &[Arc<Entry>]) -> bool {
-        if self.rows.audit.away.load(Ordering::Relaxed) {
-            return false;
+        let audit = &self.rows.audit;
+        let is_fresh = |part: &[Arc<Entry>]| part[0].since.elapsed() < self.fresh;
+        let began_fresh = is_fresh(batch);
+        let mut parts = vec![batch];
+        while let Some(part) = parts.pop() {
+            let late = began_fresh && !is_fresh(part);
+            if late || audit.away.load(Ordering::Relaxed) {
+                return false;
+            }
+            let rows = part.iter().map(|entry| redact::row(entry)).collect();
+            match self.rows.insert(rows, self.patience).await {
+                Ok(()) => audit.forget(part),
+                Err(Refused::Away) => return false,
+                Err(Refused::Data(why)) if part.len() == 1 => {
+                    let row = text(&part[0]);
+                    let set_aside = self.rows.spool(move |audit| audit.reject(&row, &why)).await;
+                    if set_aside != Some(true) {
+                        return false;
+                    }
+                    audit.forget(part);
+                }
+                Err(Refused::Data(_)) => {
+                    let (older, younger) = part.split_at(part.len() / 2);
+                    parts.extend([younger, older]);
+                }
+            }
         }
-        let rows = batch.iter().map(|entry| redact::row(entry)).collect();
-        let inserted = self.rows.insert(rows, self.patience).await.is_ok();
-        if inserted {
-            self.rows.audit.forget(batch);
-        }
-        inserted
+        true
     }
 
     fn complain(&mut self) {

@@ -7,7 +7,7 @@ use std::{
 
 use super::{Reader, value::DiskBytes};
 
-/// The shortest `AUDIT_BATCH_TIMEOUT`: a disk has to keep up with it.
+/// The shortest `AUDIT_BATCH_TIMEOUT` and `AUDIT_SUMMARY_INTERVAL`: a disk has to keep up with them.
 const SHORTEST: Duration = Duration::from_millis(100);
 
 /// A hundred years: no database has rows from before its calendar.
@@ -30,6 +30,10 @@ pub struct AuditConfig {
     pub spool: PathBuf,
     /// `AUDIT_SPOOL_LIMIT`, in bytes.
     pub spool_limit: u64,
+    /// `AUDIT_SUMMARY_INTERVAL`.
+    pub summary_interval: Duration,
+    /// `AUDIT_DENIALS_PER_USER`, in an interval; none: no limit.
+    pub denials_per_user: Option<u32>,
     /// `AUDIT_LOG_RETENTION_DAYS`; none: rows stay.
     pub retention: Option<Duration>,
 }
@@ -37,6 +41,7 @@ pub struct AuditConfig {
 impl Reader<'_> {
     pub(super) fn audit(&mut self, data_dir: &Path) -> AuditConfig {
         let days: u32 = self.get("AUDIT_LOG_RETENTION_DAYS");
+        let denials: u32 = self.get("AUDIT_DENIALS_PER_USER");
         let config = AuditConfig {
             enabled: self.get("AUDIT_ENABLED"),
             reads: self.get("AUDIT_READS"),
@@ -45,13 +50,19 @@ impl Reader<'_> {
             batch_timeout: self.get("AUDIT_BATCH_TIMEOUT"),
             spool: data_dir.join("audit"),
             spool_limit: self.get::<DiskBytes>("AUDIT_SPOOL_LIMIT").0,
+            summary_interval: self.get("AUDIT_SUMMARY_INTERVAL"),
+            denials_per_user: (denials > 0).then_some(denials),
             retention: (days > 0).then(|| Duration::from_secs(u64::from(days) * 86_400)),
         };
-        if config.batch_timeout < SHORTEST {
-            let timeout = config.batch_timeout;
-            self.faults.push(format!(
-                "AUDIT_BATCH_TIMEOUT: {timeout:?} is not allowed; allowed: at least {SHORTEST:?}"
-            ));
+        for (name, time) in [
+            ("AUDIT_BATCH_TIMEOUT", config.batch_timeout),
+            ("AUDIT_SUMMARY_INTERVAL", config.summary_interval),
+        ] {
+            if time < SHORTEST {
+                self.faults.push(format!(
+                    "{name}: {time:?} is not allowed; allowed: at least {SHORTEST:?}"
+                ));
+            }
         }
         if days > MOST_DAYS {
             self.faults.push(format!(

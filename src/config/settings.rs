@@ -164,6 +164,18 @@ pub const SETTINGS: &[Setting] = &[
         "Audit rows kept in DATA_DIR/audit while the database is away; more are lost, and counted",
     ),
     setting(
+        "AUDIT_SUMMARY_INTERVAL",
+        "1m",
+        "DURATION",
+        "Time over which failures of unknown callers are summed up by address and kind; at most 51 audit rows",
+    ),
+    setting(
+        "AUDIT_DENIALS_PER_USER",
+        "60",
+        "COUNT",
+        "Denials of a user with an audit row each in AUDIT_SUMMARY_INTERVAL; more are summed up; 0: no limit",
+    ),
+    setting(
         "AUDIT_LOG_RETENTION_DAYS",
         "365",
         "DAYS",

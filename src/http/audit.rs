@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     body::Body,
-    extract::State,
+    extract::{MatchedPath, State},
     http::{Method, Request, StatusCode, Uri, header},
     middleware::Next,
     response::{IntoResponse, Response},
@@ -66,6 +66,7 @@ pub(super) async fn audit(
         audit: Arc::clone(&api.context.audit),
         method: request.method().clone(),
         uri: request.uri().clone(),
+        route: request.extensions().get().cloned(),
         remote: remote(request.extensions()),
         presented: request.headers().contains_key(header::AUTHORIZATION),
         noted: Noted::default(),
@@ -105,6 +106,8 @@ struct Recording {
     audit: Arc<Audit>,
     method: Method,
     uri: Uri,
+    /// None where no route matched, which this is not laid around.
+    route: Option<MatchedPath>,
     remote: Arc<Remote>,
     /// A token came along.
     presented: bool,
@@ -141,14 +144,25 @@ impl Recording {
             claimed: notes.claimed.get().cloned(),
             remote: Arc::clone(&self.remote),
             req_id: None,
-            action: self.method.as_str().into(),
+            action: self.action().into(),
             resource: self.uri.path().into(),
+            route: self.route.as_ref().map_or("unmatched", MatchedPath::as_str).into(),
             outcome,
             data: notes.body.get().cloned().or(query),
             status: status.as_u16().into(),
             error,
             took: Some(begun.elapsed()),
+            at_will: false,
         });
+    }
+
+    /// The method. A client can make up others than the known ones.
+    fn action(&self) -> &str {
+        match self.method {
+            Method::GET | Method::HEAD | Method::POST | Method::PUT => self.method.as_str(),
+            Method::PATCH | Method::DELETE | Method::OPTIONS => self.method.as_str(),
+            _ => "OTHER",
+        }
     }
 }
 

@@ -77,6 +77,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, request: Request<Body>)
     runtime.set_entries(Table::HttpLimits, http);
     runtime.set_entries(Table::Failures, failures);
     runtime.set_entries(Table::Tokens, api.validator.tokens_known());
+    runtime.set_entries(Table::AuditSums, api.context.audit.sums());
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, api.metrics.render()).into_response()
 }

@@ -51,6 +51,7 @@ label!(
         Failures = "failures",
         Tokens = "tokens",
         Holders = "holders",
+        AuditSums = "audit_sums",
     }
 );
 label!(
@@ -166,11 +167,13 @@ label!(
 #[derive(Clone)]
 pub(crate) struct AuditMetrics {
     pub(crate) actions: Counters<AuditOutcome>,
+    pub(crate) aggregated: IntCounter,
     pub(crate) queue: IntGauge,
     pub(crate) spool: IntGauge,
     pub(crate) written: IntCounter,
     pub(crate) spooled: IntCounter,
     pub(crate) dropped: IntCounter,
+    pub(crate) rejected: IntCounter,
     pub(crate) batch_size: Histogram,
     pub(crate) duration: Histogram,
     pub(crate) errors: Counters<AuditErrorKind>,
@@ -180,6 +183,10 @@ impl AuditMetrics {
     pub(super) fn new(family: &Family) -> Self {
         Self {
             actions: family.counters("audit_logs_total", "Audited actions.", "outcome"),
+            aggregated: family.counter(
+                "audit_logs_aggregated_total",
+                "Audited actions that share a row with others of their kind.",
+            ),
             queue: family.gauge("audit_queue_size", "Audit rows waiting in memory."),
             spool: family.gauge("audit_spool_rows", "Audit rows waiting in the spool on disk."),
             written: family
@@ -187,6 +194,10 @@ impl AuditMetrics {
             spooled: family.counter("audit_logs_spooled_total", "Audit rows written to the spool."),
             dropped: family
                 .counter("audit_logs_dropped_total", "Audit rows lost: the spool was full."),
+            rejected: family.counter(
+                "audit_logs_rejected_total",
+                "Audit rows that the database refused, set aside in rejected.jsonl.",
+            ),
             batch_size: family.histogram(
                 "audit_batch_size",
                 "Rows in an audit batch.",

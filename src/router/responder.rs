@@ -122,6 +122,7 @@ impl Responder {
                 remote: Arc::clone(&audited.caller.remote),
                 req_id: Some(self.head.req_id),
                 action: audited.action,
+                route: Arc::clone(&audited.resource),
                 resource: audited.resource,
                 outcome: match reply.status {
                     Status::Ok => AuditOutcome::Success,
@@ -132,6 +133,7 @@ impl Responder {
                 status: reply.status as i32,
                 error: error.map(|error| error.msg),
                 took: Some(took),
+                at_will: false,
             });
         }
         outbox.reply(reply.frame, Ready { at: ready, trace });

@@ -21,6 +21,7 @@ use crate::{
     handlers::{AnyHandler, Caller, Outcome},
     hub::Outbox,
     protocol::{CloseReason, Format, ReplyHead},
+    store::ActionFilter,
 };
 
 type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
@@ -160,6 +161,32 @@ async fn a_link_that_ends_is_started_again_and_nobody_notices() {
     assert_eq!(json_of(client.next().await.unwrap().unwrap())["pkg_id"], 150);
     assert_eq!(echo(&mut client).await["status_code"], 0);
     assert_eq!(running.server.context.cluster.is_connected(), Some(false));
+}
+
+#[tokio::test]
+async fn what_was_summed_up_outlives_the_writer_of_the_audit_trail() {
+    let running = start_with(&[("AUDIT_SUMMARY_INTERVAL", "1s")]).await;
+    let refused = format!("http://{}/authors", running.address);
+    let refused = async || {
+        let bad = reqwest::Client::new().get(&refused).bearer_auth("bad.token.here");
+        assert_eq!(bad.send().await.unwrap().status(), 401);
+    };
+    refused().await;
+    let mut children = running.root.get_cell().get_children();
+    children.sort_unstable_by_key(ractor::ActorCell::get_id);
+    children[0].kill();
+    running.until_restarted("audit", 1).await;
+    refused().await;
+    let rows = loop {
+        let all = ActionFilter::default();
+        let rows = running.server.context.store.actions(&all, 0, 10).await.unwrap();
+        if !rows.is_empty() {
+            break rows;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    let data: Value = serde_json::from_str(rows[0].request_data.as_ref().unwrap().get()).unwrap();
+    assert_eq!((rows.len(), &data["times"]), (1, &json!(2)));
 }
 
 #[tokio::test]

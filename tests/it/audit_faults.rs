@@ -284,7 +284,11 @@ async fn rows_are_lost_only_beyond_the_limit_of_the_spool_and_are_counted() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn rows_that_nothing_takes_hold_up_no_answer() {
     let url = database().await;
-    let small = [("AUDIT_BATCH_TIMEOUT", "100ms"), ("AUDIT_SPOOL_LIMIT", "64KiB")];
+    let small = [
+        ("AUDIT_BATCH_TIMEOUT", "100ms"),
+        ("AUDIT_SPOOL_LIMIT", "64KiB"),
+        ("AUDIT_DENIALS_PER_USER", "0"),
+    ];
     let server = server(&url, &small).await;
     let mut other = PgConnection::connect(&url).await.unwrap();
     other.execute("BEGIN; LOCK TABLE user_actions").await.unwrap();

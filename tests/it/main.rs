@@ -5,6 +5,7 @@
 mod admin;
 mod audit;
 mod audit_faults;
+mod audit_flood;
 mod audit_logs;
 mod auth_routes;
 mod authentication;

@@ -215,6 +215,8 @@ const AT_ZERO: &[Family] = &[
     ("audit_logs_written_total", "counter", NONE),
     ("audit_logs_spooled_total", "counter", NONE),
     ("audit_logs_dropped_total", "counter", NONE),
+    ("audit_logs_aggregated_total", "counter", NONE),
+    ("audit_logs_rejected_total", "counter", NONE),
     ("audit_batch_size", "histogram", NONE),
     ("audit_log_creation_duration_seconds", "histogram", NONE),
     (
@@ -234,6 +236,7 @@ const AT_ZERO: &[Family] = &[
         &[
             "table=\"connections\"",
             "table=\"users\"",
+            "table=\"audit_sums\"",
             "table=\"message_limits\"",
             "table=\"failures\"",
             "table=\"tokens\"",

@@ -19,6 +19,7 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
 const ALERTS: [&str; 21] = [
     "ActorRestarting",
     "AuditLogDropping",
+    "AuditRowsRejected",
     "AuditSpooling",
     "CircuitBreakerOpen",
     "ContainersUnseen",

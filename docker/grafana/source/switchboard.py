@@ -216,11 +216,13 @@ AUTHENTICATION = [
 
 AUDIT = [
     graph("Audited actions", "cps", ("sum by (outcome) (rate(audit_logs_total{OURS}[RATE]))", "{{outcome}}"),
+          ("sum(rate(audit_logs_aggregated_total{OURS}[RATE]))", "of them summed up"),
           links=[AUDITED]),
     graph("Rows on their way", "none", ("sum(audit_queue_size{OURS})", "in memory"),
           ("sum(audit_spool_rows{OURS})", "in the spool on disk"), links=[logged("audit rows")]),
     graph("Rows written", "cps", ("sum(rate(audit_logs_written_total{OURS}[RATE]))", "to the database"),
           ("sum(rate(audit_logs_spooled_total{OURS}[RATE]))", "to the spool"),
+          ("sum(rate(audit_logs_rejected_total{OURS}[RATE]))", "refused by the database"),
           ("sum(rate(audit_logs_dropped_total{OURS}[RATE]))", "lost"), links=[logged("audit rows")]),
     graph("Time to write a batch, p99", "s", (p(0.99, "audit_log_creation_duration_seconds"), "p99")),
     graph("Rows in a batch, mean", "none",

@@ -101,7 +101,7 @@ fn what_is_through_leaves_no_segment_and_appending_goes_on() {
         assert_eq!(drain(&mut spool), numbered(0..round + 1));
         assert_eq!(segments(&folder).len(), 0);
     }
-    spool.append(&[]).unwrap();
+    spool.append(&[""; 0]).unwrap();
     assert_eq!(segments(&folder).len(), 0);
 }
 

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, Executor, PgConnection, Row, SqliteConnection};
+use switchboard::config::{Config, DatabasePlace};
 use tempfile::TempDir;
 
 use super::{TestServer, postgres};
@@ -49,6 +50,12 @@ impl Place {
     /// Starts a server on it.
     pub(crate) async fn server(&self, settings: &[(&str, &str)]) -> TestServer {
         TestServer::start(&[&self.settings(), settings].concat()).await
+    }
+
+    /// Where it is, for a look past the server.
+    pub(crate) fn place(&self) -> DatabasePlace {
+        let config = Config::read(|name| (name == "DATABASE_URL").then(|| self.url.clone()));
+        config.unwrap().store.place
     }
 
     fn is_postgres(&self) -> bool {

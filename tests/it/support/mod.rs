@@ -66,6 +66,7 @@ impl TestServer {
             ("WS_MAX_CONNECTIONS_PER_USER", "100"),
             ("AUTH_FAILURES_PER_MINUTE", "0"),
             ("AUDIT_LOG_RETENTION_DAYS", "0"),
+            ("AUDIT_SUMMARY_INTERVAL", "100ms"),
             ("DRAIN_DELAY", "0"),
             ("DRAIN_GRACE", "100ms"),
             ("DATA_DIR", data.path().to_str().unwrap()),
