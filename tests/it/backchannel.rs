@@ -233,7 +233,6 @@ async fn no_other_token_logs_anybody_out() {
         ("a token that was used", used),
         ("garbage", "garbage".into()),
         ("nothing", String::new()),
-        ("a huge one", with(json!({ "filler": "x".repeat(20_000) }))),
     ];
     for (name, changes) in [
         ("iss", json!({ "iss": "https://evil.example" })),
@@ -275,12 +274,9 @@ async fn no_other_token_logs_anybody_out() {
     let mut said = Vec::new();
     for (name, token) in &cases {
         let answer = post(&server, token).await;
-        let expected = if *name == "a huge one" { 413 } else { 400 };
-        assert_eq!(answer.status(), expected, "{name}");
+        assert_eq!(answer.status(), 400, "{name}");
         assert_eq!(answer.headers()["cache-control"], "no-store", "{name}");
-        if expected == 400 {
-            said.push(answer.text().await.unwrap());
-        }
+        said.push(answer.text().await.unwrap());
     }
     let good = with(json!({}));
     let body = |name: &str| format!("{name}={good}");
