@@ -292,6 +292,9 @@ impl Registry {
             CloseReason::InternalError
         });
         self.shared.metrics.ws.disconnected(reason);
+        if reason.is_expulsion() {
+            self.shared.limits.expulsions.count(&entry.subject);
+        }
         if reason.is_forced() {
             let (outcome, remote) = (AuditOutcome::Success, &entry.outbox.remote);
             let id = entry.outbox.id.to_string();

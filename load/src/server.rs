@@ -35,11 +35,12 @@ pub(crate) const MAX_CONNECTIONS: i64 = 19_500;
 pub(crate) const EXPIRED_AFTER: Duration = Duration::from_secs(12);
 
 /// Limits out of the way, but at work: each is checked as in production and never refuses.
-const SETTINGS: [(&str, &str); 6] = [
+const SETTINGS: [(&str, &str); 7] = [
     ("WS_MESSAGE_RATE_LIMIT", "4000000000"),
     ("RATE_LIMIT_PER_MINUTE", "4000000000"),
     ("WS_MAX_CONNECTIONS", "20000"),
     ("WS_MAX_CONNECTIONS_PER_USER", "20000"),
+    ("METRICS_RATE_LIMIT", "0"),
     ("LOG_LEVEL", "warn"),
     ("LOG_FORMAT", "human"),
 ];

@@ -20,6 +20,8 @@ pub struct HttpConfig {
     pub keep_alive: Duration,
     /// `HTTP_REQUEST_TIMEOUT`.
     pub request_timeout: Duration,
+    /// `METRICS_RATE_LIMIT`, a minute of one address; 0: no limit.
+    pub scrapes_per_minute: u32,
     /// `RATE_LIMIT_PER_MINUTE`; 0: no limit.
     pub rate_limit_per_minute: u32,
     /// `RATE_LIMIT_BURST`, on top.
@@ -67,6 +69,7 @@ impl Reader<'_> {
             max_body_memory,
             keep_alive: self.get("HTTP_KEEP_ALIVE"),
             request_timeout: self.get("HTTP_REQUEST_TIMEOUT"),
+            scrapes_per_minute: self.get("METRICS_RATE_LIMIT"),
             rate_limit_per_minute: self.get("RATE_LIMIT_PER_MINUTE"),
             rate_limit_burst: self.get("RATE_LIMIT_BURST"),
             max_body_bytes,

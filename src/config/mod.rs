@@ -100,6 +100,8 @@ pub struct WsConfig {
     pub connection_policy: ConnectionPolicy,
     /// `WS_MESSAGE_RATE_LIMIT`, a minute; 0: no limit.
     pub message_rate_limit: u32,
+    /// `WS_MAX_EXPULSIONS`, of a user within a minute; 0: no limit.
+    pub expulsions_per_minute: u32,
     /// `WS_MAX_STRIKES`, within a minute; 0: never close.
     pub max_strikes: u32,
     /// `WS_MAX_IN_FLIGHT`.
@@ -266,6 +268,7 @@ impl Reader<'_> {
             max_connections_per_user: self.get("WS_MAX_CONNECTIONS_PER_USER"),
             connection_policy: self.get("WS_CONNECTION_POLICY"),
             message_rate_limit: self.get("WS_MESSAGE_RATE_LIMIT"),
+            expulsions_per_minute: self.get("WS_MAX_EXPULSIONS"),
             max_strikes: self.get("WS_MAX_STRIKES"),
             max_in_flight: self.count("WS_MAX_IN_FLIGHT"),
             send_queue: self.count("WS_SEND_QUEUE"),

@@ -370,6 +370,12 @@ pub const SETTINGS: &[Setting] = &[
         "Refused messages and control frames within a minute that close a connection; 0: never, reading pauses instead",
     ),
     setting(
+        "WS_MAX_EXPULSIONS",
+        "20",
+        "COUNT/MINUTE",
+        "Connections of a user closed for strikes or broken frames, before its next ones are refused; 0: no limit",
+    ),
+    setting(
         "WS_MAX_IN_FLIGHT",
         "16",
         "COUNT",
@@ -416,6 +422,12 @@ pub const SETTINGS: &[Setting] = &[
         "REST requests of one user, or of one address without a user; 0: no limit",
     ),
     setting("RATE_LIMIT_BURST", "10", "COUNT", "REST requests allowed on top at once"),
+    setting(
+        "METRICS_RATE_LIMIT",
+        "120",
+        "COUNT/MINUTE",
+        "Times that one address may ask for /metrics; 0: no limit",
+    ),
     setting(
         "HTTP_MAX_CONNECTIONS",
         "2048",

@@ -5,7 +5,7 @@
 //! while it is not full again, so that a reconnect brings no fresh one. An [`AddressBudget`] limits what an
 //! address does wrong, and [`Pool`]s bound what clients hold at once, on each node by itself.
 
-mod by_address;
+mod budget;
 mod http;
 mod messages;
 mod pool;
@@ -21,7 +21,7 @@ use std::{
 use dashmap::{DashMap, Entry};
 use governor::{Quota, clock::DefaultClock};
 
-use by_address::AddressBudget;
+use budget::{AddressBudget, Budget};
 pub(crate) use http::{HttpBudget, HttpKey};
 pub(crate) use messages::{MessageBudget, Refused};
 pub(crate) use pool::{Full, Pool, Share};
@@ -33,8 +33,6 @@ use shared::Shared;
 /// Sockets of one address that may send no token within a minute, before each counts as a failed
 /// authentication: a network that loses packets is no attack.
 const SILENCES_PER_MINUTE: u32 = 10;
-/// Scrapes of one address within a minute: for some Prometheus servers and people, and no load.
-const SCRAPES_PER_MINUTE: u32 = 600;
 /// A quota a minute is full again after this long.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -52,6 +50,8 @@ pub(crate) struct Limits {
     pub(crate) backchannel: AddressBudget,
     /// Sockets that were opened and sent no token.
     silences: AddressBudget,
+    /// Connections of a user that were closed for what their client did.
+    pub(crate) expulsions: Budget<Arc<str>>,
     /// Metrics that were asked for: each time they are gathered and written anew.
     pub(crate) scrapes: AddressBudget,
     http: Option<HttpLimit>,
@@ -79,7 +79,8 @@ impl Limits {
                 clock.clone(),
             ),
             silences: AddressBudget::new(SILENCES_PER_MINUTE, clock.clone()),
-            scrapes: AddressBudget::new(SCRAPES_PER_MINUTE, clock.clone()),
+            expulsions: Budget::new(config.ws.expulsions_per_minute, clock.clone()),
+            scrapes: AddressBudget::new(config.http.scrapes_per_minute, clock.clone()),
             http: HttpLimit::new(&config.http, clock.clone(), shared.clone()),
             message_quota: NonZeroU32::new(config.ws.message_rate_limit).map(Quota::per_minute),
             messages: DashMap::new(),
@@ -140,7 +141,8 @@ impl Limits {
     pub(crate) fn entries(&self) -> [usize; 3] {
         let http = self.http.as_ref().map_or(0, HttpLimit::len);
         let wrongs = [&self.failures, &self.refusals, &self.backchannel, &self.silences];
-        [self.messages.len(), http, wrongs.map(AddressBudget::len).iter().sum()]
+        let wrongs: usize = wrongs.map(|budget| budget.0.len()).iter().sum();
+        [self.messages.len(), http, wrongs + self.expulsions.len()]
     }
 
     fn of_addresses(&self) -> [&AddressBudget; 5] {
@@ -149,7 +151,8 @@ impl Limits {
 
     /// Forgets budgets that are full again. To be called once a minute.
     pub(crate) fn forget_idle(&self) {
-        self.of_addresses().into_iter().for_each(AddressBudget::forget_idle);
+        self.of_addresses().into_iter().for_each(|budget| budget.0.forget_idle());
+        self.expulsions.forget_idle();
         if let Some(http) = &self.http {
             http.forget_idle();
         }

@@ -23,6 +23,8 @@ pub enum CloseReason {
     Replaced,
     /// The address has failed to authenticate too often: the token was not looked at.
     TooManyFailures,
+    /// `WS_MAX_EXPULSIONS` connections of the user were closed for what their clients did.
+    TooManyExpulsions,
     /// `WS_MAX_STRIKES` refused messages or control frames within a minute; or too many control frames before
     /// the auth frame.
     TooManyStrikes,
@@ -51,7 +53,7 @@ pub enum CloseReason {
 
 impl CloseReason {
     /// Every reason, for the closed label set of `ws_disconnections_total`.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Normal,
         Self::GoingAway,
         Self::ProtocolError,
@@ -61,6 +63,7 @@ impl CloseReason {
         Self::ConnectionLimit,
         Self::Replaced,
         Self::TooManyFailures,
+        Self::TooManyExpulsions,
         Self::TooManyStrikes,
         Self::InternalError,
         Self::Unavailable,
@@ -86,6 +89,7 @@ impl CloseReason {
             Self::ConnectionLimit
             | Self::Replaced
             | Self::TooManyFailures
+            | Self::TooManyExpulsions
             | Self::TooManyStrikes => 1008,
             Self::TooBig => 1009,
             Self::InternalError | Self::Unavailable => 1011,
@@ -110,6 +114,7 @@ impl CloseReason {
             Self::ConnectionLimit => "too many connections for this user",
             Self::Replaced => "replaced by a newer connection",
             Self::TooManyFailures => "too many failed authentications",
+            Self::TooManyExpulsions => "too many connections of this user were closed",
             Self::TooManyStrikes => "too many refused messages",
             Self::InternalError => "internal error",
             Self::Unavailable => "not available",
@@ -140,6 +145,7 @@ impl CloseReason {
             // Refused before there was a connection.
             Self::ConnectionLimit
             | Self::TooManyFailures
+            | Self::TooManyExpulsions
             | Self::TokenExpired
             | Self::AuthTimeout
             | Self::Unavailable => false,
@@ -151,6 +157,19 @@ impl CloseReason {
         }
     }
 
+    /// Whether the server ended a connection for what its client sent.
+    pub fn is_expulsion(self) -> bool {
+        matches!(
+            self,
+            Self::ProtocolError
+                | Self::WrongKind
+                | Self::NotUtf8
+                | Self::TooBig
+                | Self::TooManyStrikes
+                | Self::Unauthorized
+        )
+    }
+
     /// The `code` of the error frame that goes ahead of the close frame, where there is one.
     pub fn error_code(self) -> Option<&'static str> {
         match self {
@@ -159,7 +178,7 @@ impl CloseReason {
             Self::TokenExpired => Some("token_expired"),
             Self::AuthTimeout => Some("auth_timeout"),
             Self::ConnectionLimit => Some("connection_limit"),
-            Self::TooManyFailures => Some("rate_limit_exceeded"),
+            Self::TooManyFailures | Self::TooManyExpulsions => Some("rate_limit_exceeded"),
             _ => None,
         }
     }

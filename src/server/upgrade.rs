@@ -176,6 +176,9 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
         None => Entry::Pending(pending(web, &remote)?),
         Some(text) => {
             let identity = presented(web, &text, &remote).await?;
+            if let Some(wait) = web.shared.limits.expulsions.refusal(&identity.subject) {
+                return Err(too_many(web, CloseReason::TooManyExpulsions.text(), wait));
+            }
             let place = Arc::clone(&web.places).try_acquire_owned();
             Entry::Known(identity, place.map_err(|_| no_place(web))?)
         }
@@ -334,6 +337,11 @@ async fn authenticate(
         () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
     };
     let identity = identity.inspect_err(|refusal| failed(web, refusal, remote))?;
+    if web.shared.limits.expulsions.refusal(&identity.subject).is_some() {
+        web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedLimit);
+        web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);
+        return Err(CloseReason::TooManyExpulsions.into());
+    }
     match Arc::clone(&web.places).try_acquire_owned() {
         Ok(place) => Ok((identity, place)),
         Err(_) => {

@@ -16,7 +16,7 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 21] = [
+const ALERTS: [&str; 23] = [
     "ActorRestarting",
     "AuditLogDropping",
     "AuditRowsRejected",
@@ -32,6 +32,7 @@ const ALERTS: [&str; 21] = [
     "HighMemoryUsage",
     "HighWebSocketConnections",
     "HighWebSocketRejections",
+    "HttpConnectionsRefused",
     "LogLinesDropped",
     "RateLimitAbuse",
     "RedisDown",

@@ -315,7 +315,7 @@ async fn a_forwarded_address_may_have_a_port_and_what_cannot_be_read_is_counted(
 
 #[tokio::test]
 async fn scrapes_have_a_budget_by_address_and_probes_none() {
-    let server = proxied(&[]).await;
+    let server = proxied(&[("METRICS_RATE_LIMIT", "600")]).await;
     let ask = async |path: &str, from: &str| {
         let request = server.request(Method::GET, path).header(FROM, from);
         request.send().await.unwrap().status().as_u16()

@@ -7,7 +7,7 @@ use super::*;
 const DOCUMENT: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/protocol.md"));
 
 /// Reason, code, label, whether a close frame is sent.
-const TABLE: [(CloseReason, u16, &str, bool); 20] = [
+const TABLE: [(CloseReason, u16, &str, bool); 21] = [
     (CloseReason::Normal, 1000, "1000", false),
     (CloseReason::GoingAway, 1001, "1001", true),
     (CloseReason::ProtocolError, 1002, "1002", true),
@@ -17,6 +17,7 @@ const TABLE: [(CloseReason, u16, &str, bool); 20] = [
     (CloseReason::ConnectionLimit, 1008, "1008", true),
     (CloseReason::Replaced, 1008, "1008", true),
     (CloseReason::TooManyFailures, 1008, "1008", true),
+    (CloseReason::TooManyExpulsions, 1008, "1008", true),
     (CloseReason::TooManyStrikes, 1008, "1008", true),
     (CloseReason::InternalError, 1011, "1011", true),
     (CloseReason::Unavailable, 1011, "1011", true),

@@ -65,6 +65,7 @@ impl TestServer {
             ("RATE_LIMIT_PER_MINUTE", "100000"),
             ("WS_MAX_CONNECTIONS_PER_USER", "100"),
             ("AUTH_FAILURES_PER_MINUTE", "0"),
+            ("METRICS_RATE_LIMIT", "0"),
             ("AUDIT_LOG_RETENTION_DAYS", "0"),
             ("AUDIT_SUMMARY_INTERVAL", "100ms"),
             ("DRAIN_DELAY", "0"),

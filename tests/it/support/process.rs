@@ -98,6 +98,7 @@ impl Process {
                 ("LISTEN_ADDR", "127.0.0.1:0"),
                 ("DATA_DIR", data.to_str().unwrap()),
                 ("DRAIN_DELAY", "0"),
+                ("METRICS_RATE_LIMIT", "0"),
                 ("DRAIN_GRACE", "100ms"),
             ],
             environment,

@@ -1,7 +1,8 @@
-//! A budget that each address has for one kind of request: failed authentications, say. Over it an address is
+//! What a client may do wrong within a minute, of one kind: failed authentications, say. Over it the client is
 //! refused before anything of it is looked at.
 
 use std::{
+    hash::Hash,
     net::IpAddr,
     num::NonZeroU32,
     time::{Duration, Instant},
@@ -17,20 +18,19 @@ use governor::{
 
 use crate::config::network_of;
 
-type Limiter =
-    RateLimiter<IpAddr, DashMapStateStore<IpAddr>, DefaultClock, StateInformationMiddleware>;
+type Limiter<K> = RateLimiter<K, DashMapStateStore<K>, DefaultClock, StateInformationMiddleware>;
 
-/// A budget a minute, by the network of the address.
-pub(crate) struct AddressBudget {
+/// A budget a minute for each client, by what the client is known by.
+pub(crate) struct Budget<K: Hash + Eq + Clone> {
     /// None: no limit.
-    limiter: Option<Limiter>,
-    /// The addresses over their limit, each with the time at which one more may come: the
-    /// limiter cannot be asked without taking from it.
-    refused: DashMap<IpAddr, Instant>,
+    limiter: Option<Limiter<K>>,
+    /// The clients over their limit, each with the time at which one more may come: the limiter cannot be asked
+    /// without taking from it.
+    refused: DashMap<K, Instant>,
     clock: DefaultClock,
 }
 
-impl AddressBudget {
+impl<K: Hash + Eq + Clone> Budget<K> {
     /// 0 stands for no limit.
     pub(super) fn new(per_minute: u32, clock: DefaultClock) -> Self {
         let limiter = NonZeroU32::new(per_minute).map(|limit| {
@@ -40,33 +40,32 @@ impl AddressBudget {
         Self { limiter, refused: DashMap::new(), clock }
     }
 
-    /// The time for which an address is refused; none: it may try.
-    pub(crate) fn refusal(&self, address: IpAddr) -> Option<Duration> {
-        let until = *self.refused.get(&network_of(address))?;
+    /// The time for which a client is refused; none: it may try.
+    pub(crate) fn refusal(&self, client: &K) -> Option<Duration> {
+        let until = *self.refused.get(client)?;
         until.checked_duration_since(Instant::now()).filter(|wait| !wait.is_zero())
     }
 
-    /// Takes one from the budget of an address. True: it was the last one, or there was none left.
-    pub(crate) fn count(&self, address: IpAddr) -> bool {
+    /// Takes one from the budget of a client. True: it was the last one, or there was none left.
+    pub(crate) fn count(&self, client: &K) -> bool {
         let Some(limiter) = &self.limiter else { return false };
-        let address = network_of(address);
-        if limiter.check_key(&address).is_ok_and(|state| state.remaining_burst_capacity() > 0) {
+        if limiter.check_key(client).is_ok_and(|state| state.remaining_burst_capacity() > 0) {
             return false;
         }
         // The last one: one more takes nothing, and tells when there will be another.
-        if let Err(over) = limiter.check_key(&address) {
+        if let Err(over) = limiter.check_key(client) {
             let wait = over.wait_time_from(self.clock.now());
-            self.refused.insert(address, Instant::now() + wait);
+            self.refused.insert(client.clone(), Instant::now() + wait);
         }
         true
     }
 
-    /// Addresses whose budget is not full.
+    /// Clients whose budget is not full.
     pub(super) fn len(&self) -> usize {
         self.limiter.as_ref().map_or(0, RateLimiter::len)
     }
 
-    /// Forgets the addresses whose budget is full again.
+    /// Forgets the clients whose budget is full again.
     pub(super) fn forget_idle(&self) {
         let Some(limiter) = &self.limiter else { return };
         limiter.retain_recent();
@@ -74,6 +73,26 @@ impl AddressBudget {
         let now = Instant::now();
         self.refused.retain(|_, until| *until > now);
         self.refused.shrink_to_fit();
+    }
+}
+
+/// A budget of each address, by its network.
+pub(crate) struct AddressBudget(pub(super) Budget<IpAddr>);
+
+impl AddressBudget {
+    /// 0 stands for no limit.
+    pub(super) fn new(per_minute: u32, clock: DefaultClock) -> Self {
+        Self(Budget::new(per_minute, clock))
+    }
+
+    /// The time for which an address is refused; none: it may try.
+    pub(crate) fn refusal(&self, address: IpAddr) -> Option<Duration> {
+        self.0.refusal(&network_of(address))
+    }
+
+    /// Takes one from the budget of an address. True: it was the last one, or there was none left.
+    pub(crate) fn count(&self, address: IpAddr) -> bool {
+        self.0.count(&network_of(address))
     }
 }
 
@@ -95,7 +114,7 @@ mod tests {
         }
         let wait = failures.refusal(ann).unwrap();
         assert!(wait > Duration::from_secs(15) && wait <= Duration::from_secs(20), "{wait:?}");
-        failures.forget_idle();
+        failures.0.forget_idle();
         assert!(failures.refusal(ann).is_some());
         assert_eq!(failures.refusal(bea), None);
     }
