@@ -41,12 +41,19 @@ impl Frames {
         self.first = Some(First { bytes: FIRST_MESSAGE, frames: FIRST_FRAMES });
     }
 
+    /// Whether there is one to take.
+    #[inline]
+    pub(super) fn has_small_fragments(&self) -> bool {
+        self.small_fragments > 0
+    }
+
     /// The fragments since the last call that carried almost nothing.
     pub(super) fn take_small_fragments(&mut self) -> u32 {
         std::mem::take(&mut self.small_fragments)
     }
 
     /// Follows the frames through the next bytes.
+    #[inline]
     pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Breach> {
         while let Some(rest) = self.skipped(bytes) {
             bytes = match rest.first_chunk() {
@@ -76,6 +83,7 @@ impl Frames {
     }
 
     /// Adds to a header that does not arrive whole; the bytes that are not its own are left.
+    #[cold]
     fn gather<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Breach> {
         for (n, byte) in bytes.iter().enumerate() {
             self.header[usize::from(self.have)] = *byte;
@@ -119,6 +127,7 @@ impl Frames {
 }
 
 impl First {
+    #[cold]
     fn take(&mut self, payload: u64, counted: bool, control: bool) -> Result<(), Breach> {
         if counted {
             let left = self.frames.checked_sub(1);

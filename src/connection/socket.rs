@@ -121,11 +121,18 @@ impl Counted {
         self.frames.bound_first_message();
     }
 
+    /// Whether there is one to take.
+    #[inline]
+    pub(super) fn has_small_fragments(&self) -> bool {
+        self.frames.has_small_fragments()
+    }
+
     /// The fragments since the last call that carried almost nothing.
     pub(super) fn take_small_fragments(&mut self) -> u32 {
         self.frames.take_small_fragments()
     }
 
+    #[inline]
     fn poll_bytes(
         &mut self,
         cx: &mut Context<'_>,
