@@ -41,45 +41,66 @@ impl Frames {
         self.first = Some(First { bytes: FIRST_MESSAGE, frames: FIRST_FRAMES });
     }
 
+    /// Whether there is one to take.
+    #[inline]
+    pub(super) fn has_small_fragments(&self) -> bool {
+        self.small_fragments > 0
+    }
+
     /// The fragments since the last call that carried almost nothing.
     pub(super) fn take_small_fragments(&mut self) -> u32 {
         std::mem::take(&mut self.small_fragments)
     }
 
     /// Follows the frames through the next bytes.
+    #[inline]
     pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Breach> {
-        while !bytes.is_empty() {
-            if self.skip > 0 {
-                let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(bytes.len());
-                self.skip -= skipped as u64;
-                bytes = &bytes[skipped..];
-                continue;
-            }
-            let have = usize::from(self.have);
-            let (part, rest) = bytes.split_at(bytes.len().min(self.header_length() - have));
-            self.header[have..have + part.len()].copy_from_slice(part);
-            self.have += part.len() as u8;
-            bytes = rest;
-            if usize::from(self.have) == self.header_length() {
-                self.have = 0;
-                self.begin()?;
-            }
+        while let Some(rest) = self.skipped(bytes) {
+            bytes = match rest.first_chunk() {
+                // Nearly all are whole, and need not be copied.
+                Some(header) if self.have == 0 => {
+                    self.begin(header)?;
+                    &rest[header_length(header)..]
+                }
+                _ => self.gather(rest)?,
+            };
         }
         Ok(())
     }
 
-    /// As far as what was read of the header tells.
-    fn header_length(&self) -> usize {
-        match self.header[1] & 0x7f {
-            126 if self.have >= 2 => 4,
-            127 if self.have >= 2 => HEADER,
-            _ => 2,
+    /// What is left of the bytes behind the frame that is under way, if anything.
+    fn skipped<'a>(&mut self, bytes: &'a [u8]) -> Option<&'a [u8]> {
+        match usize::try_from(self.skip) {
+            Ok(skip) if skip < bytes.len() => {
+                self.skip = 0;
+                Some(&bytes[skip..])
+            }
+            _ => {
+                self.skip -= bytes.len() as u64;
+                None
+            }
         }
     }
 
+    /// Adds to a header that does not arrive whole; the bytes that are not its own are left.
+    #[cold]
+    fn gather<'a>(&mut self, bytes: &'a [u8]) -> Result<&'a [u8], Breach> {
+        for (n, byte) in bytes.iter().enumerate() {
+            self.header[usize::from(self.have)] = *byte;
+            self.have += 1;
+            if self.have >= 2 && usize::from(self.have) == header_length(&self.header) {
+                self.have = 0;
+                let header = self.header;
+                self.begin(&header)?;
+                return Ok(&bytes[n + 1..]);
+            }
+        }
+        Ok(&[])
+    }
+
     /// Counts a frame whose header has arrived.
-    fn begin(&mut self) -> Result<(), Breach> {
-        let [kind, short, long @ ..] = self.header;
+    fn begin(&mut self, header: &[u8; HEADER]) -> Result<(), Breach> {
+        let [kind, short, long @ ..] = *header;
         let payload = match short & 0x7f {
             126 => u16::from_be_bytes([long[0], long[1]]).into(),
             127 => u64::from_be_bytes(long),
@@ -92,19 +113,40 @@ impl Frames {
         if small {
             self.small_fragments = self.small_fragments.saturating_add(1);
         }
-        let Some(first) = &mut self.first else { return Ok(()) };
-        if small || control {
-            let left = first.frames.checked_sub(1);
-            first.frames = left.ok_or(Breach(CloseReason::TooManyStrikes))?;
+        match &mut self.first {
+            Some(first) => {
+                first.take(payload, small || control, control)?;
+                if last && !control {
+                    self.first = None;
+                }
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl First {
+    #[cold]
+    fn take(&mut self, payload: u64, counted: bool, control: bool) -> Result<(), Breach> {
+        if counted {
+            let left = self.frames.checked_sub(1);
+            self.frames = left.ok_or(Breach(CloseReason::TooManyStrikes))?;
         }
         if !control {
-            let left = u16::try_from(payload).ok().and_then(|size| first.bytes.checked_sub(size));
-            first.bytes = left.ok_or(Breach(CloseReason::TooBig))?;
-            if last {
-                self.first = None;
-            }
+            let left = u16::try_from(payload).ok().and_then(|size| self.bytes.checked_sub(size));
+            self.bytes = left.ok_or(Breach(CloseReason::TooBig))?;
         }
         Ok(())
+    }
+}
+
+/// As its first two bytes tell, without the mask.
+fn header_length(header: &[u8; HEADER]) -> usize {
+    match header[1] & 0x7f {
+        126 => 4,
+        127 => HEADER,
+        _ => 2,
     }
 }
 

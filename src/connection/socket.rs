@@ -3,7 +3,7 @@
 //! arrives.
 
 use std::{
-    io,
+    io::{self, Cursor},
     pin::Pin,
     task::{Context, Poll, ready},
     time::Duration,
@@ -45,7 +45,8 @@ pub(crate) async fn accept(tcp: TcpStream, read_already: &[u8], max_message: usi
         .max_frame_size(Some(max_message));
     let tcp = Counted {
         tcp,
-        read_already: read_already.to_vec(),
+        read_already: (!read_already.is_empty())
+            .then(|| Box::new(Cursor::new(read_already.to_vec()))),
         frames: Frames::default(),
         written: 0,
         drained: false,
@@ -99,8 +100,9 @@ pub(crate) async fn close(mut socket: Socket, reason: CloseReason, error: Option
 /// empty.
 pub(crate) struct Counted {
     tcp: TcpStream,
-    /// Read before the stream. Not tungstenite's to read by itself: its frames are followed too.
-    read_already: Vec<u8>,
+    /// What came behind the upgrade request, until it is read: its frames are followed too. Boxed, since most
+    /// connections have none, and never keep it.
+    read_already: Option<Box<Cursor<Vec<u8>>>>,
     frames: Frames,
     written: u64,
     drained: bool,
@@ -119,24 +121,29 @@ impl Counted {
         self.frames.bound_first_message();
     }
 
+    /// Whether there is one to take.
+    #[inline]
+    pub(super) fn has_small_fragments(&self) -> bool {
+        self.frames.has_small_fragments()
+    }
+
     /// The fragments since the last call that carried almost nothing.
     pub(super) fn take_small_fragments(&mut self) -> u32 {
         self.frames.take_small_fragments()
     }
 
+    #[inline]
     fn poll_bytes(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        if self.read_already.is_empty() {
+        let Some(already) = &mut self.read_already else {
             return Pin::new(&mut self.tcp).poll_read(cx, buffer);
-        }
-        let bytes = self.read_already.len().min(buffer.remaining());
-        buffer.put_slice(&self.read_already[..bytes]);
-        self.read_already.drain(..bytes);
-        if self.read_already.is_empty() {
-            self.read_already = Vec::new();
+        };
+        ready!(Pin::new(&mut **already).poll_read(cx, buffer))?;
+        if already.position() == already.get_ref().len() as u64 {
+            self.read_already = None;
         }
         Poll::Ready(Ok(()))
     }

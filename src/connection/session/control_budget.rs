@@ -16,10 +16,10 @@ const REFRESH: Duration = Duration::from_secs(2);
 
 /// What a connection may send beside its requests.
 pub(super) struct ControlBudget {
-    /// What one frame takes.
-    cost: Duration,
     frames: Budget,
     refreshes: Budget,
+    /// Nanoseconds that one frame takes.
+    cost: u32,
     /// Pings of ours whose pongs have not come. Those are free.
     pongs_owed: u8,
     paused: bool,
@@ -33,17 +33,21 @@ impl ControlBudget {
             limit => limit.saturating_mul(FACTOR).max(LEAST),
         };
         Self {
-            cost: Duration::from_secs(60) / a_minute,
             frames: Budget(now),
             refreshes: Budget(now),
+            cost: (Duration::from_secs(60) / a_minute).subsec_nanos(),
             pongs_owed: 0,
             paused: false,
         }
     }
 
+    fn cost(&self) -> Duration {
+        Duration::from_nanos(self.cost.into())
+    }
+
     /// Takes frames; how many there was no room for.
     pub(super) fn take(&mut self, now: Instant, frames: u32) -> u32 {
-        self.frames.take(now, frames, self.cost)
+        self.frames.take(now, frames, self.cost())
     }
 
     /// Takes a pong, which costs nothing if it was asked for; how many there was no room for.
@@ -67,7 +71,7 @@ impl ControlBudget {
 
     /// The time until there is room for a frame.
     pub(super) fn wait(&self, now: Instant) -> Duration {
-        self.frames.room_at(self.cost).saturating_duration_since(now)
+        self.frames.room_at(self.cost()).saturating_duration_since(now)
     }
 
     /// The time until there is room for a refresh.
@@ -78,8 +82,8 @@ impl ControlBudget {
     /// Takes frames whether there is room or not. Where there is none reading pauses until they are paid for,
     /// though not for longer than [`DEPTH`]; whether it does.
     pub(super) fn owe(&mut self, now: Instant, frames: u32) -> bool {
-        self.frames.owe(now, self.cost.saturating_mul(frames));
-        self.paused = self.frames.room_at(self.cost) > now;
+        self.frames.owe(now, self.cost().saturating_mul(frames));
+        self.paused = self.frames.room_at(self.cost()) > now;
         self.paused
     }
 
@@ -90,7 +94,7 @@ impl ControlBudget {
 
     /// When reading goes on, if it pauses.
     pub(super) fn resumes(&self) -> Option<Instant> {
-        self.paused.then(|| self.frames.room_at(self.cost))
+        self.paused.then(|| self.frames.room_at(self.cost()))
     }
 
     /// Ends a pause that is over.
@@ -200,7 +204,7 @@ mod tests {
         assert_eq!((owing.is_paused(), owing.resumes()), (false, None));
         assert_eq!(owing.take(now + SECOND * 21 / 10, 2), 1);
         assert!(owing.owe(now, u32::MAX));
-        assert!(owing.resumes().unwrap() <= now + DEPTH + owing.cost);
+        assert!(owing.resumes().unwrap() <= now + DEPTH + owing.cost());
     }
 
     #[test]

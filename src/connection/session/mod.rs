@@ -267,7 +267,7 @@ impl Session {
                 None => Flow::Break(CloseReason::Normal),
             };
         }
-        if flow.is_continue() {
+        if flow.is_continue() && self.socket.get_ref().has_small_fragments() {
             flow = self.small_fragments();
         }
         if let Some(now) = arrived {

@@ -189,9 +189,11 @@ async fn guessing(addr: SocketAddr, stop: Arc<AtomicBool>) {
 
 /// Sends more messages and requests than the limits let through, and does not care what is answered.
 async fn greedily(addr: SocketAddr, token: String, stop: Arc<AtomicBool>) {
-    let (mut client, http) = (Client::open(addr, "/web").await, Http::new());
-    client.authenticate(&token).await;
+    let http = Http::new();
     while !stop.load(Ordering::Relaxed) {
+        // Anew: without strikes a connection that is refused too often is read more slowly.
+        let mut client = Client::open(addr, "/web").await;
+        client.authenticate(&token).await;
         for _ in 0..100 {
             let message = json!({ "pkg_id": 100, "req_id": Uuid::new_v4(), "data": {} });
             client.send(&message).await;
@@ -203,5 +205,6 @@ async fn greedily(addr: SocketAddr, token: String, stop: Arc<AtomicBool>) {
         while let Ok(answer) = timeout(Duration::from_millis(100), client.next()).await {
             answer.expect("the limit refuses messages, not the connection");
         }
+        client.close().await;
     }
 }
