@@ -96,8 +96,6 @@ async fn many_addresses_have_fifty_rows_and_one_more_and_a_network_of_ipv6_is_on
         read_as(format!("198.51.100.{i}")).await;
     }
     assert_eq!(server.metric("audit_logs_total{outcome=\"error\"}").await, 160.0);
-    assert_eq!(server.metric("audit_logs_aggregated_total").await, 160.0);
-    assert_eq!(server.metric("table_entries{table=\"audit_sums\"}").await, 51.0);
     server.stop().await.unwrap();
     let rows = audit::rows(&place.place()).await;
     assert_eq!(rows.len(), 51);
@@ -152,6 +150,7 @@ async fn sums_are_written_when_their_interval_ends() {
         );
     }
     server.until_metric("table_entries{table=\"audit_sums\"}", 0.0).await;
+    assert_eq!(server.metric("audit_logs_aggregated_total").await, 2.0);
 }
 
 #[tokio::test]
