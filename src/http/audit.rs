@@ -144,7 +144,7 @@ impl Recording {
             claimed: notes.claimed.get().cloned(),
             remote: Arc::clone(&self.remote),
             req_id: None,
-            action: self.action().into(),
+            action: self.method.as_str().into(),
             resource: self.uri.path().into(),
             route: self.route.as_ref().map_or("unmatched", MatchedPath::as_str).into(),
             outcome,
@@ -154,15 +154,6 @@ impl Recording {
             took: Some(begun.elapsed()),
             at_will: false,
         });
-    }
-
-    /// The method. A client can make up others than the known ones.
-    fn action(&self) -> &str {
-        match self.method {
-            Method::GET | Method::HEAD | Method::POST | Method::PUT => self.method.as_str(),
-            Method::PATCH | Method::DELETE | Method::OPTIONS => self.method.as_str(),
-            _ => "OTHER",
-        }
     }
 }
 

@@ -55,6 +55,7 @@ async fn a_flood_of_strangers_is_one_row_for_each_kind_which_a_stop_writes() {
         let path = format!("/authors/{i}?x={i}");
         let read = server.request(Method::GET, &path).bearer_auth("bad.token.here");
         assert_eq!(read.send().await.unwrap().status(), 401);
+        // No route has it, so it leaves no row.
         let method = Method::from_bytes(format!("MADEUP{i}").as_bytes()).unwrap();
         let made_up = server.request(method, &path).bearer_auth("bad.token.here").send();
         assert!(made_up.await.unwrap().status().is_client_error());
@@ -67,7 +68,6 @@ async fn a_flood_of_strangers_is_one_row_for_each_kind_which_a_stop_writes() {
     let here = "127.0.0.1";
     let mut expected = vec![
         json!(["GET", "/authors/{id}", 401, here, 30]),
-        json!(["OTHER", "/authors/{id}", 405, here, 30]),
         json!(["POST", "/auth/backchannel-logout", 400, here, 30]),
         json!(["POST", "/auth/login", 401, here, 30]),
         json!(["WS:AUTH", "/web", 4001, here, 30]),
@@ -96,8 +96,6 @@ async fn many_addresses_have_fifty_rows_and_one_more_and_a_network_of_ipv6_is_on
         read_as(format!("198.51.100.{i}")).await;
     }
     assert_eq!(server.metric("audit_logs_total{outcome=\"error\"}").await, 160.0);
-    assert_eq!(server.metric("audit_logs_aggregated_total").await, 160.0);
-    assert_eq!(server.metric("table_entries{table=\"audit_sums\"}").await, 51.0);
     server.stop().await.unwrap();
     let rows = audit::rows(&place.place()).await;
     assert_eq!(rows.len(), 51);
@@ -152,6 +150,7 @@ async fn sums_are_written_when_their_interval_ends() {
         );
     }
     server.until_metric("table_entries{table=\"audit_sums\"}", 0.0).await;
+    assert_eq!(server.metric("audit_logs_aggregated_total").await, 2.0);
 }
 
 #[tokio::test]
