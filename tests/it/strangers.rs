@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use reqwest::{Method, Response};
 use serde_json::json;
-use tokio_tungstenite::tungstenite::Error;
+use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::support::{Client, Closed, TestServer, rest::refused};
 
@@ -329,4 +329,23 @@ async fn scrapes_have_a_budget_by_address_and_probes_none() {
     assert_eq!(ask("/health/ready", ANN).await, 200);
     tokio::time::sleep(Duration::from_millis(200)).await;
     assert_eq!(ask("/metrics", ANN).await, 200);
+}
+
+#[tokio::test]
+async fn a_user_whose_connections_are_closed_again_and_again_is_refused_and_no_other_is() {
+    let server = proxied(&[("WS_MAX_EXPULSIONS", "3")]).await;
+    let token = server.token("ann");
+    for _ in 0..3 {
+        let mut client = open(&server, ANN).await;
+        client.authenticate(&token).await;
+        client.send_frame(Message::binary("binary in a JSON connection")).await;
+        assert_eq!(client.until_closed().await.1, Closed::Code(1003));
+    }
+    server.until_metric("ws_connections_active", 0.0).await;
+    // From every address, with the token in either place.
+    assert_eq!(refusal(&mut open(&server, BEA).await, &token).await, too_many());
+    let bearer = format!("Bearer {token}");
+    assert_eq!(upgrade(&server, &[(FROM, ANN), ("authorization", &bearer)]).await, 429);
+    assert_eq!(get(&server, ANN, &token).await.status(), 200);
+    open(&server, ANN).await.authenticate(&server.token("bea")).await;
 }
