@@ -1,8 +1,8 @@
 //! The log never stops the server: nobody reads standard output, its reader is gone, or it reads all.
 
 use std::{
-    io::{BufRead, BufReader, PipeReader, Read, pipe},
-    net::SocketAddr,
+    io::{BufRead, BufReader, PipeReader, Read, Write, pipe},
+    net::{SocketAddr, TcpListener},
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
@@ -10,18 +10,22 @@ use std::{
 use reqwest::{Client as Http, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::task::spawn_blocking;
 
 use crate::support::{
     Client,
     process::{finish, switchboard, token},
 };
 
-/// A server whose stdout this test reads, or does not.
+/// Lines of more than 4 KiB that neither the pipe nor the log's buffer, twice 4 MiB, can hold.
+const MANY: usize = 2200;
+
+/// A server whose stdout this test reads, or does not. It is killed when the test is over.
 struct Piped {
     data: TempDir,
-    child: Child,
+    child: Option<Child>,
     addr: SocketAddr,
-    stdout: BufReader<PipeReader>,
+    stdout: Option<BufReader<PipeReader>>,
 }
 
 /// Starts it and reads until it is ready. Its stderr goes into the same pipe, or into one that is read.
@@ -54,7 +58,23 @@ fn start(same_stderr: bool) -> Piped {
             _ => {}
         }
     }
-    Piped { data, child, addr: addr.unwrap(), stdout }
+    Piped { data, child: Some(child), addr: addr.unwrap(), stdout: Some(stdout) }
+}
+
+impl Drop for Piped {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+    }
+}
+
+/// Reads all that is to come.
+fn rest(mut stdout: BufReader<PipeReader>) -> String {
+    let mut text = String::new();
+    stdout.read_to_string(&mut text).unwrap();
+    text
 }
 
 impl Piped {
@@ -71,7 +91,9 @@ impl Piped {
     async fn works(&self, http: &Http) -> u64 {
         let mut client = Client::open(self.addr, "/web").await;
         client.authenticate(&token(self.data.path(), &["--user", "ann"])).await;
-        client.send(&json!({ "pkg_id": 1, "req_id": "r" })).await;
+        client
+            .send(&json!({ "pkg_id": 1, "req_id": "e7c45528-99de-4ea9-b5ec-3db0c9275fbc" }))
+            .await;
         assert_eq!(client.receive().await["status_code"], 0);
         let get = |path: &str| http.get(format!("http://{}{path}", self.addr)).send();
         assert_eq!(get("/health/live").await.unwrap().status(), StatusCode::OK);
@@ -80,9 +102,15 @@ impl Piped {
         value.expect("the counter is there").parse().unwrap()
     }
 
-    fn terminate(&self) {
-        let pid = self.child.id().to_string();
+    /// Sends SIGTERM and waits for the end.
+    async fn end(&mut self) {
+        let child = self.child.take().unwrap();
+        let pid = child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        let sent = Instant::now();
+        let ran = spawn_blocking(|| finish(child)).await.unwrap();
+        assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
+        assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
     }
 }
 
@@ -91,21 +119,13 @@ fn impatient() -> Http {
 }
 
 async fn nobody_reads(same_stderr: bool) {
-    let server = start(same_stderr);
+    let mut server = start(same_stderr);
     let http = impatient();
-    // Each line is cut at 4 KiB: more than the pipe and the buffer hold.
-    server.ask(&http, 2200, &"x".repeat(5000)).await;
-    let dropped = server.works(&http).await;
-    assert!(dropped > 0);
-    server.terminate();
-    let sent = Instant::now();
-    let Piped { child, mut stdout, .. } = server;
-    let ran = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
-    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
-    assert!(sent.elapsed() < Duration::from_secs(10), "{:?}", sent.elapsed());
-    // A write to a pipe may be cut where the process ends, nowhere else.
-    let mut text = String::new();
-    stdout.read_to_string(&mut text).unwrap();
+    server.ask(&http, MANY, &"x".repeat(5000)).await;
+    assert!(server.works(&http).await > 0);
+    server.end().await;
+    // A write may be cut where the process ends, nowhere else.
+    let text = rest(server.stdout.take().unwrap());
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     assert!(whole.lines().count() > 5);
     for line in whole.lines() {
@@ -127,75 +147,68 @@ async fn a_log_and_errors_in_one_pipe_that_nobody_reads_stop_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_again_says_how_many_lines_are_missing() {
-    let server = start(false);
+    let mut server = start(false);
     let http = impatient();
-    server.ask(&http, 2200, &"x".repeat(5000)).await;
+    server.ask(&http, MANY, &"x".repeat(5000)).await;
     let dropped = server.works(&http).await;
     assert!(dropped > 0);
-    let Piped { child, addr, mut stdout, .. } = server;
-    let reader = tokio::task::spawn_blocking(move || {
-        let mut told = 0;
+    let mut stdout = server.stdout.take().unwrap();
+    let reader = spawn_blocking(move || {
         loop {
             let mut line = String::new();
             assert!(stdout.read_line(&mut line).unwrap() > 0, "it ended");
             let line: Value = serde_json::from_str(&line).unwrap();
             if line["message"] == "log lines were dropped" {
-                told += line["lines"].as_u64().unwrap();
-                break (told, stdout);
+                break (line["lines"].as_u64(), stdout);
             }
         }
     });
-    let (told, mut stdout) = reader.await.unwrap();
-    assert!(told >= dropped, "{told} of {dropped}");
-    let later = http.get(format!("http://{addr}/later")).send().await.unwrap();
-    assert_eq!(later.status(), StatusCode::NOT_FOUND);
-    let pid = child.id().to_string();
-    assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-    let rest = tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        stdout.read_to_string(&mut text).unwrap();
-        text
-    });
-    let ran = tokio::task::spawn_blocking(|| finish(child)).await.unwrap();
-    assert_eq!(ran.code, Some(0));
+    let (told, stdout) = reader.await.unwrap();
+    // The socket may have left one more since.
+    assert!(told >= Some(dropped), "{told:?} of {dropped}");
+    server.ask(&http, 1, "later").await;
+    let rest = spawn_blocking(|| rest(stdout));
+    server.end().await;
     let rest = rest.await.unwrap();
     assert!(rest.contains("\"/later\"") && rest.ends_with('\n'), "{rest}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_whose_reader_is_gone_stops_nothing() {
-    let server = start(false);
+    let mut server = start(false);
     let http = impatient();
-    let Piped { data, child, addr, stdout } = server;
-    drop(stdout);
-    let (reader, _) = pipe().unwrap();
-    let server = Piped { data, child, addr, stdout: BufReader::new(reader) };
+    server.stdout = None;
     server.ask(&http, 1200, "nothing").await;
-    assert!(server.works(&http).await >= 1000);
-    server.terminate();
-    let ran = tokio::task::spawn_blocking(|| finish(server.child)).await.unwrap();
-    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""));
+    assert!(server.works(&http).await > 1000);
+    server.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_is_read_loses_no_line() {
-    let server = start(false);
-    let Piped { data, child, addr, mut stdout } = server;
-    let all = tokio::task::spawn_blocking(move || {
-        let mut text = String::new();
-        stdout.read_to_string(&mut text).unwrap();
-        text
-    });
-    let (reader, _) = pipe().unwrap();
-    let server = Piped { data, child, addr, stdout: BufReader::new(reader) };
+    let mut server = start(false);
+    let stdout = server.stdout.take().unwrap();
+    let all = spawn_blocking(|| rest(stdout));
     let http = impatient();
     server.ask(&http, 1200, "nothing").await;
     assert_eq!(server.works(&http).await, 0);
-    server.terminate();
-    let ran = tokio::task::spawn_blocking(|| finish(server.child)).await.unwrap();
-    assert_eq!(ran.code, Some(0));
+    server.end().await;
     let all = all.await.unwrap();
     assert_eq!(all.matches("\"endpoint\":\"/nothing\"").count(), 1200);
     let last: Value = serde_json::from_str(all.lines().last().unwrap()).unwrap();
     assert_eq!(last["message"], "stopped");
+}
+
+#[test]
+fn an_error_that_nobody_reads_does_not_keep_the_process() {
+    let data = TempDir::new().unwrap();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let environment = [("LISTEN_ADDR", &*address), ("DATA_DIR", data.path().to_str().unwrap())];
+    let (reader, mut writer) = pipe().unwrap();
+    // All that a pipe takes.
+    writer.write_all(&[b' '; 64 * 1024]).unwrap();
+    let mut command = switchboard(&["serve"], &environment);
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    assert_eq!(finish(command.spawn().unwrap()).code, Some(1));
+    drop(reader);
 }

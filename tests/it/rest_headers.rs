@@ -197,6 +197,7 @@ async fn hsts_comes_with_https_by_the_word_of_a_trusted_proxy() {
 #[tokio::test]
 async fn a_host_that_is_not_allowed_is_400() {
     let server = TestServer::start(&[("ALLOWED_HOSTS", "127.0.0.1,api.example.com,[::1]")]).await;
+    // Without a token, a host that is allowed gets as far as 401.
     for good in ["api.example.com", "API.Example.com:8000", "127.0.0.1:1", "[::1]", "[::1]:80"] {
         assert_eq!(get(&server, "/authors", &[("host", good)]).await.status(), 401, "{good}");
     }
@@ -205,8 +206,19 @@ async fn a_host_that_is_not_allowed_is_400() {
         let answer = get(&server, "/authors", &[("host", bad)]).await;
         refused(answer, 400, "bad_request").await;
     }
-    let none = send_raw(server.addr, b"GET /health HTTP/1.1\r\nConnection: close\r\n\r\n").await;
+    let none = send_raw(server.addr, b"GET /authors HTTP/1.1\r\nConnection: close\r\n\r\n").await;
     assert_eq!(none.unwrap().status, 400);
+}
+
+#[tokio::test]
+async fn probes_by_address_pass_whatever_hosts_are_allowed() {
+    let server = TestServer::start(&[("ALLOWED_HOSTS", "api.example.com")]).await;
+    for path in ["/health", "/health/live", "/health/ready", "/metrics"] {
+        assert_eq!(get(&server, path, &[]).await.status(), 200, "{path}");
+    }
+    for path in ["/authors", "/healthy", "/metrics/"] {
+        refused(get(&server, path, &[]).await, 400, "bad_request").await;
+    }
 }
 
 fn preflight(server: &TestServer, origin: &'static str) -> reqwest::RequestBuilder {

@@ -34,12 +34,14 @@ pub(crate) fn run(args: &[&str], environment: &[(&str, &str)]) -> Ran {
     finish(switchboard(args, environment).spawn().unwrap())
 }
 
-/// Waits for a command to end by itself.
+/// Waits for a command to end by itself. What goes elsewhere than into a pipe of its own is empty.
 pub(crate) fn finish(mut child: Child) -> Ran {
     let read = |pipe: Option<Box<dyn Read + Send>>| {
         spawn(move || {
             let mut text = String::new();
-            pipe.unwrap().read_to_string(&mut text).unwrap();
+            if let Some(mut pipe) = pipe {
+                pipe.read_to_string(&mut text).unwrap();
+            }
             text
         })
     };
