@@ -240,6 +240,11 @@ pub(crate) async fn refused_by_websocket(addr: SocketAddr, name: &str, token: &s
     let mut client = Client::open(addr, "/web").await;
     client.send(&json!({ "type": "auth", "token": format!("Bearer {token}") })).await;
     let (seen, closed) = client.until_closed().await;
+    // Refused by the header of its frame, with what surrounds the token there.
+    if token.len() > 20 * 1024 - 64 {
+        assert_eq!((closed, seen.len()), (Closed::Code(1009), 0), "{name}");
+        return;
+    }
     assert_eq!(closed, Closed::Code(4001), "{name}");
     assert_eq!(seen.len(), 1, "{name}: {seen:?}");
     assert_eq!((&seen[0]["type"], &seen[0]["code"]), (&json!("error"), &json!(code)), "{name}");

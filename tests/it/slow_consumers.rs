@@ -140,7 +140,9 @@ async fn pushes_that_had_to_wait_keep_their_order() {
 
 #[tokio::test]
 async fn a_client_that_pings_and_never_reads_is_closed_and_costs_no_memory() {
-    let server = TestServer::start(&[("WS_WRITE_TIMEOUT", "300ms")]).await;
+    // Far below the budget of control frames, which would close it first.
+    let settings = [("WS_WRITE_TIMEOUT", "300ms"), ("WS_MESSAGE_RATE_LIMIT", "1000000000")];
+    let server = TestServer::start(&settings).await;
     let mut flood = server.client("flood").await;
     let payload = vec![0; 125];
     // Ends when the server has stopped reading and both socket buffers are full.
