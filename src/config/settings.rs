@@ -464,7 +464,7 @@ pub const SETTINGS: &[Setting] = &[
         "TRUSTED_PROXIES",
         "",
         "LIST",
-        "Addresses or networks (10.0.0.0/8) whose X-Forwarded-* headers count",
+        "Addresses or networks (10.0.0.0/8) whose X-Forwarded-* and Forwarded headers count",
     ),
     setting(
         "CORS_ALLOWED_ORIGINS",

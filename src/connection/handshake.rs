@@ -110,6 +110,11 @@ pub(crate) fn charge(limits: &Limits, refusal: &Refusal, address: IpAddr) {
         // A token that was good once is no guess.
         CloseReason::TokenExpired => drop(limits.refusals.count(address)),
         CloseReason::AuthTimeout => limits.count_silence(address),
+        CloseReason::TooBig
+        | CloseReason::TooManyStrikes
+        | CloseReason::ProtocolError
+        | CloseReason::NotUtf8
+        | CloseReason::WrongKind => drop(limits.breaches.count(address)),
         _ => {}
     }
 }

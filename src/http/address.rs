@@ -84,7 +84,8 @@ fn client_address<'a>(
     let mut client = peer;
     for line in headers.get_all(name).iter().rev() {
         // Bytes, not text: what a client wrote must not hide what our proxy added to the same line.
-        for hop in elements(line.as_bytes()).rev() {
+        let hops = if forwarded { split(line.as_bytes(), b',') } else { plain(line.as_bytes()) };
+        for hop in hops.into_iter().rev() {
             let fault = match (config.trusts(client), read(hop)) {
                 (true, Some(hop)) => {
                     client = hop.to_canonical();
@@ -110,14 +111,14 @@ pub(super) fn is_secure(config: &HttpConfig, headers: &HeaderMap, peer: IpAddr) 
         return scheme.as_bytes().eq_ignore_ascii_case(b"https");
     }
     let last = headers.get_all(header::FORWARDED).iter().next_back();
-    let last = last.and_then(|line| elements(line.as_bytes()).next_back());
+    let last = last.and_then(|line| split(line.as_bytes(), b',').pop());
     let scheme = last.and_then(|element| parameter(element, b"proto"));
     scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case(b"https"))
 }
 
-/// The parts of a list between its commas, but for those in quotes.
-fn elements(line: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
-    split(line, b',').into_iter()
+/// The parts of a list between its commas.
+fn plain(line: &[u8]) -> Vec<&[u8]> {
+    line.split(|byte| *byte == b',').collect()
 }
 
 /// The value of a parameter of an element of `Forwarded`, without its quotes.
@@ -130,13 +131,18 @@ fn parameter<'a>(element: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     })
 }
 
+/// The parts between separators that are not in quotes. Read from the right, where our own proxies wrote: a
+/// quote that a client left open swallows nothing of theirs.
 fn split(text: &[u8], separator: u8) -> Vec<&[u8]> {
     let mut quoted = false;
-    text.split(|byte| {
-        quoted ^= *byte == b'"';
-        *byte == separator && !quoted
-    })
-    .collect()
+    let mut parts: Vec<_> = text
+        .rsplit(|byte| {
+            quoted ^= *byte == b'"';
+            *byte == separator && !quoted
+        })
+        .collect();
+    parts.reverse();
+    parts
 }
 
 /// An address with or without a port: `192.0.2.1`, `192.0.2.1:80`, `2001:db8::1`, `[2001:db8::1]:80`.
@@ -223,6 +229,17 @@ mod tests {
         for name in ["x-forwarded-for", "forwarded"] {
             let expected = ("192.0.2.1".to_owned(), Some(ForwardedFault::UntrustedPeer));
             assert_eq!(client("192.0.2.1", &[(name, "for=203.0.113.5")]), expected);
+        }
+        // A quote that the client left open hides nothing that the proxy wrote behind it.
+        let open = [
+            ("x-forwarded-for", "\", 203.0.113.5"),
+            ("x-forwarded-for", "\"a, 203.0.113.5"),
+            ("forwarded", "for=\"x, for=203.0.113.5"),
+            ("forwarded", "for=\"x, for=\"203.0.113.5:1\";proto=http"),
+        ];
+        for (name, value) in open {
+            let seen = client(PROXY, &[(name, value)]);
+            assert_eq!(seen, ("203.0.113.5".to_owned(), None), "{value}");
         }
         // What the client wrote itself is nobody's fault.
         let chain = client(PROXY, &[("x-forwarded-for", "garbage, 203.0.113.5")]);

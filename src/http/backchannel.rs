@@ -25,6 +25,11 @@ const OF_BROWSERS: [HeaderName; 2] = [header::ORIGIN, HeaderName::from_static("s
 
 pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
     let address = remote(request.extensions()).address;
+    // Not counted: visitors of such a page may share the provider's address.
+    if OF_BROWSERS.iter().any(|name| request.headers().contains_key(name)) {
+        let body = ErrorBody::new("permission_denied", "This route is for identity providers");
+        return Problem::new(StatusCode::FORBIDDEN, body).into_response();
+    }
     let mut answer = match api.limits.backchannel.refusal(address) {
         Some(wait) => {
             api.metrics.rate_limit_hits.inc(LimitType::Http);
@@ -48,10 +53,6 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
 }
 
 async fn read(api: &Api, request: Request<Body>) -> Result<Logout, Problem> {
-    if OF_BROWSERS.iter().any(|name| request.headers().contains_key(name)) {
-        let body = ErrorBody::new("permission_denied", "This route is for identity providers");
-        return Err(Problem::new(StatusCode::FORBIDDEN, body));
-    }
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {

@@ -50,6 +50,8 @@ pub(crate) struct Limits {
     pub(crate) backchannel: AddressBudget,
     /// Sockets that were opened and sent no token.
     silences: AddressBudget,
+    /// Sockets that broke the rules before they sent a token.
+    pub(crate) breaches: AddressBudget,
     /// Connections of a user that were closed for what their client did.
     pub(crate) expulsions: Budget<Arc<str>>,
     /// Metrics that were asked for: each time they are gathered and written anew.
@@ -79,6 +81,7 @@ impl Limits {
                 clock.clone(),
             ),
             silences: AddressBudget::new(SILENCES_PER_MINUTE, clock.clone()),
+            breaches: AddressBudget::new(config.auth.refusals_per_minute, clock.clone()),
             expulsions: Budget::new(config.ws.expulsions_per_minute, clock.clone()),
             scrapes: AddressBudget::new(config.http.scrapes_per_minute, clock.clone()),
             http: HttpLimit::new(&config.http, clock.clone(), shared.clone()),
@@ -140,13 +143,13 @@ impl Limits {
     /// Entries of the tables of messages, of REST and of failures.
     pub(crate) fn entries(&self) -> [usize; 3] {
         let http = self.http.as_ref().map_or(0, HttpLimit::len);
-        let wrongs = [&self.failures, &self.refusals, &self.backchannel, &self.silences];
-        let wrongs: usize = wrongs.map(|budget| budget.0.len()).iter().sum();
+        let wrongs: usize = self.of_addresses().map(|budget| budget.0.len()).iter().sum();
         [self.messages.len(), http, wrongs + self.expulsions.len()]
     }
 
-    fn of_addresses(&self) -> [&AddressBudget; 5] {
-        [&self.failures, &self.refusals, &self.backchannel, &self.silences, &self.scrapes]
+    fn of_addresses(&self) -> [&AddressBudget; 6] {
+        let Self { failures, refusals, backchannel, silences, breaches, scrapes, .. } = self;
+        [failures, refusals, backchannel, silences, breaches, scrapes]
     }
 
     /// Forgets budgets that are full again. To be called once a minute.

@@ -20,14 +20,14 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
-/// Time for a client to send the head of a request: the first from when it has connected, another from its
-/// first byte.
+/// Time for a client to send the head of a request: of the first since it has connected, of a later one since its
+/// first byte. What arrives of a body behind an early answer counts as such a byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// An answer that comes before its request has arrived is lost if the socket is closed with unread input: the
 /// peer's kernel drops it at the reset. So input is dropped here until the client is done: bounded by the time
 /// between two reads, by the time and the bytes of all.
 const LINGER_PAUSE: Duration = Duration::from_secs(2);
-const LINGER: Duration = Duration::from_secs(30);
+const LINGER: Duration = Duration::from_secs(5);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// How long a client may take.
@@ -204,7 +204,7 @@ impl AsyncRead for Stream {
         let polled = Pin::new(&mut this.tcp).poll_read(cx, buffer);
         this.look();
         if this.exchange.answering.load(Relaxed) {
-            // A body has the time of its request.
+            // The routes bound the time of a body and of the answer.
             return polled;
         }
         if polled.is_ready() {

@@ -209,6 +209,9 @@ fn no_place(web: &Web) -> Problem {
 
 /// A place among the sockets that are still to authenticate.
 fn pending(web: &Web, remote: &Remote) -> Result<Share, Problem> {
+    if let Some(wait) = web.shared.limits.breaches.refusal(remote.address) {
+        return Err(too_many(web, "Too many broken connections", wait));
+    }
     web.pending.take(web.http.counted(remote.address), 1).map_err(|full| match full {
         Full::Pool => no_place(web),
         Full::Address => {

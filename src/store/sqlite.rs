@@ -4,7 +4,7 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use sqlx::{
@@ -12,6 +12,7 @@ use sqlx::{
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use tokio::sync::Mutex;
 
 use super::{
     Connections, OpenError,
@@ -29,10 +30,15 @@ const WAIT: Duration = Duration::from_secs(5);
 /// for ten minutes, with up to 2 MB.
 const IDLE: Duration = Duration::from_secs(30);
 
+/// How long the answer to a probe is good for all others.
+const HEALTH_LIFETIME: Duration = Duration::from_millis(250);
+
 pub(super) struct Sqlite {
     read: SqlitePool,
     write: SqlitePool,
     readers: u32,
+    /// When it was last asked whether the file can be read, and what came of it.
+    health: Mutex<Option<(Instant, bool)>>,
 }
 
 impl Sqlite {
@@ -44,17 +50,27 @@ impl Sqlite {
         let (write, schema) = prepare(file, config.auto_migrate).await?;
         let readers = config.pool_size;
         let read = pool(readers).connect_with(options(file).read_only(true)).await?;
-        Ok((Self { read, write, readers }, schema))
+        Ok((Self { read, write, readers, health: Mutex::default() }, schema))
     }
 
     pub(super) fn pool(&self, operation: DbOperation) -> &SqlitePool {
         if operation == DbOperation::Select { &self.read } else { &self.write }
     }
 
+    /// Asked by anybody: the file is read by one of those that ask at the same time, for all of them.
     pub(super) async fn is_healthy(&self) -> bool {
+        let mut known = self.health.lock().await;
+        if let Some((at, healthy)) = *known
+            && at.elapsed() < HEALTH_LIFETIME
+        {
+            return healthy;
+        }
         // A table has to be read: `SELECT 1` is answered without the file.
         let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.read);
-        matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)))
+        let healthy =
+            matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)));
+        *known = Some((Instant::now(), healthy));
+        healthy
     }
 
     pub(super) fn connections(&self) -> Connections {

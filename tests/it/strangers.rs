@@ -349,3 +349,31 @@ async fn a_user_whose_connections_are_closed_again_and_again_is_refused_and_no_o
     assert_eq!(get(&server, ANN, &token).await.status(), 200);
     open(&server, ANN).await.authenticate(&server.token("bea")).await;
 }
+
+#[tokio::test]
+async fn an_address_whose_sockets_break_the_rules_before_a_token_is_told_429() {
+    let server = proxied(&[("AUTH_REFUSALS_PER_MINUTE", "3")]).await;
+    for _ in 0..3 {
+        let mut client = open(&server, ANN).await;
+        client.send_frame(Message::text("x".repeat(21 * 1024))).await;
+        assert_eq!(client.until_closed().await.1, Closed::Code(1009));
+    }
+    assert_eq!(upgrade(&server, &[(FROM, ANN)]).await, 429);
+    // A token in the upgrade needs no such socket.
+    let bearer = format!("Bearer {}", server.token("ann"));
+    assert_eq!(upgrade(&server, &[(FROM, ANN), ("authorization", &bearer)]).await, 101);
+    open(&server, BEA).await.authenticate(&server.token("bea")).await;
+}
+
+#[tokio::test]
+async fn a_quote_that_a_client_leaves_open_does_not_make_it_its_proxy() {
+    let server = proxied(&[("AUTH_FAILURES_PER_MINUTE", "1")]).await;
+    let mut seen = Vec::new();
+    for i in 0..2 {
+        let request = server.request(Method::GET, "/authors").bearer_auth("garbage");
+        let forged = format!("\"{i}, {ANN}");
+        seen.push(request.header(FROM, forged).send().await.unwrap().status().as_u16());
+    }
+    assert_eq!(seen, [401, 429]);
+    assert_eq!(get(&server, BEA, "garbage").await.status(), 401);
+}
