@@ -242,7 +242,8 @@ async fn silent_sockets_of_one_address_leave_places_to_all_others() {
 
 #[tokio::test]
 async fn a_refused_socket_has_given_its_place_back_before_it_is_told() {
-    let server = proxied(&[("WS_MAX_PENDING", "1"), ("WS_MAX_PENDING_PER_ADDRESS", "1")]).await;
+    let settings = [("WS_MAX_PENDING", "1"), ("WS_MAX_CONNECTIONS", "1")];
+    let server = proxied(&settings).await;
     let mut refused = Vec::new();
     for _ in 0..3 {
         let mut client = open(&server, ANN).await;
