@@ -17,7 +17,7 @@ mod logins;
 mod observe;
 mod problem;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
@@ -193,8 +193,7 @@ fn finish(routes: Router, api: &Arc<Api>) -> Router {
         origins => routes.layer(cors(origins)),
     };
     routes
-        .layer(from_fn_with_state(Arc::clone(api), check_host))
-        .layer(from_fn_with_state(Arc::clone(api), limit_time))
+        .layer(from_fn_with_state(Arc::clone(api), enter))
         .layer(CatchPanicLayer::custom({
             let metrics = Arc::clone(&api.metrics);
             move |_| {
@@ -231,20 +230,23 @@ fn cors(origins: &AllowList) -> CorsLayer {
         ])
 }
 
-/// Refuses a request that does not say once which host it is for (RFC 9112, 3.2), or names another.
-async fn check_host(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
+/// Refuses a request that does not say once which host it is for (RFC 9112, 3.2), or names another; bounds the
+/// time of every other one. One layer for both: each costs an allocation for every request.
+async fn enter(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
     let fault = match host(&request) {
-        Ok(host) if is_allowed(&api, &host, request.uri().path()) => None,
+        Ok(host) if is_allowed(&api, host.as_ref(), request.uri().path()) => None,
         Ok(_) => Some("this Host is not served here"),
         Err(fault) => Some(fault),
     };
-    let Some(fault) = fault else { return next.run(request).await };
+    let Some(fault) = fault else {
+        return in_time(api.config.request_timeout, next.run(request)).await;
+    };
     let body = ErrorBody::new("bad_request", fault);
     Problem::new(StatusCode::BAD_REQUEST, body).into_response()
 }
 
-/// The host that a request is for, without its port; empty where HTTP/1.0 names none.
-fn host(request: &Request<Body>) -> Result<String, &'static str> {
+/// The host that a request is for; none where HTTP/1.0 names none.
+fn host(request: &Request<Body>) -> Result<Option<Authority>, &'static str> {
     let mut given = request.headers().get_all(header::HOST).iter();
     let (given, more) = (given.next(), given.next());
     if more.is_some() {
@@ -265,9 +267,8 @@ fn host(request: &Request<Body>) -> Result<String, &'static str> {
         (Some(target), Some(given)) if *target != given => {
             Err("the Host is not that of the request's target")
         }
-        (Some(target), _) => Ok(target.host().to_owned()),
-        (None, Some(given)) => Ok(given.host().to_owned()),
-        (None, None) => Ok(String::new()),
+        (Some(target), _) => Ok(Some(target.clone())),
+        (None, given) => Ok(given),
     }
 }
 
@@ -279,15 +280,15 @@ fn is_host_and_port(authority: &Authority) -> bool {
 }
 
 /// Whether a host is served. Probes and Prometheus come by address.
-fn is_allowed(api: &Api, host: &str, path: &str) -> bool {
+fn is_allowed(api: &Api, host: Option<&Authority>, path: &str) -> bool {
+    let host = host.map_or("", Authority::host);
     api.config.allowed_hosts.allows(host)
         || matches!(path, "/metrics" | "/health" | "/health/live" | "/health/ready")
 }
 
 /// Bounds the time until the answer begins. A change that was begun goes on in its own task.
-async fn limit_time(State(api): State<Arc<Api>>, request: Request<Body>, next: Next) -> Response {
-    let answer = timeout(api.config.request_timeout, next.run(request)).await;
-    answer.unwrap_or_else(|_| {
+async fn in_time(limit: Duration, answer: impl Future<Output = Response>) -> Response {
+    timeout(limit, answer).await.unwrap_or_else(|_| {
         let body = ErrorBody::new("timeout", "The request took too long");
         Problem::new(StatusCode::SERVICE_UNAVAILABLE, body).into_response()
     })

@@ -2,12 +2,15 @@
 //! cannot take what all others need.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::config::network_of;
+
+/// Addresses for which a table keeps its room.
+const CROWD: usize = 256;
 
 /// Why a pool gives nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,12 +83,18 @@ impl Share {
         if more > self.pool.most - taken.all {
             return Err(Full::Pool);
         }
-        if let Some(holder) = self.holder {
-            let held = taken.each.get(&holder).copied().unwrap_or(0);
-            if more > self.pool.most_each.saturating_sub(held) {
-                return Err(Full::Address);
+        // Nothing is no entry.
+        if let Some(holder) = self.holder.filter(|_| more > 0) {
+            match taken.each.entry(holder) {
+                Entry::Occupied(mut held) => {
+                    if more > self.pool.most_each.saturating_sub(*held.get()) {
+                        return Err(Full::Address);
+                    }
+                    *held.get_mut() += more;
+                }
+                Entry::Vacant(_) if more > self.pool.most_each => return Err(Full::Address),
+                Entry::Vacant(place) => drop(place.insert(more)),
             }
-            taken.each.insert(holder, held + more);
         }
         taken.all += more;
         self.amount += more;
@@ -105,14 +114,14 @@ impl Drop for Share {
         let mut taken = self.pool.lock();
         taken.all -= self.amount;
         let Some(holder) = self.holder else { return };
-        if let Some(held) = taken.each.get_mut(&holder) {
-            *held -= self.amount;
-            if *held == 0 {
-                taken.each.remove(&holder);
+        if let Entry::Occupied(mut held) = taken.each.entry(holder) {
+            *held.get_mut() -= self.amount;
+            if *held.get() == 0 {
+                held.remove();
             }
         }
         // A crowd of addresses leaves no large table behind.
-        if taken.each.is_empty() {
+        if taken.each.is_empty() && taken.each.capacity() > CROWD {
             taken.each.shrink_to_fit();
         }
     }

@@ -4,7 +4,7 @@ use std::{io, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use axum::{Router, response::Response};
 use hyper::{
-    Request,
+    Request, StatusCode,
     body::{Body as _, Incoming},
     header::{self, HeaderValue},
     server::conn::http1,
@@ -105,8 +105,7 @@ impl Connection {
                 let mut response = answer.await?;
                 exchange.answer(is_stream(&response));
                 // Where room gets scarce, nobody keeps any between two requests.
-                if share.is_scarce() && response.status() != hyper::StatusCode::SWITCHING_PROTOCOLS
-                {
+                if response.status() != StatusCode::SWITCHING_PROTOCOLS && share.is_scarce() {
                     response
                         .headers_mut()
                         .insert(header::CONNECTION, HeaderValue::from_static("close"));
