@@ -293,7 +293,8 @@ impl Registry {
         });
         self.shared.metrics.ws.disconnected(reason);
         if reason.is_expulsion() {
-            self.shared.limits.expulsions.count(&entry.subject);
+            let address = entry.outbox.remote.address;
+            self.shared.limits.count_expulsion(&entry.subject, address);
         }
         if reason.is_forced() {
             let (outcome, remote) = (AuditOutcome::Success, &entry.outbox.remote);

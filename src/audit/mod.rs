@@ -61,8 +61,19 @@ pub(crate) struct Event {
     /// What the client was told.
     pub(crate) error: Option<Cow<'static, str>>,
     pub(crate) took: Option<Duration>,
-    /// A user can cause as many of these as it likes, though no role was missing.
-    pub(crate) at_will: bool,
+    /// Who can cause it again and again.
+    pub(crate) cause: Cause,
+}
+
+/// What makes an event happen, besides a request that is carried out or refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// A user can cause as many as it likes, though no role was missing.
+    User,
+    /// Likewise, and honest clients cause none: an attacker with many users may, from one address.
+    Breach,
+    /// Requests, and what administrators and logouts do to connections.
+    Other,
 }
 
 impl Event {
@@ -87,14 +98,22 @@ impl Event {
             status: reason.code().into(),
             error: Some(reason.text().into()),
             took: None,
-            // All but what an administrator or a logout did to it.
-            at_will: reason != CloseReason::SessionRevoked,
+            cause: match reason {
+                CloseReason::SessionRevoked => Cause::Other,
+                reason if reason.is_expulsion() => Cause::Breach,
+                _ => Cause::User,
+            },
         }
+    }
+
+    /// Who caused it, as far as anybody said.
+    fn name(&self) -> Option<&str> {
+        self.user.as_deref().map(|user| &*user.username).or(self.claimed.as_deref())
     }
 
     /// Whether a user was kept from something.
     fn is_denial(&self) -> bool {
-        self.at_will || self.outcome == AuditOutcome::PermissionDenied
+        self.cause != Cause::Other || self.outcome == AuditOutcome::PermissionDenied
     }
 }
 

@@ -74,7 +74,9 @@ pub(super) fn row(entry: &Entry) -> Action {
 fn address(entry: &Entry) -> String {
     let address = entry.event.remote.address;
     match (entry.scope, network_of(address)) {
-        (Some(Scope::Network), network @ IpAddr::V6(_)) => format!("{network}/64"),
+        (Some(Scope::Network | Scope::UsersOfNetwork), network @ IpAddr::V6(_)) => {
+            format!("{network}/64")
+        }
         _ => address.to_string(),
     }
 }

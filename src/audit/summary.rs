@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::{sync::Notify, time::sleep_until};
 
-use super::Event;
+use super::{Cause, Event};
 use crate::{
     config::{AuditConfig, network_of},
     metrics::AuditOutcome,
@@ -36,7 +36,7 @@ const NAME_BYTES: usize = 128;
 /// The sums of the interval that runs.
 pub(super) struct Summary {
     interval: Duration,
-    /// Denials of a user that have a row each in an interval; none: all have.
+    /// Denials of a user, and breaches of an address, that have a row each in an interval; none: all have.
     denials: Option<u32>,
     table: Mutex<Table>,
     /// Told of the first event of an interval.
@@ -47,7 +47,8 @@ pub(super) struct Summary {
 struct Table {
     /// When the interval began: with its first event.
     begun: Option<Instant>,
-    denials: HashMap<Arc<str>, u32>,
+    /// Rows that users have had, and networks.
+    rows: HashMap<Caller, u32>,
     of_unknown: Sums,
     of_users: Sums,
     /// The server stops: nobody takes sums any more.
@@ -61,6 +62,8 @@ pub(super) enum Scope {
     Network,
     /// Of one user.
     User,
+    /// Of users of one network.
+    UsersOfNetwork,
     /// Of unknown callers for whom there was no row left.
     OtherNetworks,
     /// Of users for whom there was no row left.
@@ -105,10 +108,12 @@ struct Key {
     status: i32,
 }
 
-#[derive(PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash, Clone)]
 enum Caller {
+    /// Nobody known.
     Network(IpAddr),
     User(Arc<str>),
+    UsersOfNetwork(IpAddr),
 }
 
 impl Summary {
@@ -123,46 +128,47 @@ impl Summary {
 
     /// Counts an event that shares a row; gives back one that is a row of its own.
     pub(super) fn take(&self, event: Event) -> Option<Event> {
-        let user = match &event.user {
-            Some(user) if event.is_denial() => Some(Arc::clone(&user.subject)),
-            None if event.outcome != AuditOutcome::Success => None,
+        let network = network_of(event.remote.address);
+        let caller = match &event.user {
+            Some(user) if event.is_denial() => Caller::User(Arc::clone(&user.subject)),
+            None if event.outcome != AuditOutcome::Success => Caller::Network(network),
             _ => return Some(event),
         };
         let mut table = self.table();
         if table.closed {
             return Some(event);
         }
-        let left = match &user {
-            Some(user) => self.rows_left(&mut table, user),
-            None => Left::Sum,
-        };
         if table.begun.is_none() {
             table.begun = Some(Instant::now());
             self.begun.notify_one();
         }
-        match (left, user) {
-            (Left::Row, _) => return Some(event),
-            (Left::Nothing, _) => table.of_users.add_other(Scope::OtherUsers, event),
-            (Left::Sum, Some(user)) => table.of_users.add(Caller::User(user), event, USER_ROWS),
-            (Left::Sum, None) => {
-                let network = network_of(event.remote.address);
-                table.of_unknown.add(Caller::Network(network), event, UNKNOWN_ROWS);
-            }
+        if let Caller::Network(_) = caller {
+            table.of_unknown.add(caller, event, UNKNOWN_ROWS);
+            return None;
         }
-        None
+        let of_network = (event.cause == Cause::Breach).then_some(Caller::UsersOfNetwork(network));
+        for caller in [caller].into_iter().chain(of_network) {
+            match self.rows_left(&mut table, &caller) {
+                Left::Row => continue,
+                Left::Sum => table.of_users.add(caller, event, USER_ROWS),
+                Left::Nothing => table.of_users.add_other(Scope::OtherUsers, event),
+            }
+            return None;
+        }
+        Some(event)
     }
 
-    /// Takes a denial from the budget of a user.
-    fn rows_left(&self, table: &mut Table, user: &Arc<str>) -> Left {
+    /// Takes a denial from the budget of a caller.
+    fn rows_left(&self, table: &mut Table, caller: &Caller) -> Left {
         let Some(limit) = self.denials else { return Left::Row };
-        if let Some(denials) = table.denials.get_mut(user) {
-            *denials += u32::from(*denials < limit);
-            return if *denials < limit { Left::Row } else { Left::Sum };
+        if let Some(rows) = table.rows.get_mut(caller) {
+            *rows += u32::from(*rows < limit);
+            return if *rows < limit { Left::Row } else { Left::Sum };
         }
-        if table.denials.len() >= USERS {
+        if table.rows.len() >= USERS {
             return Left::Nothing;
         }
-        table.denials.insert(Arc::clone(user), 0);
+        table.rows.insert(caller.clone(), 0);
         Left::Row
     }
 
@@ -196,7 +202,7 @@ impl Summary {
         let table = self.table();
         let sums = [&table.of_users, &table.of_unknown];
         let sums = sums.map(|sums| sums.by_kind.len() + usize::from(sums.other.is_some()));
-        table.denials.len() + sums.iter().sum::<usize>()
+        table.rows.len() + sums.iter().sum::<usize>()
     }
 
     /// Has every event be a row of its own from now on.
@@ -209,7 +215,7 @@ impl Summary {
     }
 }
 
-/// What a user's denial may still have in an interval.
+/// What a denial may still have in an interval.
 enum Left {
     /// A row of its own.
     Row,
@@ -230,6 +236,7 @@ impl Sums {
         let (scope, other) = match key.caller {
             Caller::Network(_) => (Scope::Network, Scope::OtherNetworks),
             Caller::User(_) => (Scope::User, Scope::OtherUsers),
+            Caller::UsersOfNetwork(_) => (Scope::UsersOfNetwork, Scope::OtherUsers),
         };
         if self.by_kind.len() >= at_most || of_caller() >= ROWS_OF_ONE {
             return self.add_other(other, event);
@@ -248,14 +255,14 @@ impl Sums {
 impl Sum {
     fn new(scope: Scope, event: Event) -> Self {
         let now = Timestamp::now();
-        let names = event.claimed.as_deref().map(shown).into_iter().collect();
+        let names = event.name().map(shown).into_iter().collect();
         Self { scope, event, times: 1, first: now, last: now, names }
     }
 
     fn add(&mut self, event: &Event) {
         self.times += 1;
         self.last = Timestamp::now();
-        let Some(name) = &event.claimed else { return };
+        let Some(name) = event.name() else { return };
         if self.names.len() < NAMES {
             let name = shown(name);
             if !self.names.contains(&name) {
@@ -274,7 +281,7 @@ impl Sum {
         let mut event = self.event;
         if self.names.len() > 1 || self.scope.is_other() && !self.names.is_empty() {
             data["usernames"] = json!(self.names);
-            event.claimed = None;
+            (event.user, event.claimed) = (None, None);
         }
         event.resource = Arc::clone(&event.route);
         event.data = Some(data.to_string().into());

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 
 use super::{Api, Problem, problem::Told, remote};
 use crate::{
-    audit::{self, Audit, Event},
+    audit::{self, Audit, Cause, Event},
     auth::{Identity, Remote},
     metrics::AuditOutcome,
     traces,
@@ -152,7 +152,7 @@ impl Recording {
             status: status.as_u16().into(),
             error,
             took: Some(begun.elapsed()),
-            at_will: false,
+            cause: Cause::Other,
         });
     }
 }

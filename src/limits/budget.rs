@@ -60,6 +60,13 @@ impl<K: Hash + Eq + Clone> Budget<K> {
         true
     }
 
+    /// Refuses a client whatever is left of its budget.
+    pub(super) fn refuse(&self, client: &K, wait: Duration) {
+        if self.limiter.is_some() {
+            self.refused.insert(client.clone(), Instant::now() + wait);
+        }
+    }
+
     /// Clients whose budget is not full.
     pub(super) fn len(&self) -> usize {
         self.limiter.as_ref().map_or(0, RateLimiter::len)

@@ -33,6 +33,8 @@ use shared::Shared;
 /// Sockets of one address that may send no token within a minute, before each counts as a failed
 /// authentication: a network that loses packets is no attack.
 const SILENCES_PER_MINUTE: u32 = 10;
+/// Expulsions an address may have for each that a user may have.
+const EXPULSIONS_OF_ADDRESS: u32 = 5;
 /// A quota a minute is full again after this long.
 const WINDOW: Duration = Duration::from_secs(60);
 
@@ -54,6 +56,8 @@ pub(crate) struct Limits {
     pub(crate) breaches: AddressBudget,
     /// Connections of a user that were closed for what their client did.
     pub(crate) expulsions: Budget<Arc<str>>,
+    /// Those of all users of an address.
+    address_expulsions: AddressBudget,
     /// Metrics that were asked for: each time they are gathered and written anew.
     pub(crate) scrapes: AddressBudget,
     http: Option<HttpLimit>,
@@ -83,6 +87,10 @@ impl Limits {
             silences: AddressBudget::new(SILENCES_PER_MINUTE, clock.clone()),
             breaches: AddressBudget::new(config.auth.refusals_per_minute, clock.clone()),
             expulsions: Budget::new(config.ws.expulsions_per_minute, clock.clone()),
+            address_expulsions: AddressBudget::new(
+                config.ws.expulsions_per_minute.saturating_mul(EXPULSIONS_OF_ADDRESS),
+                clock.clone(),
+            ),
             scrapes: AddressBudget::new(config.http.scrapes_per_minute, clock.clone()),
             http: HttpLimit::new(&config.http, clock.clone(), shared.clone()),
             message_quota: NonZeroU32::new(config.ws.message_rate_limit).map(Quota::per_minute),
@@ -105,6 +113,15 @@ impl Limits {
     pub(crate) fn count_silence(&self, address: IpAddr) {
         if self.silences.count(address) {
             self.failures.count(address);
+        }
+    }
+
+    /// Counts a connection that was closed for what its client did. Beyond what is allowed to an address each
+    /// is the user's last for a minute: others behind the same address are honest.
+    pub(crate) fn count_expulsion(&self, subject: &Arc<str>, address: IpAddr) {
+        self.expulsions.count(subject);
+        if self.address_expulsions.count(address) {
+            self.expulsions.refuse(subject, WINDOW);
         }
     }
 
@@ -147,9 +164,9 @@ impl Limits {
         [self.messages.len(), http, wrongs + self.expulsions.len()]
     }
 
-    fn of_addresses(&self) -> [&AddressBudget; 6] {
+    fn of_addresses(&self) -> [&AddressBudget; 7] {
         let Self { failures, refusals, backchannel, silences, breaches, scrapes, .. } = self;
-        [failures, refusals, backchannel, silences, breaches, scrapes]
+        [failures, refusals, backchannel, silences, breaches, scrapes, &self.address_expulsions]
     }
 
     /// Forgets budgets that are full again. To be called once a minute.

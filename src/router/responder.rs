@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    audit::{Audit, Event},
+    audit::{Audit, Cause, Event},
     handlers::Caller,
     hub::{Outbox, Ready},
     metrics::{AuditOutcome, PackageMetrics},
@@ -133,7 +133,7 @@ impl Responder {
                 status: reply.status as i32,
                 error: error.map(|error| error.msg),
                 took: Some(took),
-                at_will: false,
+                cause: Cause::Other,
             });
         }
         outbox.reply(reply.frame, Ready { at: ready, trace });

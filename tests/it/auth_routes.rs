@@ -183,6 +183,21 @@ async fn bad_input_is_refused_before_the_provider_is_asked_and_never_repeated() 
 }
 
 #[tokio::test]
+async fn a_body_has_at_most_32_kib() {
+    let issuer = Issuer::start().await;
+    let server = trusting(&issuer, &[]).await;
+    for path in ["/auth/login", "/auth/refresh", "/auth/logout"] {
+        for (size, status) in [(32 * 1024, 422), (32 * 1024 + 1, 413)] {
+            let request = server.request(Method::POST, path);
+            let request = request.header("content-type", "application/json");
+            let body = format!("{}{{}}", " ".repeat(size - 2));
+            let answer = request.body(body).send().await.unwrap();
+            assert_eq!(answer.status(), status, "{path}: {size} bytes");
+        }
+    }
+}
+
+#[tokio::test]
 async fn the_provider_is_asked_by_the_client_with_its_secret_and_the_requests_id() {
     let issuer = Issuer::start().await;
     // Under a name that only clients can reach.

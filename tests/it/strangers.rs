@@ -91,16 +91,10 @@ async fn refused_logout_tokens_have_a_budget_of_their_own_by_address() {
 }
 
 #[tokio::test]
-async fn a_logout_form_has_at_most_16_kib_and_a_login_32() {
+async fn a_logout_form_has_at_most_16_kib() {
     let server = proxied(&[("AUTH_FAILURES_PER_MINUTE", "0")]).await;
     let form = format!("logout_token={}", "x".repeat(16 * 1024));
     refused(post_logout(&server, None, form).await, 413, "payload_too_large").await;
-    for path in ["/auth/login", "/auth/refresh", "/auth/logout"] {
-        let request = server.request(Method::POST, path).header("content-type", "application/json");
-        let answer = request.body(" ".repeat(32 * 1024 + 1)).send().await.unwrap();
-        // Without an identity provider there is nothing to log in to: see `auth_routes`.
-        assert_eq!(answer.status(), 503, "{path}");
-    }
 }
 
 #[tokio::test]
@@ -349,6 +343,31 @@ async fn a_user_whose_connections_are_closed_again_and_again_is_refused_and_no_o
     assert_eq!(upgrade(&server, &[(FROM, ANN), ("authorization", &bearer)]).await, 429);
     assert_eq!(get(&server, ANN, &token).await.status(), 200);
     open(&server, ANN).await.authenticate(&server.token("bea")).await;
+}
+
+#[tokio::test]
+async fn users_of_an_address_that_breaks_the_rules_are_refused_sooner_and_the_honest_are_not() {
+    // Five times as many of all users of an address.
+    let server = proxied(&[("WS_MAX_EXPULSIONS", "2")]).await;
+    let expel = async |user: &str, from: &str| {
+        let mut client = open(&server, from).await;
+        client.authenticate(&server.token(user)).await;
+        client.send_frame(Message::binary("binary in a JSON connection")).await;
+        assert_eq!(client.until_closed().await.1, Closed::Code(1003));
+        server.until_metric("ws_connections_active", 0.0).await;
+    };
+    for user in 0..9 {
+        expel(&format!("user-{user}"), ANN).await;
+    }
+    open(&server, ANN).await.authenticate(&server.token("user-1")).await;
+    // The tenth of the address is the only one of its user.
+    expel("ann", ANN).await;
+    assert_eq!(refusal(&mut open(&server, ANN).await, &server.token("ann")).await, too_many());
+    open(&server, ANN).await.authenticate(&server.token("user-1")).await;
+    open(&server, ANN).await.authenticate(&server.token("bea")).await;
+    server.until_metric("ws_connections_active", 0.0).await;
+    expel("bea", BEA).await;
+    open(&server, BEA).await.authenticate(&server.token("bea")).await;
 }
 
 #[tokio::test]

@@ -51,7 +51,7 @@ fn denied(name: &str) -> Event {
     Event {
         user: Some(user(name)),
         outcome: AuditOutcome::PermissionDenied,
-        at_will: false,
+        cause: Cause::Other,
         ..event
     }
 }
@@ -150,6 +150,34 @@ fn denials_of_a_user_beyond_the_limit_share_a_row_and_so_do_refreshes_and_discon
     let expected = [(Scope::User, "/web", 3), (Scope::User, "/web", 4), (Scope::User, "/web", 7)];
     assert_eq!(times, expected);
     assert!(summary.take(denied("ann")).is_some(), "a new interval has a new budget");
+}
+
+#[test]
+fn breaches_of_many_users_of_one_network_share_a_row_and_what_honest_users_cause_does_not() {
+    let summary = summary(&[("AUDIT_DENIALS_PER_USER", "3")]);
+    let ended = |user_name: &str, address: &str, reason| {
+        let id = uuid::Uuid::new_v4().to_string();
+        let outcome = AuditOutcome::Success;
+        let event = Event::of_connection("DISCONNECT", id, outcome, &remote(address), reason);
+        summary.take(Event { user: Some(user(user_name)), ..event })
+    };
+    let mut own = 0;
+    for i in 0..20 {
+        let (name, address) = (format!("user-{i}"), format!("2001:db8::{i}"));
+        own += usize::from(ended(&name, &address, CloseReason::TooManyStrikes).is_some());
+        assert!(ended(&name, &address, CloseReason::SessionExpired).is_some());
+    }
+    assert_eq!(own, 3);
+    assert!(ended("bob", "2001:db8:0:1::1", CloseReason::TooManyStrikes).is_some());
+    let sums = summary.end();
+    assert_eq!(
+        sums.iter().map(|sum| (sum.scope, sum.times)).collect::<Vec<_>>(),
+        [(Scope::UsersOfNetwork, 17)]
+    );
+    let event = sums.into_iter().next().unwrap().into_event();
+    assert!(event.user.is_none());
+    let data = event.data.unwrap();
+    assert!(data.contains(r#""usernames":["user-3","user-4""#), "{data}");
 }
 
 #[test]

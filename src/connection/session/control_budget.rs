@@ -3,16 +3,21 @@
 
 use std::time::{Duration, Instant};
 
-/// A budget that is empty is full again after this long. So this much of it can be spent at once.
-const DEPTH: Duration = Duration::from_secs(10);
 /// Control frames a message of `WS_MESSAGE_RATE_LIMIT`.
 const FACTOR: u32 = 2;
 /// Control frames a minute at least: a client that pings every second is honest whatever its message limit.
 const LEAST: u32 = 600;
 /// Control frames a minute where messages have no limit: [`FACTOR`] times the default of that.
 const WITHOUT_LIMIT: u32 = 12_000;
+/// Frames that can be sent at once, and the time whose frames can be, if those are more: what the network
+/// held back for a moment comes together. A thousand connections may spend this together.
+const AT_ONCE: u32 = 100;
+const HELD_BACK: Duration = Duration::from_millis(500);
+/// Reading pauses no longer than this for what was sent over the budget.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Five refreshes at once, then one in this time.
 const REFRESH: Duration = Duration::from_secs(2);
+const REFRESHES_AT_ONCE: u32 = 5;
 
 /// What a connection may send beside its requests.
 pub(super) struct ControlBudget {
@@ -41,13 +46,14 @@ impl ControlBudget {
         }
     }
 
-    fn cost(&self) -> Duration {
-        Duration::from_nanos(self.cost.into())
+    fn rate(&self) -> Rate {
+        let cost = Duration::from_nanos(self.cost.into());
+        Rate { cost, depth: (cost * AT_ONCE).max(HELD_BACK) }
     }
 
     /// Takes frames; how many there was no room for.
     pub(super) fn take(&mut self, now: Instant, frames: u32) -> u32 {
-        self.frames.take(now, frames, self.cost())
+        self.frames.take(now, frames, self.rate())
     }
 
     /// Takes a pong, which costs nothing if it was asked for; how many there was no room for.
@@ -66,24 +72,25 @@ impl ControlBudget {
 
     /// Takes one refresh; whether there was room for it.
     pub(super) fn take_refresh(&mut self, now: Instant) -> bool {
-        self.refreshes.take(now, 1, REFRESH) == 0
+        self.refreshes.take(now, 1, REFRESHES) == 0
     }
 
     /// The time until there is room for a frame.
     pub(super) fn wait(&self, now: Instant) -> Duration {
-        self.frames.room_at(self.cost()).saturating_duration_since(now)
+        self.frames.room_at(self.rate()).saturating_duration_since(now)
     }
 
     /// The time until there is room for a refresh.
     pub(super) fn wait_for_refresh(&self, now: Instant) -> Duration {
-        self.refreshes.room_at(REFRESH).saturating_duration_since(now)
+        self.refreshes.room_at(REFRESHES).saturating_duration_since(now)
     }
 
     /// Takes frames whether there is room or not. Where there is none reading pauses until they are paid for,
-    /// though not for longer than [`DEPTH`]; whether it does.
+    /// though not for longer than [`LONGEST_PAUSE`]; whether it does.
     pub(super) fn owe(&mut self, now: Instant, frames: u32) -> bool {
-        self.frames.owe(now, self.cost().saturating_mul(frames));
-        self.paused = self.frames.room_at(self.cost()) > now;
+        let rate = self.rate();
+        self.frames.owe(now, frames, rate);
+        self.paused = self.frames.room_at(rate) > now;
         self.paused
     }
 
@@ -94,7 +101,7 @@ impl ControlBudget {
 
     /// When reading goes on, if it pauses.
     pub(super) fn resumes(&self) -> Option<Instant> {
-        self.paused.then(|| self.frames.room_at(self.cost()))
+        self.paused.then(|| self.frames.room_at(self.rate()))
     }
 
     /// Ends a pause that is over.
@@ -103,26 +110,38 @@ impl ControlBudget {
     }
 }
 
+/// How a budget refills.
+#[derive(Clone, Copy)]
+struct Rate {
+    /// What one unit takes.
+    cost: Duration,
+    /// An empty budget is full again after this long.
+    depth: Duration,
+}
+
+const REFRESHES: Rate = Rate { cost: REFRESH, depth: REFRESH.saturating_mul(REFRESHES_AT_ONCE) };
+
 /// When it is full.
 struct Budget(Instant);
 
 impl Budget {
     /// Takes as many units as there is room for, and returns the rest.
-    fn take(&mut self, now: Instant, units: u32, cost: Duration) -> u32 {
+    fn take(&mut self, now: Instant, units: u32, Rate { cost, depth }: Rate) -> u32 {
         let full = self.0.max(now);
-        let room = (now + DEPTH).saturating_duration_since(full).as_nanos() / cost.as_nanos();
+        let room = (now + depth).saturating_duration_since(full).as_nanos() / cost.as_nanos();
         let taken = units.min(u32::try_from(room).unwrap_or(u32::MAX));
         self.0 = full + cost * taken;
         units - taken
     }
 
-    /// Goes below empty, down to twice the depth.
-    fn owe(&mut self, now: Instant, debt: Duration) {
-        self.0 = (self.0.max(now) + debt.min(DEPTH)).min(now + 2 * DEPTH);
+    /// Goes below empty, as far as [`LONGEST_PAUSE`] fills it again.
+    fn owe(&mut self, now: Instant, units: u32, Rate { cost, depth }: Rate) {
+        let debt = cost.saturating_mul(units).min(LONGEST_PAUSE);
+        self.0 = (self.0.max(now) + debt).min(now + depth + LONGEST_PAUSE);
     }
 
-    fn room_at(&self, cost: Duration) -> Instant {
-        self.0.checked_sub(DEPTH - cost).unwrap_or(self.0)
+    fn room_at(&self, Rate { cost, depth }: Rate) -> Instant {
+        self.0.checked_sub(depth - cost).unwrap_or(self.0)
     }
 }
 
@@ -137,12 +156,12 @@ mod tests {
     }
 
     #[test]
-    fn ten_seconds_of_twice_the_message_limit_are_taken_at_once() {
+    fn a_hundred_frames_are_taken_at_once_or_those_of_half_a_second() {
         let now = Instant::now();
-        for (limit, at_once) in [(6000, 2000), (60_000, 20_000), (300, 100), (1, 100), (0, 2000)] {
+        for (limit, at_once) in [(6000, 100), (60_000, 1000), (300, 100), (1, 100), (0, 100)] {
             assert_eq!(budget(now, limit).take(now, 100_000), 100_000 - at_once, "{limit}");
         }
-        assert_eq!(budget(now, u32::MAX).take(now, 100_000_000), 0);
+        assert_eq!(budget(now, u32::MAX).take(now, 30_000_000), 0);
     }
 
     #[test]
@@ -204,7 +223,7 @@ mod tests {
         assert_eq!((owing.is_paused(), owing.resumes()), (false, None));
         assert_eq!(owing.take(now + SECOND * 21 / 10, 2), 1);
         assert!(owing.owe(now, u32::MAX));
-        assert!(owing.resumes().unwrap() <= now + DEPTH + owing.cost());
+        assert!(owing.resumes().unwrap() <= now + LONGEST_PAUSE + owing.rate().cost);
     }
 
     #[test]
