@@ -14,6 +14,7 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
+use tokio::sync::Notify;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
@@ -46,6 +47,8 @@ struct State {
     command: Option<Command>,
     session: Option<Waker>,
     ended: Option<CloseReason>,
+    /// Told of the end, where a read waits for something.
+    watched: Option<Arc<Notify>>,
     identity: Arc<Identity>,
 }
 
@@ -125,6 +128,7 @@ impl Outbox {
                 command: None,
                 session: None,
                 ended: None,
+                watched: None,
                 identity,
             }),
         }
@@ -208,6 +212,22 @@ impl Outbox {
         let mut state = self.state();
         state.ended.get_or_insert(reason);
         state.batch = Batch::default();
+        if let Some(watched) = state.watched.take() {
+            watched.notify_waiters();
+        }
+    }
+
+    /// Waits for the end.
+    pub(crate) async fn until_ended(&self) {
+        let told = {
+            let mut state = self.state();
+            if state.ended.is_some() {
+                return;
+            }
+            // Made under the lock: it hears of an end that comes before it is polled.
+            Arc::clone(state.watched.get_or_insert_default()).notified_owned()
+        };
+        told.await;
     }
 
     /// Why the connection ended; none while it lives, or if its task broke.

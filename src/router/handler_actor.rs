@@ -1,27 +1,21 @@
-//! The actor of one package. It polls a handler once in place: one that never waits costs no task, and
-//! one that waits goes on in a task of its own, so that a slow query never stalls the package.
+//! The actors of one package, one for each worker thread. An actor polls a handler once in place: one that
+//! never waits costs no task. One that waits takes a place ([`Places`]) and goes on in a task of its own, so
+//! that a slow query never stalls the package.
 
-use std::{
-    collections::VecDeque,
-    panic::AssertUnwindSafe,
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Instant,
-};
+use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Instant};
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
-use tokio::task::JoinSet;
 
-use super::Responder;
+use super::{
+    Responder,
+    places::{Place, Places},
+};
 use crate::{
     config::HandlerConfig,
-    handlers::{Caller, Context, Outcome, Package},
+    handlers::{Caller, Context, Effect, Outcome, Package},
     metrics::Metrics,
     protocol::{ErrorBody, Status},
     traces::{Trace, within},
@@ -32,87 +26,81 @@ pub(super) struct Job {
     pub(super) data: Option<Box<RawValue>>,
     pub(super) caller: Arc<Caller>,
     pub(super) responder: Responder,
+    /// As many of these are around as jobs that have not begun, and one.
+    pub(super) queued: Arc<()>,
+}
+
+impl Job {
+    pub(super) fn user(&self) -> &Arc<str> {
+        &self.caller.identity.subject
+    }
 }
 
 /// Most often one; more where a client sends ahead.
 pub(super) type Jobs = SmallVec<[Job; 1]>;
 
-/// What the actor is told.
-pub(super) enum Work {
-    Run(Jobs),
-    /// A task ended: there is room for one more.
-    Finished,
-}
+pub(super) struct HandlerActor(pub(super) Arc<Work>);
 
-pub(super) struct HandlerActor {
+/// What is needed to carry out the requests of a package.
+pub(super) struct Work {
     pub(super) package: Package,
     pub(super) context: Arc<Context>,
     pub(super) config: HandlerConfig,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) queued: Arc<AtomicUsize>,
-}
-
-/// Ends with the actor: its tasks are cancelled, and their responders and those of the backlog answer.
-#[derive(Default)]
-pub(super) struct State {
-    /// Tasks that have not said that they are through. `tasks` may hold some that have.
-    waiting: usize,
-    tasks: JoinSet<()>,
-    backlog: VecDeque<Job>,
+    pub(super) places: Arc<Places>,
 }
 
 /// None where the handler panicked.
 type Running = Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>;
 
+/// A request that has begun, and waits.
+struct Waiting {
+    running: Running,
+    responder: Responder,
+    begun: Instant,
+}
+
 impl Actor for HandlerActor {
-    type Msg = Work;
-    type State = State;
+    type Msg = Jobs;
+    type State = ();
     type Arguments = ();
 
-    async fn pre_start(&self, _: ActorRef<Work>, (): ()) -> Result<State, ActorProcessingErr> {
-        Ok(State::default())
+    async fn pre_start(&self, _: ActorRef<Jobs>, (): ()) -> Result<(), ActorProcessingErr> {
+        Ok(())
     }
 
     async fn handle(
         &self,
-        myself: ActorRef<Work>,
-        work: Work,
-        state: &mut State,
+        _: ActorRef<Jobs>,
+        jobs: Jobs,
+        (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        match work {
-            Work::Run(jobs) => state.backlog.extend(jobs),
-            Work::Finished => {
-                state.waiting -= 1;
-                while state.tasks.try_join_next().is_some() {}
-            }
-        }
+        let work = &self.0;
         let mut now = Instant::now();
-        while state.waiting < self.config.concurrency
-            && let Some(job) = state.backlog.pop_front()
-        {
-            now = self.begin(job, now, &myself, state);
+        for job in jobs {
+            let Some(job) = work.places.admit(job) else { continue };
+            let waiting;
+            (waiting, now) = work.begin(job, now);
+            if let Some(waiting) = waiting {
+                let place = work.places.take(&waiting.responder.user());
+                tokio::spawn(Arc::clone(work).wait(waiting, place));
+            }
         }
         Ok(())
     }
 }
 
-impl HandlerActor {
-    /// Begins a job at `begun` and returns the time after it: one clock read for each.
-    fn begin(
-        &self,
-        job: Job,
-        begun: Instant,
-        myself: &ActorRef<Work>,
-        state: &mut State,
-    ) -> Instant {
-        self.queued.fetch_sub(1, Ordering::Relaxed);
-        let Job { data, caller, mut responder } = job;
+impl Work {
+    /// Begins a job at `begun`; what it waits for, and the time after it: one clock read for each.
+    fn begin(&self, job: Job, begun: Instant) -> (Option<Waiting>, Instant) {
+        let Job { data, caller, mut responder, queued } = job;
+        drop(queued);
         let waited = begun.saturating_duration_since(responder.received());
         self.metrics.ws.phase_queue.observe(waited.as_secs_f64());
         responder.dequeued(self.package.name, begun);
         if waited >= self.config.timeout {
-            time_out(self.package.name, &self.metrics, responder);
-            return begun;
+            self.time_out(responder);
+            return (None, begun);
         }
         let handler = Arc::clone(&self.package.handler);
         let mut running = handler.start(Arc::clone(&self.context), caller, responder.head(), data);
@@ -124,73 +112,77 @@ impl HandlerActor {
         let now = Instant::now();
         match outcome {
             Some(outcome) => {
-                finish(self.package.name, &self.metrics, responder, (begun, now), outcome.ok());
+                self.finish(responder, (begun, now), outcome.ok());
+                (None, now)
             }
             None => {
-                state.waiting += 1;
-                let slot = Slot(myself.clone());
                 let running = Box::pin(running.map(Result::ok));
-                self.spawn(running, responder, begun, slot, &mut state.tasks);
+                (Some(Waiting { running, responder, begun }), now)
             }
         }
-        now
     }
 
-    fn spawn(
-        &self,
-        running: Running,
-        responder: Responder,
-        begun: Instant,
-        slot: Slot,
-        tasks: &mut JoinSet<()>,
-    ) {
+    /// Waits for a request that has begun, and has those begin whose turn it is then.
+    async fn wait(self: Arc<Self>, waiting: Waiting, place: Place) {
+        self.complete(waiting).await;
+        self.pass_on(place);
+    }
+
+    /// Carries out a request that has waited for its place.
+    async fn carry_out(self: Arc<Self>, job: Job, place: Place) {
+        if self.package.effect != Effect::Change && job.responder.is_abandoned() {
+            job.responder.abandon();
+        } else if let (Some(waiting), _) = self.begin(job, Instant::now()) {
+            self.complete(waiting).await;
+        }
+        self.pass_on(place);
+    }
+
+    fn pass_on(self: &Arc<Self>, place: Place) {
+        for (job, place) in place.pass_on() {
+            tokio::spawn(Arc::clone(self).carry_out(job, place));
+        }
+    }
+
+    /// Waits for the outcome until the time is over. Nobody needs what a connection that has ended wanted to
+    /// read.
+    async fn complete(&self, waiting: Waiting) {
+        let Waiting { running, responder, begun } = waiting;
         let deadline = responder.received() + self.config.timeout;
-        let (package, metrics) = (self.package.name, Arc::clone(&self.metrics));
-        tasks.spawn(async move {
-            match tokio::time::timeout_at(deadline.into(), running).await {
-                Ok(outcome) => {
-                    finish(package, &metrics, responder, (begun, Instant::now()), outcome);
-                }
-                Err(_) => time_out(package, &metrics, responder),
-            }
-            drop(slot);
-        });
+        tokio::select! {
+            biased;
+            outcome = running => self.finish(responder, (begun, Instant::now()), outcome),
+            () = tokio::time::sleep_until(deadline.into()) => self.time_out(responder),
+            () = responder.connection_ended(), if self.package.effect != Effect::Change => responder.abandon(),
+        }
     }
-}
 
-/// A place among the tasks that wait; its end tells the actor, whatever ended the task.
-struct Slot(ActorRef<Work>);
-
-impl Drop for Slot {
-    fn drop(&mut self) {
-        drop(self.0.cast(Work::Finished));
+    /// Answers a request whose time is over, in its handler or before it was begun.
+    fn time_out(&self, responder: Responder) {
+        self.metrics.errors.count("timeout", self.package.name);
+        responder.refuse(Status::Error, ErrorBody::new("timeout", "The request took too long"));
     }
-}
 
-/// Answers a request whose time is over, in its handler or before it was begun.
-fn time_out(package: &str, metrics: &Metrics, responder: Responder) {
-    metrics.errors.count("timeout", package);
-    responder.refuse(Status::Error, ErrorBody::new("timeout", "The request took too long"));
-}
-
-/// Answers a request whose handler is through; none is the outcome of a panic.
-fn finish(
-    package: &str,
-    metrics: &Metrics,
-    responder: Responder,
-    (begun, ready): (Instant, Instant),
-    outcome: Option<Outcome>,
-) {
-    metrics.ws.phase_handler.observe((ready - begun).as_secs_f64());
-    // The panic hook has logged a panic; dropping the responder answers.
-    let Some((reply, error)) = outcome else { return metrics.errors.panicked(package) };
-    let Some(error) = error else { return responder.answer(reply, ready) };
-    let body = error.body();
-    if error.is_ours() {
-        metrics.errors.count(body.code, package);
-        let head = responder.head();
-        let _trace = responder.trace().map(Trace::attach);
-        tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
+    /// Answers a request whose handler is through; none is the outcome of a panic.
+    fn finish(
+        &self,
+        responder: Responder,
+        (begun, ready): (Instant, Instant),
+        outcome: Option<Outcome>,
+    ) {
+        self.metrics.ws.phase_handler.observe((ready - begun).as_secs_f64());
+        // The panic hook has logged a panic; dropping the responder answers.
+        let Some((reply, error)) = outcome else {
+            return self.metrics.errors.panicked(self.package.name);
+        };
+        let Some(error) = error else { return responder.answer(reply, ready) };
+        let body = error.body();
+        if error.is_ours() {
+            self.metrics.errors.count(body.code, self.package.name);
+            let head = responder.head();
+            let _trace = responder.trace().map(Trace::attach);
+            tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
+        }
+        responder.fail(reply, body, ready);
     }
-    responder.fail(reply, body, ready);
 }

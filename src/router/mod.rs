@@ -4,19 +4,15 @@
 //! connection's outbox, whatever becomes of the job.
 
 mod handler_actor;
+mod places;
 mod responder;
 
-use std::{
-    mem,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{mem, sync::Arc};
 
 use arc_swap::ArcSwap;
-use ractor::{ActorCell, ActorRef, SpawnErr};
+use ractor::{Actor, ActorCell, ActorRef, SpawnErr};
 use serde_json::json;
+use uuid::Uuid;
 
 use responder::Audited;
 pub(crate) use responder::Responder;
@@ -30,6 +26,7 @@ use crate::{
     protocol::{ErrorBody, Request, Status},
 };
 use handler_actor::{HandlerActor, Job, Jobs, Work};
+use places::Places;
 
 /// What a client is told to wait when a handler's queue is full.
 const OVERLOADED_RETRY_MS: u64 = 500;
@@ -43,14 +40,23 @@ pub(crate) struct Router {
 }
 
 /// The way to one package.
+#[derive(Clone)]
 struct Route {
-    package: Package,
-    actor: ActorRef<Work>,
+    work: Arc<Work>,
+    /// As many as the machine has for the server, so that a package is not bound to one core. A connection
+    /// always uses the same one, so that its requests begin in their order.
+    lanes: Vec<Lane>,
     /// What the audit trail calls it.
     action: Arc<str>,
     resource: Arc<str>,
-    /// Jobs cast and not yet begun. Of this incarnation of the actor: a restart starts anew.
-    queued: Arc<AtomicUsize>,
+}
+
+/// One actor of a package.
+#[derive(Clone)]
+struct Lane {
+    actor: ActorRef<Jobs>,
+    /// Each job on its way has one until it begins.
+    queued: Arc<()>,
 }
 
 impl Router {
@@ -59,36 +65,50 @@ impl Router {
         Self { routes: ArcSwap::default(), context, config, metrics }
     }
 
-    /// Starts the handler actor of a package under `supervisor` and routes to it from now on.
+    /// Starts an actor of a package under `supervisor`, in place of the one at `lane` if there is one, and
+    /// routes to it from now on.
     pub(crate) async fn start(
         &self,
-        package: Package,
+        package: &Package,
+        lane: usize,
         supervisor: ActorCell,
     ) -> Result<ActorCell, SpawnErr> {
-        let queued = Arc::new(AtomicUsize::new(0));
-        let actor = HandlerActor {
-            package: package.clone(),
+        let mut routes = Vec::clone(&self.routes.load());
+        let found = routes.binary_search_by_key(&package.id, |route| route.work.package.id);
+        let mut route = match found {
+            Ok(found) => Route::clone(&routes.remove(found)),
+            Err(_) => self.route(package.clone()),
+        };
+        let work = Arc::clone(&route.work);
+        let (actor, _) = Actor::spawn_linked(None, HandlerActor(work), (), supervisor).await?;
+        let cell = actor.get_cell();
+        match route.lanes.get_mut(lane) {
+            Some(lane) => lane.actor = actor,
+            None => route.lanes.push(Lane { actor, queued: Arc::new(()) }),
+        }
+        let (Ok(place) | Err(place)) = found;
+        routes.insert(place, Arc::new(route));
+        self.routes.store(Arc::new(routes));
+        Ok(cell)
+    }
+
+    fn route(&self, package: Package) -> Route {
+        let (action, resource) = (format!("WS:{}", package.name).into(), package.name.into());
+        let work = Work {
+            package,
             context: Arc::clone(&self.context),
             config: self.config.clone(),
             metrics: Arc::clone(&self.metrics),
-            queued: Arc::clone(&queued),
+            places: Arc::new(Places::new(self.config.concurrency)),
         };
-        let (actor, _) = ractor::Actor::spawn_linked(None, actor, (), supervisor).await?;
-        let cell = actor.get_cell();
-        let mut routes = Vec::clone(&self.routes.load());
-        routes.retain(|route| route.package.id != package.id);
-        let (action, resource) = (format!("WS:{}", package.name).into(), package.name.into());
-        routes.push(Arc::new(Route { package, actor, action, resource, queued }));
-        routes.sort_by_key(|route| route.package.id);
-        self.routes.store(Arc::new(routes));
-        Ok(cell)
+        Route { work: Arc::new(work), lanes: Vec::new(), action, resource }
     }
 
     /// The packages that `new` may call and `old` may not, and the other way round, by id.
     pub(crate) fn compare(&self, old: &Identity, new: &Identity) -> (Vec<i32>, Vec<i32>) {
         let routes = self.routes.load();
         let only = |one: &Identity, other: &Identity| {
-            let packages = routes.iter().map(|route| &route.package);
+            let packages = routes.iter().map(|route| &route.work.package);
             let opened = packages.filter(|it| one.has(it.roles) && !other.has(it.roles));
             opened.map(|package| package.id).collect()
         };
@@ -105,14 +125,15 @@ impl Router {
         departure: &mut Departure,
     ) {
         let routes = self.routes.load();
-        let Ok(found) = routes.binary_search_by_key(&request.pkg_id, |route| route.package.id)
+        let Ok(found) = routes.binary_search_by_key(&request.pkg_id, |route| route.work.package.id)
         else {
             let msg = format!("No handler found for pkg_id {}", request.pkg_id);
             return responder.refuse(Status::Error, ErrorBody::new("unknown_pkg", msg));
         };
         let route = &routes[found];
-        let allowed = caller.identity.has(route.package.roles);
-        if self.is_audited(&route.package, allowed) {
+        let package = &route.work.package;
+        let allowed = caller.identity.has(package.roles);
+        if self.is_audited(package, allowed) {
             responder.record(Audited {
                 audit: Arc::clone(&self.context.audit),
                 caller: Arc::clone(caller),
@@ -124,16 +145,18 @@ impl Router {
         if !allowed {
             let msg = format!("No permission for pkg_id {}", request.pkg_id);
             let error = ErrorBody::new("permission_denied", msg)
-                .with(json!({ "required_roles": route.package.roles }));
+                .with(json!({ "required_roles": package.roles }));
             return responder.refuse(Status::PermissionDenied, error);
         }
-        if route.queued.fetch_add(1, Ordering::Relaxed) >= self.config.queue {
-            route.queued.fetch_sub(1, Ordering::Relaxed);
+        let lane = route.lane_of(caller.connection);
+        let queued = Arc::clone(&route.lanes[lane].queued);
+        if route.is_full(lane, self.config.queue) {
             let error = ErrorBody::new("overloaded", "Too many requests wait for this handler")
                 .with(json!({ "retry_after_ms": OVERLOADED_RETRY_MS }));
             return responder.refuse(Status::Error, error);
         }
-        departure.join(route, Job { data: request.data, caller: Arc::clone(caller), responder });
+        let caller = Arc::clone(caller);
+        departure.join(route, lane, Job { data: request.data, caller, responder, queued });
     }
 
     /// Whether a request for a package belongs into the audit trail.
@@ -147,27 +170,43 @@ impl Router {
     }
 }
 
+impl Route {
+    /// The actor that a connection uses.
+    fn lane_of(&self, connection: Option<Uuid>) -> usize {
+        let id = connection.unwrap_or_default().as_u64_pair().1;
+        (id % self.lanes.len() as u64) as usize
+    }
+
+    /// Whether more than `limit` jobs are on their way, with one to `lane` that has just been counted.
+    fn is_full(&self, lane: usize, limit: usize) -> bool {
+        let on_way = |lane: &Lane| Arc::strong_count(&lane.queued) - 1;
+        // The others are looked at where this one has more than its share.
+        on_way(&self.lanes[lane]) > limit / self.lanes.len()
+            && self.lanes.iter().map(on_way).sum::<usize>() > limit
+    }
+}
+
 /// Requests of one connection that go to one handler with one message. Departs when it is dropped, or
 /// when a request for another handler comes.
 #[derive(Default)]
 pub(crate) struct Departure {
-    route: Option<Arc<Route>>,
+    route: Option<(Arc<Route>, usize)>,
     jobs: Jobs,
 }
 
 impl Departure {
-    fn join(&mut self, route: &Arc<Route>, job: Job) {
-        if !self.route.as_ref().is_some_and(|open| Arc::ptr_eq(open, route)) {
+    fn join(&mut self, route: &Arc<Route>, lane: usize, job: Job) {
+        if !self.route.as_ref().is_some_and(|(open, _)| Arc::ptr_eq(open, route)) {
             self.depart();
-            self.route = Some(Arc::clone(route));
+            self.route = Some((Arc::clone(route), lane));
         }
         self.jobs.push(job);
     }
 
     fn depart(&mut self) {
-        if let Some(route) = self.route.take() {
+        if let Some((route, lane)) = self.route.take() {
             // A dead actor returns the jobs, and dropping their responders answers them.
-            drop(route.actor.cast(Work::Run(mem::take(&mut self.jobs))));
+            drop(route.lanes[lane].actor.cast(mem::take(&mut self.jobs)));
         }
     }
 }

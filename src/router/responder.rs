@@ -1,6 +1,7 @@
 //! One answer for one request, by construction; and one row of the audit trail, where it has one.
 
 use std::{
+    borrow::Cow,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -59,6 +60,24 @@ impl Responder {
         self.received
     }
 
+    /// Who asks.
+    pub(super) fn user(&self) -> Arc<str> {
+        let identity = self.outbox.as_ref().map(|outbox| outbox.identity());
+        identity.map_or_else(|| "".into(), |identity| Arc::clone(&identity.subject))
+    }
+
+    /// Waits for the end of the connection.
+    pub(super) async fn connection_ended(&self) {
+        if let Some(outbox) = &self.outbox {
+            outbox.until_ended().await;
+        }
+    }
+
+    /// Whether there is nobody to answer any more.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.outbox.as_ref().is_none_or(|outbox| outbox.ended().is_some())
+    }
+
     /// Has the request recorded with its answer.
     pub(super) fn record(&mut self, audited: Audited) {
         self.audited = Some(Box::new(audited));
@@ -96,6 +115,14 @@ impl Responder {
         self.send_error(status, error);
     }
 
+    /// Ends a request whose connection has ended: it is no error of the server, and no metric counts it.
+    pub(super) fn abandon(mut self) {
+        self.outbox = None;
+        let took = self.received.elapsed();
+        let error = "The connection ended before the answer";
+        self.enter(AuditOutcome::Error, Status::Error, Some(error.into()), took);
+    }
+
     fn send_error(&mut self, status: Status, error: ErrorBody) {
         let reply = self.head.error(status, &error);
         self.send(reply, Some(error), Instant::now());
@@ -115,28 +142,39 @@ impl Responder {
             trace.answered(reply.status as i32, error, ready);
         }
         // First: who has seen the answer can rely on the row.
-        if let Some(audited) = self.audited.take() {
-            audited.audit.record(Event {
-                user: Some(Arc::clone(&audited.caller.identity)),
-                claimed: None,
-                remote: Arc::clone(&audited.caller.remote),
-                req_id: Some(self.head.req_id),
-                action: audited.action,
-                route: Arc::clone(&audited.resource),
-                resource: audited.resource,
-                outcome: match reply.status {
-                    Status::Ok => AuditOutcome::Success,
-                    Status::PermissionDenied => AuditOutcome::PermissionDenied,
-                    Status::Error | Status::InvalidData => AuditOutcome::Error,
-                },
-                data: audited.data,
-                status: reply.status as i32,
-                error: error.map(|error| error.msg),
-                took: Some(took),
-                cause: Cause::Other,
-            });
-        }
+        let outcome = match reply.status {
+            Status::Ok => AuditOutcome::Success,
+            Status::PermissionDenied => AuditOutcome::PermissionDenied,
+            Status::Error | Status::InvalidData => AuditOutcome::Error,
+        };
+        self.enter(outcome, reply.status, error.map(|error| error.msg), took);
         outbox.reply(reply.frame, Ready { at: ready, trace });
+    }
+
+    /// Has the audit trail know what came of the request, where it is to.
+    fn enter(
+        &mut self,
+        outcome: AuditOutcome,
+        status: Status,
+        error: Option<Cow<'static, str>>,
+        took: Duration,
+    ) {
+        let Some(audited) = self.audited.take() else { return };
+        audited.audit.record(Event {
+            user: Some(Arc::clone(&audited.caller.identity)),
+            claimed: None,
+            remote: Arc::clone(&audited.caller.remote),
+            req_id: Some(self.head.req_id),
+            action: audited.action,
+            route: Arc::clone(&audited.resource),
+            resource: audited.resource,
+            outcome,
+            data: audited.data,
+            status: status as i32,
+            error,
+            took: Some(took),
+            cause: Cause::Other,
+        });
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
 };
 
 use ractor::{Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, SpawnErr, SupervisionEvent};
+use tokio::runtime::Handle;
 
 use crate::{
     audit::AuditWriter,
@@ -40,7 +41,8 @@ enum Child {
     Registry,
     Audit,
     Cluster,
-    Handler(Package),
+    /// An actor of a package, by its number.
+    Handler(Package, usize),
 }
 
 #[derive(Default)]
@@ -60,7 +62,11 @@ impl Actor for Root {
         (): (),
     ) -> Result<Children, ActorProcessingErr> {
         let mut children = Children::default();
-        let handlers = self.packages.iter().cloned().map(Child::Handler);
+        let workers = Handle::current().metrics().num_workers();
+        let handlers = self
+            .packages
+            .iter()
+            .flat_map(|package| (0..workers).map(|worker| Child::Handler(package.clone(), worker)));
         let audit = self.context.audit.is_on().then_some(Child::Audit);
         let cluster = self.context.cluster.is_on().then_some(Child::Cluster);
         for child in audit.into_iter().chain(cluster).chain(handlers).chain([Child::Registry]) {
@@ -87,7 +93,7 @@ impl Actor for Root {
             Child::Registry => (metrics::Actor::Registry, "registry"),
             Child::Audit => (metrics::Actor::Audit, "audit writer"),
             Child::Cluster => (metrics::Actor::Cluster, "cluster link"),
-            Child::Handler(package) => (metrics::Actor::Handler, package.name),
+            Child::Handler(package, _) => (metrics::Actor::Handler, package.name),
         };
         self.shared.metrics.actor_restarts.inc(label);
         tracing::error!(actor = name, cause, "an actor ended and is started again");
@@ -106,7 +112,9 @@ impl Root {
     ) -> Result<(), SpawnErr> {
         let supervisor: ActorCell = myself.get_cell();
         let started = match &child {
-            Child::Handler(package) => self.router.start(package.clone(), supervisor).await?,
+            Child::Handler(package, worker) => {
+                self.router.start(package, *worker, supervisor).await?
+            }
             Child::Registry => {
                 let (hub, shared) = (Arc::clone(&self.context.hub), Arc::clone(&self.shared));
                 self.registry.start(hub, shared, supervisor).await?

@@ -32,6 +32,7 @@ mod doctor;
 mod doctor_postgres;
 mod doctor_tokens;
 mod export;
+mod fairness;
 mod first_frames;
 mod fleet;
 mod health;

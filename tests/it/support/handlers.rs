@@ -2,14 +2,15 @@
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use serde_json::Value;
-use switchboard::handlers::{Answer, Caller, Context, Handler, HandlerError, Package};
+use switchboard::handlers::{Answer, Caller, Context, Effect, Handler, HandlerError, Package};
 use tokio::{sync::Semaphore, time::sleep};
 
 type Outcome = Result<Answer<Value>, HandlerError>;
@@ -67,13 +68,16 @@ impl Handler for Sleeps {
 /// Holds every request until a test lets it go.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    begun: Arc<AtomicUsize>,
+    /// The users whose requests have begun, in their order.
+    begun: Arc<Mutex<Vec<String>>>,
+    cancelled: Arc<AtomicUsize>,
     passes: Arc<Semaphore>,
 }
 
 impl Gate {
     pub(crate) fn closed() -> Self {
-        Self { begun: Arc::default(), passes: Arc::new(Semaphore::new(0)) }
+        let passes = Arc::new(Semaphore::new(0));
+        Self { begun: Arc::default(), cancelled: Arc::default(), passes }
     }
 
     /// Lets so many requests go.
@@ -83,7 +87,35 @@ impl Gate {
 
     /// Requests that the handler has seen.
     pub(crate) fn begun(&self) -> usize {
-        self.begun.load(Ordering::SeqCst)
+        self.users().len()
+    }
+
+    /// The users whose requests the handler has seen, in their order.
+    pub(crate) fn users(&self) -> Vec<String> {
+        self.begun.lock().unwrap().clone()
+    }
+
+    /// Waits until so many requests were given up while they waited.
+    pub(crate) async fn until_cancelled(&self, requests: usize) {
+        for _ in 0..500 {
+            if self.cancelled() >= requests {
+                return;
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        panic!("only {} of {requests} requests were cancelled", self.cancelled());
+    }
+
+    /// Requests that were given up while they waited.
+    pub(crate) fn cancelled(&self) -> usize {
+        self.cancelled.load(Ordering::SeqCst)
+    }
+
+    async fn pass(&self, caller: &Caller) {
+        self.begun.lock().unwrap().push(caller.identity.username.to_string());
+        let waiting = Waiting(&self.cancelled);
+        self.passes.acquire().await.unwrap().forget();
+        std::mem::forget(waiting);
     }
 
     /// Waits until the handler has seen so many requests.
@@ -104,10 +136,60 @@ impl Handler for Gate {
     const INPUT: &'static str = "any object";
     const OUTPUT: &'static str = "the same object";
 
-    async fn handle(&self, _: &Context, _: &Caller, input: Value) -> Outcome {
-        self.begun.fetch_add(1, Ordering::SeqCst);
-        self.passes.acquire().await.unwrap().forget();
+    async fn handle(&self, _: &Context, caller: &Caller, input: Value) -> Outcome {
+        self.pass(caller).await;
         Ok(input.into())
+    }
+}
+
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// The gate for one that changes nothing.
+pub(crate) struct Reads(Gate);
+
+impl Handler for Reads {
+    type Input = Value;
+    type Output = Value;
+    const INPUT: &'static str = "any object";
+    const OUTPUT: &'static str = "the same object";
+    const EFFECT: Effect = Effect::Read;
+
+    async fn handle(&self, _: &Context, caller: &Caller, input: Value) -> Outcome {
+        self.0.pass(caller).await;
+        Ok(input.into())
+    }
+}
+
+/// Keeps its thread for `ms`; answers how many did that at the same time at most.
+#[derive(Default)]
+pub(crate) struct Computes {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+impl Handler for Computes {
+    type Input = Value;
+    type Output = usize;
+    const INPUT: &'static str = "{ms}";
+    const OUTPUT: &'static str = "number";
+
+    async fn handle(
+        &self,
+        _: &Context,
+        _: &Caller,
+        input: Value,
+    ) -> Result<Answer<usize>, HandlerError> {
+        let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most.fetch_max(now, Ordering::SeqCst);
+        thread::sleep(Duration::from_millis(input["ms"].as_u64().unwrap()));
+        self.now.fetch_sub(1, Ordering::SeqCst);
+        Ok(self.most.load(Ordering::SeqCst).into())
     }
 }
 
@@ -115,6 +197,8 @@ pub(crate) const PANICS: i64 = 900;
 pub(crate) const FAILS: i64 = 901;
 pub(crate) const SLEEPS: i64 = 902;
 pub(crate) const GATE: i64 = 903;
+pub(crate) const READS: i64 = 904;
+pub(crate) const COMPUTES: i64 = 905;
 
 /// All of the above, with one gate.
 pub(crate) fn misbehaving(gate: &Gate) -> Vec<Package> {
@@ -123,5 +207,7 @@ pub(crate) fn misbehaving(gate: &Gate) -> Vec<Package> {
         Package::new(901, "FAILS", &[], Fails),
         Package::new(902, "SLEEPS", &[], Sleeps),
         Package::new(903, "GATE", &[], gate.clone()),
+        Package::new(904, "READS", &[], Reads(gate.clone())),
+        Package::new(905, "COMPUTES", &[], Computes::default()),
     ]
 }
