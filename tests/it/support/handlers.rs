@@ -187,6 +187,7 @@ impl Handler for Computes {
     ) -> Result<Answer<usize>, HandlerError> {
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
+        #[expect(clippy::disallowed_methods, reason = "it is to keep its thread")]
         thread::sleep(Duration::from_millis(input["ms"].as_u64().unwrap()));
         self.now.fetch_sub(1, Ordering::SeqCst);
         Ok(self.most.load(Ordering::SeqCst).into())
