@@ -67,11 +67,12 @@ pub(crate) fn cached_memory() -> Cached {
 /// when many things have ended, on a thread that may wait.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "no library offers this call of the C library as a safe function")]
-pub(crate) fn give_memory_back(cached: Cached) {
+pub(crate) fn give_memory_back(cached: Vec<Cached>) {
     // What a thread keeps at hand is given up when it ends.
     drop(std::thread::spawn(|| drop(cached)).join());
     // SAFETY: it has no preconditions, takes no pointer and changes nothing that is in use.
     unsafe { libc::malloc_trim(0) };
+    tracing::debug!("free memory was given back to the system");
 }
 
 /// Other C libraries give back by themselves, or have no call for it.
@@ -82,4 +83,4 @@ pub(crate) fn cached_memory() -> Cached {
 
 /// See above.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(crate) fn give_memory_back(_: Cached) {}
+pub(crate) fn give_memory_back(_: Vec<Cached>) {}

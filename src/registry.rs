@@ -14,6 +14,7 @@ use smallvec::SmallVec;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
+    task::{self, JoinSet},
     time::sleep,
 };
 
@@ -328,9 +329,9 @@ impl Registry {
         table.of_user.shrink_to_fit();
         self.hub.shrink();
         tokio::spawn(async {
-            give_memory_back();
+            give_memory_back().await;
             sleep(AFTER_CROWD).await;
-            give_memory_back();
+            give_memory_back().await;
         });
     }
 
@@ -342,11 +343,12 @@ impl Registry {
 
 /// Gives memory back, with what the workers keep at hand. Each has its own cache; busy ones do not get to
 /// theirs.
-fn give_memory_back() {
+async fn give_memory_back() {
+    let mut workers = JoinSet::new();
     for _ in 0..Handle::current().metrics().num_workers() {
-        tokio::spawn(async {
-            let cached = machine::cached_memory();
-            tokio::task::spawn_blocking(|| machine::give_memory_back(cached));
-        });
+        workers.spawn(async { machine::cached_memory() });
     }
+    let cached = workers.join_all().await;
+    // Once for all of them: it takes the locks of the whole heap.
+    drop(task::spawn_blocking(|| machine::give_memory_back(cached)).await);
 }

@@ -3,10 +3,13 @@
 use std::time::Duration;
 
 use serde_json::json;
+use tempfile::TempDir;
+use tokio::{task::block_in_place, time::sleep};
 
 use crate::support::{
     Client, TestServer,
     handlers::{COMPUTES, GATE, Gate, READS, misbehaving},
+    process::{Process, token},
 };
 
 async fn start(settings: &[(&str, &str)]) -> (TestServer, Gate) {
@@ -112,6 +115,31 @@ async fn a_read_whose_connection_ended_while_it_waited_for_its_turn_is_not_begun
     gate.until_begun(2).await;
     assert_eq!(gate.users(), ["ann", "ann"]);
     gate.release(1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_is_given_back_once_for_all_threads() {
+    let data = TempDir::new().unwrap();
+    let settings = [
+        ("TOKIO_WORKER_THREADS", "4"),
+        ("LOG_LEVEL", "info,switchboard::machine=debug"),
+        ("WS_MAX_CONNECTIONS_PER_USER", "1000"),
+    ];
+    let process = block_in_place(|| Process::start(data.path(), &settings));
+    let token = block_in_place(|| token(data.path(), &["--user", "ann"]));
+    let mut clients = Vec::new();
+    for _ in 0..120 {
+        let mut client = Client::open(process.addr, "/web").await;
+        client.authenticate(&token).await;
+        clients.push(client);
+    }
+    drop(clients);
+    // The registry looks every five seconds.
+    sleep(Duration::from_secs(7)).await;
+    process.signal("-TERM");
+    let ran = block_in_place(|| process.end());
+    let times = ran.stdout.matches("free memory was given back").count();
+    assert_eq!(times, 1, "{}", ran.stdout.len());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
