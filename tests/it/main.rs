@@ -70,3 +70,4 @@ mod tokens;
 mod traces;
 mod traefik;
 mod upgrade;
+mod users;
