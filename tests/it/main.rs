@@ -47,6 +47,7 @@ mod messages;
 mod metrics;
 mod metrics_names;
 mod migrate;
+mod mixed;
 mod monitoring;
 mod oidc;
 mod outage;
