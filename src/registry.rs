@@ -248,7 +248,9 @@ impl Registry {
         // who saw it in Redis.
         let (validator, identity) = (&self.shared.validator, &admission.identity);
         if validator.is_revoked(identity)
-            || validator.has_ended(outbox.id, &identity.username, outbox.since)
+            || validator.has_ended(outbox.id, identity, outbox.since, |name| {
+                *self.hub.users(name) == [Arc::clone(&outbox.subject)]
+            })
         {
             outbox.command(Command::Close(CloseReason::SessionRevoked));
         }

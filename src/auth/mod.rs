@@ -35,13 +35,13 @@ use crate::traces::SpanContext;
 /// A user, as a valid token describes it.
 #[derive(Debug, Clone)]
 pub struct Identity {
-    /// The token's `sub`: who the limits are for.
+    /// The token's `sub`: who the user is, to limits, pushes and administrators.
     pub subject: Arc<str>,
     /// The token's `iss`: a refresh must come from the same.
     pub issuer: Arc<str>,
     /// The token's `sid`: the login session that a logout ends, where the issuer names one.
     pub session: Option<Arc<str>>,
-    /// The user's name, for people and for pushes to one user.
+    /// The user's name, for people alone: some providers let users choose it.
     pub username: Arc<str>,
     /// The roles of this client.
     pub roles: Arc<[Box<str>]>,
@@ -53,8 +53,8 @@ pub struct Identity {
 
 impl Identity {
     /// Whether the user has every one of `roles`.
-    pub fn has(&self, roles: &[&str]) -> bool {
-        roles.iter().all(|role| self.roles.iter().any(|known| &**known == *role))
+    pub fn has(&self, roles: &[impl AsRef<str>]) -> bool {
+        roles.iter().all(|role| self.roles.iter().any(|known| **known == *role.as_ref()))
     }
 
     /// Time until the token expires; zero if it has.

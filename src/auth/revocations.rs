@@ -24,6 +24,8 @@ const SESSION: usize = 0;
 const SUBJECT: usize = 1;
 const CONNECTION: usize = 2;
 const USER: usize = 3;
+/// By `sub`.
+const KNOWN_USER: usize = 4;
 
 /// What a logout ends. Nodes tell each other in JSON.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -39,12 +41,25 @@ pub(crate) enum Logout {
     },
     /// One connection, by id, and no token.
     Connection(Arc<str>),
-    /// Every connection of a user, by name, that was opened before, and no token.
+    /// Every connection of a user that was opened before, and no token.
     User {
+        /// With a `subject`: the user's name, which is all that older nodes know a user by; empty where it
+        /// is not this user's alone. Without: a `sub` or name that is not known where it was asked for.
         name: Arc<str>,
         /// Milliseconds since 1970, by the clocks of the nodes.
         at: u64,
+        /// The user's `sub`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subject: Option<Arc<str>>,
     },
+}
+
+/// What is remembered of a logout beside its kind and a name.
+struct Said {
+    /// The moment until which it ends what has that name.
+    at: u64,
+    /// A user's name, where the user is known by `sub`.
+    name: Option<Arc<str>>,
 }
 
 impl Logout {
@@ -54,16 +69,29 @@ impl Logout {
             Self::Session(sid) => (SESSION, sid, 0),
             Self::Subject { subject, at } => (SUBJECT, subject, *at),
             Self::Connection(id) => (CONNECTION, id, 0),
-            Self::User { name, at } => (USER, name, *at),
+            Self::User { subject: Some(subject), at, .. } => (KNOWN_USER, subject, *at),
+            Self::User { name, at, subject: None } => (USER, name, *at),
         }
     }
 
-    fn of(kind: usize, name: Arc<str>, at: u64) -> Self {
+    fn of(kind: usize, name: &Arc<str>, said: &Said) -> Self {
+        let (known, at) = (Arc::clone(name), said.at);
         match kind {
-            SESSION => Self::Session(name),
-            SUBJECT => Self::Subject { subject: name, at },
-            CONNECTION => Self::Connection(name),
-            _ => Self::User { name, at },
+            SESSION => Self::Session(known),
+            SUBJECT => Self::Subject { subject: known, at },
+            CONNECTION => Self::Connection(known),
+            USER => Self::User { name: known, at, subject: None },
+            _ => {
+                Self::User { name: said.name.clone().unwrap_or_default(), at, subject: Some(known) }
+            }
+        }
+    }
+
+    /// The name of a user who is known by `sub`.
+    fn user_name(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::User { name, subject: Some(_), .. } => Some(name),
+            _ => None,
         }
     }
 
@@ -91,7 +119,7 @@ pub(super) struct Revocations {
     /// It was said that tokens live longer.
     warned: AtomicBool,
     /// By kind and name, each with its moment.
-    kinds: [RwLock<Memory<u64>>; 4],
+    kinds: [RwLock<Memory<Said>>; 5],
 }
 
 impl Revocations {
@@ -100,7 +128,7 @@ impl Revocations {
         Self {
             lifetime,
             warned: AtomicBool::new(false),
-            kinds: [(); 4].map(|()| RwLock::new(Memory::new(lifetime, BOUND))),
+            kinds: [(); 5].map(|()| RwLock::new(Memory::new(lifetime, BOUND))),
         }
     }
 
@@ -116,9 +144,7 @@ impl Revocations {
         for kind in 0..self.kinds.len() {
             let known = self.known(kind);
             let known = known.all(now);
-            all.extend(
-                known.map(|(name, at, left)| (Logout::of(kind, Arc::clone(name), *at), left)),
-            );
+            all.extend(known.map(|(name, said, left)| (Logout::of(kind, name, said), left)));
         }
         all
     }
@@ -126,7 +152,7 @@ impl Revocations {
     /// Whether all that the logout ends is refused already.
     pub(super) fn know(&self, logout: &Logout) -> bool {
         let (kind, name, at) = logout.parts();
-        self.known(kind).get(name, Instant::now()).is_some_and(|known| at <= *known)
+        self.known(kind).get(name, Instant::now()).is_some_and(|known| at <= known.at)
     }
 
     /// Refuses what the logout ends, for so long at most.
@@ -137,21 +163,36 @@ impl Revocations {
         let (kind, name, at) = logout.parts();
         let mut known = self.kinds[kind].write().unwrap_or_else(PoisonError::into_inner);
         // Logouts may arrive in another order than they were made in.
-        let last = known.get(name, now).map_or(at, |known| at.max(*known));
+        let mut last = Said { at, name: logout.user_name().cloned() };
+        if let Some(newer) = known.get(name, now).filter(|known| known.at > at) {
+            last = Said { at: newer.at, name: newer.name.clone() };
+        }
         if !known.insert(Arc::clone(name), last, now) {
             tracing::warn!(bound = BOUND, "too many logouts: the oldest is forgotten");
         }
     }
 
-    fn known(&self, kind: usize) -> RwLockReadGuard<'_, Memory<u64>> {
+    fn known(&self, kind: usize) -> RwLockReadGuard<'_, Memory<Said>> {
         self.kinds[kind].read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an administrator ended a connection of a user, by name, that was opened at a moment.
-    pub(super) fn have_ended(&self, id: &str, username: &str, since: u64) -> bool {
+    /// Whether an administrator ended a connection of a user that was opened at a moment. Where only a name
+    /// or a `sub` is known, `is_meant` says whether it is this user's alone.
+    pub(super) fn have_ended(
+        &self,
+        id: &str,
+        user: &Identity,
+        since: u64,
+        is_meant: impl Fn(&str) -> bool,
+    ) -> bool {
         let now = Instant::now();
+        let ended =
+            |kind, name: &str| self.known(kind).get(name, now).is_some_and(|said| since <= said.at);
         self.known(CONNECTION).get(id, now).is_some()
-            || self.known(USER).get(username, now).is_some_and(|at| since <= *at)
+            || ended(KNOWN_USER, &user.subject)
+            || [&user.subject, &user.username]
+                .iter()
+                .any(|name| ended(USER, name) && is_meant(name))
     }
 
     /// Looks at how long a token lives that a logout could end: says once if that is too long.
@@ -175,7 +216,7 @@ impl Revocations {
             || self
                 .known(SUBJECT)
                 .get(&identity.subject, now)
-                .is_some_and(|at| identity.issued_at <= *at)
+                .is_some_and(|said| identity.issued_at <= said.at)
     }
 }
 
@@ -242,7 +283,8 @@ mod tests {
             Logout::Session("s1".into()),
             Logout::Subject { subject: "ann".into(), at: 7 },
             Logout::Connection("c1".into()),
-            Logout::User { name: "bob".into(), at: 9 },
+            Logout::User { name: "bob".into(), at: 9, subject: None },
+            Logout::User { name: "bob".into(), at: 9, subject: Some("b0b".into()) },
         ];
         for logout in &logouts {
             here.add(logout, MINUTE);
@@ -258,5 +300,46 @@ mod tests {
         assert!(!there.know(&Logout::Subject { subject: "ann".into(), at: 8 }));
         there.add(&Logout::Session("s2".into()), Duration::ZERO);
         assert!(!there.cover(&identity("bob", Some("s2"), 9)));
+    }
+
+    #[test]
+    fn an_administrator_ends_what_a_user_had_before_by_sub_and_by_a_name_that_is_this_users_alone()
+    {
+        let by_sub = |at| Logout::User { name: "".into(), at, subject: Some("7a1f".into()) };
+        let by_name = |name: &str| Logout::User { name: name.into(), at: 9, subject: None };
+        for (logout, since, is_meant, ended) in [
+            (by_sub(9), 9, false, true),
+            (by_sub(9), 10, true, false),
+            (by_name("ann"), 9, true, true),
+            (by_name("ann"), 10, true, false),
+            (by_name("ann"), 9, false, false),
+            (by_name("7a1f"), 9, true, true),
+            (by_name("bob"), 9, true, false),
+            // One that stands in nobody's way but the user's of this `sub`.
+            (
+                Logout::User { name: "ann".into(), at: 9, subject: Some("b0b".into()) },
+                9,
+                true,
+                false,
+            ),
+        ] {
+            let revocations = Revocations::new(MINUTE);
+            revocations.add(&logout, MINUTE);
+            let user = identity("7a1f", None, 0);
+            assert_eq!(
+                revocations.have_ended("c1", &user, since, |_| is_meant),
+                ended,
+                "{logout:?}"
+            );
+        }
+        // The later moment stands, with the name that was told with it.
+        let revocations = Revocations::new(MINUTE);
+        let named =
+            |name: &str, at| Logout::User { name: name.into(), at, subject: Some("7a1f".into()) };
+        for logout in [named("ann", 9), named("", 5)] {
+            revocations.add(&logout, MINUTE);
+        }
+        let all: Vec<_> = revocations.all().into_iter().map(|(logout, _)| logout).collect();
+        assert_eq!(all, [named("ann", 9)]);
     }
 }

@@ -175,9 +175,16 @@ impl Validator {
         self.revocations.cover(identity)
     }
 
-    /// Whether an administrator has ended a connection of a user, by name, that was opened at a moment.
-    pub(crate) fn has_ended(&self, connection: Uuid, username: &str, since: u64) -> bool {
-        self.revocations.have_ended(&connection.to_string(), username, since)
+    /// Whether an administrator has ended a connection of a user that was opened at a moment. Where only a
+    /// name or a `sub` is known, `is_meant` says whether it is this user's alone.
+    pub(crate) fn has_ended(
+        &self,
+        connection: Uuid,
+        user: &Identity,
+        since: u64,
+        is_meant: impl Fn(&str) -> bool,
+    ) -> bool {
+        self.revocations.have_ended(&connection.to_string(), user, since, is_meant)
     }
 
     async fn remembered(

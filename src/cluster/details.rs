@@ -58,3 +58,10 @@ pub(super) struct Owner {
     pub(super) user: String,
     pub(super) subject: String,
 }
+
+impl Owner {
+    /// Reads a description; nobody's where it is none.
+    pub(super) fn read(text: &str) -> Self {
+        serde_json::from_str(text).unwrap_or_default()
+    }
+}

@@ -26,11 +26,19 @@ pub(super) struct Envelope<'a, E> {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Event {
-    /// A push to all, or to one user by name.
+    /// A push to all, or to one user.
     Push {
         pkg_id: i32,
+        /// With a `subject`: the user's name, which is all that older nodes know a user by; empty where it
+        /// is not this user's alone. Without: a `sub` or a name.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         user: Option<String>,
+        /// The user's `sub`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        subject: Option<String>,
+        /// All of these are needed to see it. Older nodes send none.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        roles: Option<Vec<String>>,
         data: Box<RawValue>,
     },
     /// The end of connections whose places newer ones took. It is Redis that sends it.
@@ -82,14 +90,27 @@ mod tests {
     fn events_are_written_as_the_document_says() {
         let data = to_raw_value(&serde_json::json!({ "id": 1 })).unwrap();
         let log_out = |logout| Event::LogOut(vec![Revocation { logout, until: 9 }]);
+        let push =
+            |user: Option<&str>, subject: Option<&str>, roles: Option<&[&str]>| Event::Push {
+                pkg_id: 3,
+                user: user.map(Into::into),
+                subject: subject.map(Into::into),
+                roles: roles.map(|roles| roles.iter().map(|role| (*role).to_owned()).collect()),
+                data: data.clone(),
+            };
         for (event, text) in [
+            (push(None, None, None), r#"{"push":{"pkg_id":3,"data":{"id":1}}}"#),
             (
-                Event::Push { pkg_id: 3, user: None, data: data.clone() },
-                r#"{"push":{"pkg_id":3,"data":{"id":1}}}"#,
+                push(None, None, Some(&["get-authors"])),
+                r#"{"push":{"pkg_id":3,"roles":["get-authors"],"data":{"id":1}}}"#,
             ),
             (
-                Event::Push { pkg_id: 3, user: Some("ann".into()), data },
+                push(Some("ann"), None, None),
                 r#"{"push":{"pkg_id":3,"user":"ann","data":{"id":1}}}"#,
+            ),
+            (
+                push(Some("ann"), Some("7a1f"), Some(&[])),
+                r#"{"push":{"pkg_id":3,"user":"ann","subject":"7a1f","roles":[],"data":{"id":1}}}"#,
             ),
             (
                 Event::Replaced(vec![Uuid::nil()]),
@@ -108,8 +129,12 @@ mod tests {
                 r#"{"log_out":[{"logout":{"connection":"c1"},"until":9}]}"#,
             ),
             (
-                log_out(Logout::User { name: "ann".into(), at: 7 }),
+                log_out(Logout::User { name: "ann".into(), at: 7, subject: None }),
                 r#"{"log_out":[{"logout":{"user":{"name":"ann","at":7}},"until":9}]}"#,
+            ),
+            (
+                log_out(Logout::User { name: "ann".into(), at: 7, subject: Some("7a1f".into()) }),
+                r#"{"log_out":[{"logout":{"user":{"name":"ann","at":7,"subject":"7a1f"}},"until":9}]}"#,
             ),
         ] {
             assert_eq!(event.encode().get(), text);

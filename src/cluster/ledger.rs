@@ -6,6 +6,7 @@
 //! take off. `leases` asks for new connections, `keeper` does the rest.
 
 use std::{
+    collections::BTreeSet,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -31,6 +32,8 @@ use crate::{
 
 /// How long a node lives without a sign of life.
 const LIFETIME: Duration = Duration::from_secs(18);
+/// Connections in one script: a few milliseconds of Redis.
+const PAGE: i64 = 100;
 
 /// What Redis says to connections that are entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,14 +106,23 @@ impl Ledger {
         self.redis.run(RedisOperation::Lease, script, keys, arguments).await.map(entered)
     }
 
-    /// Some connections, the newest first, as JSON; and how many there are.
+    /// Some connections, of all users or of one by `sub`, the newest first, as JSON; and how many there are.
     pub(super) async fn page(
         &self,
-        user: Option<&str>,
+        subject: Option<&str>,
         skip: i64,
         items: i64,
     ) -> Result<(Vec<String>, i64), Error> {
-        let keys = vec![self.index(user), self.key("details")];
+        self.page_of(self.index(subject), skip, items).await
+    }
+
+    async fn page_of(
+        &self,
+        index: String,
+        skip: i64,
+        items: i64,
+    ) -> Result<(Vec<String>, i64), Error> {
+        let keys = vec![index, self.key("details")];
         let (operation, script) = (RedisOperation::Connections, &self.scripts.page);
         let arguments = vec![skip.to_string(), items.to_string()];
         let page: Vec<String> = self.redis.run(operation, script, keys, arguments).await?;
@@ -119,11 +131,42 @@ impl Ledger {
         Ok((page.collect(), total))
     }
 
-    /// How many connections there are, of all users or of one.
-    pub(super) async fn count(&self, user: Option<&str>) -> Result<usize, Error> {
-        let index = self.index(user);
+    /// How many connections there are, of all users or of one by `sub`.
+    pub(super) async fn count(&self, subject: Option<&str>) -> Result<usize, Error> {
+        let index = self.index(subject);
         let count = |client: Arc<SubscriberClient>| async move { client.zcard(index).await };
         self.redis.command(RedisOperation::Connections, count).await
+    }
+
+    /// Whether a user, by `sub`, has a connection.
+    pub(super) async fn has_user(&self, subject: &str) -> Result<bool, Error> {
+        Ok(self.count(Some(subject)).await? > 0)
+    }
+
+    /// The name that a user's newest connection was opened by.
+    pub(super) async fn name_of(&self, subject: &str) -> Result<Option<Arc<str>>, Error> {
+        let (newest, _) = self.page(Some(subject), 0, 1).await?;
+        Ok(newest.first().map(|details| Owner::read(details).user.into()))
+    }
+
+    /// Adds the users with connections that were opened by a name, each by `sub`, until there are more than
+    /// `most`.
+    pub(super) async fn add_named(
+        &self,
+        name: &str,
+        users: &mut BTreeSet<Arc<str>>,
+        most: usize,
+    ) -> Result<(), Error> {
+        for skip in (0..).step_by(PAGE as usize) {
+            let (page, total) = self.page_of(self.name(name), skip, PAGE).await?;
+            for details in page {
+                users.insert(Owner::read(&details).subject.into());
+            }
+            if skip + PAGE >= total || users.len() > most {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Whether any node has a connection of this id.
@@ -171,8 +214,8 @@ impl Ledger {
         self.key(&format!("name:{username}"))
     }
 
-    fn index(&self, user: Option<&str>) -> String {
-        user.map_or_else(|| self.key("all"), |name| self.name(name))
+    fn index(&self, subject: Option<&str>) -> String {
+        subject.map_or_else(|| self.key("all"), |subject| self.lease(subject))
     }
 
     fn keys(&self, node: &str) -> Vec<String> {
@@ -265,9 +308,7 @@ impl<'a> Life<'a> {
             let details = self.client.hmget(self.ledger.key("details"), ids.to_vec());
             owners = self.ledger.redis.timed(RedisOperation::Connections, details).await?;
         }
-        let owner = |text: Option<String>| {
-            text.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_default()
-        };
+        let owner = |text: Option<String>| text.map(|text| Owner::read(&text)).unwrap_or_default();
         let connections = ids.iter().cloned().zip(owners.into_iter().map(owner));
         let node = dead.map_or(&*self.ledger.node, Dead::node);
         let life = dead.map(|dead| dead.0.clone()).unwrap_or_default();

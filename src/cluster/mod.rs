@@ -14,10 +14,12 @@ mod leases;
 mod ledger;
 mod link;
 mod queue;
+mod users;
 
 use std::{
     borrow::Cow,
     cmp::Reverse,
+    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -33,6 +35,7 @@ use uuid::Uuid;
 
 pub(crate) use leases::Lease;
 pub(crate) use link::ClusterLink;
+pub(crate) use users::{NamedBy, User};
 
 use crate::{
     auth::{Logout, Validator},
@@ -52,11 +55,16 @@ const REVOKED: CloseReason = CloseReason::SessionRevoked;
 
 /// Who gets a push.
 pub(crate) enum Audience<'a> {
-    /// Every connection, but one perhaps.
-    All { except: Option<Uuid> },
-    /// Every connection of a user, by name.
-    User(&'a str),
+    /// Every connection whose user may see the changes of the package, but one perhaps.
+    Viewers { except: Option<Uuid> },
+    /// Every connection.
+    All,
+    /// Every connection of a user.
+    User(&'a User),
 }
+
+/// The roles that are all needed to see the changes of a package, by id: of all packages that push changes.
+pub(crate) type Viewers = HashMap<i32, &'static [&'static str]>;
 
 /// The nodes, as this one sees them.
 pub(crate) struct Cluster {
@@ -64,6 +72,7 @@ pub(crate) struct Cluster {
     node: Arc<str>,
     hub: Arc<Hub>,
     validator: Arc<Validator>,
+    viewers: Viewers,
     broadcast_errors: IntCounter,
     /// None: this node is alone.
     others: Option<Others>,
@@ -90,6 +99,7 @@ impl Cluster {
         redis: Option<Arc<Redis>>,
         hub: Arc<Hub>,
         validator: Arc<Validator>,
+        viewers: Viewers,
         broadcast_errors: IntCounter,
     ) -> Self {
         let node = node_id(config.cluster.node.as_deref());
@@ -105,7 +115,7 @@ impl Cluster {
             nodes: AtomicUsize::new(1),
             unsynced: AtomicBool::new(false),
         });
-        Self { node, hub, validator, broadcast_errors, others }
+        Self { node, hub, validator, viewers, broadcast_errors, others }
     }
 
     /// This node's id, another one after each start.
@@ -138,19 +148,42 @@ impl Cluster {
         audience: &Audience<'_>,
     ) -> serde_json::Result<usize> {
         let push = Push::new(pkg_id, data).inspect_err(|_| self.broadcast_errors.inc())?;
+        let roles = match audience {
+            Audience::Viewers { .. } => self.viewers(pkg_id),
+            Audience::All | Audience::User(_) => Some(Vec::new()),
+        };
+        let Some(roles) = roles else {
+            tracing::error!(
+                pkg_id,
+                "a package without `seen_with` has a change: nobody is pushed it"
+            );
+            return Ok(0);
+        };
+        let push = push.seen_with(roles);
         let reached = match audience {
-            Audience::All { except } => self.hub.push_to_all(&push, *except),
-            Audience::User(name) => self.hub.push_to_user(name, &push),
+            Audience::Viewers { except } => self.hub.push_to_all(&push, *except),
+            Audience::All => self.hub.push_to_all(&push, None),
+            Audience::User(User { subject: Some(user), .. }) => self.hub.push_to_user(user, &push),
+            Audience::User(_) => 0,
         };
         if self.is_on() {
-            let user = match audience {
+            let (user, subject) = match audience {
                 // The connection that is left out is on this node.
-                Audience::All { .. } => None,
-                Audience::User(name) => Some((*name).to_owned()),
+                Audience::Viewers { .. } | Audience::All => (None, None),
+                Audience::User(User { subject, name }) => (Some(name), subject.as_ref()),
             };
-            self.publish(Event::Push { pkg_id, user, data: to_raw_value(data)? });
+            let text = |text: &Arc<str>| text.to_string();
+            let (user, subject) = (user.map(text), subject.map(text));
+            let roles = Some(push.roles().to_vec());
+            self.publish(Event::Push { pkg_id, user, subject, roles, data: to_raw_value(data)? });
         }
         Ok(reached)
+    }
+
+    /// The roles that are all needed to see the changes of a package; none where it pushes no changes.
+    fn viewers(&self, pkg_id: i32) -> Option<Vec<String>> {
+        let roles = self.viewers.get(&pkg_id)?;
+        Some(roles.iter().map(|role| (*role).to_owned()).collect())
     }
 
     /// A new connection's place among those of its user on all nodes; none where this node is alone. The
@@ -170,27 +203,27 @@ impl Cluster {
         }
     }
 
-    /// Some connections of all nodes, or of a user by name, the newest first, and how many there are.
+    /// Some connections of all nodes, or of a user by `sub`, the newest first, and how many there are.
     pub(crate) async fn connections(
         &self,
-        user: Option<&str>,
+        subject: Option<&str>,
         skip: i64,
         items: i64,
     ) -> Result<(Vec<Box<RawValue>>, i64), Error> {
         if let Some(others) = &self.others {
-            let (page, total) = others.leases.ledger.page(user, skip, items).await?;
+            let (page, total) = others.leases.ledger.page(subject, skip, items).await?;
             return Ok((page.into_iter().flat_map(RawValue::from_string).collect(), total));
         }
-        let mut all = self.hub.connections(user);
+        let mut all = self.hub.connections(subject);
         all.sort_unstable_by_key(|outbox| (Reverse(outbox.since), outbox.id));
         let page = all.iter().skip(size(skip)).take(size(items));
         let page = page.map(|outbox| describe(outbox, &self.node)).collect();
         Ok((page, i64::try_from(all.len()).unwrap_or(i64::MAX)))
     }
 
-    /// How many connections all nodes have, or a user by name; as far as Redis knows at once.
-    pub(crate) async fn count(&self, user: Option<&str>) -> Option<usize> {
-        self.others.as_ref()?.leases.ledger.count(user).await.ok()
+    /// How many connections all nodes have, or a user by `sub`; as far as Redis knows at once.
+    pub(crate) async fn count(&self, subject: Option<&str>) -> Option<usize> {
+        self.others.as_ref()?.leases.ledger.count(subject).await.ok()
     }
 
     /// Ends a connection, on whichever node it is; false if none of this id is here or listed.
@@ -206,11 +239,13 @@ impl Cluster {
         Ok(self.hub.close(id, REVOKED) || listed)
     }
 
-    /// Ends every connection of a user, by name.
-    pub(crate) fn close_user(&self, username: &str) {
+    /// Ends every connection of a user.
+    pub(crate) fn close_user(&self, User { subject, name }: User) {
         let at = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
-        self.disconnect(Logout::User { name: username.into(), at });
-        self.hub.close_user(username, u64::MAX, REVOKED);
+        self.disconnect(Logout::User { name, at, subject: subject.clone() });
+        if let Some(subject) = subject {
+            self.hub.close_user(&subject, u64::MAX, REVOKED);
+        }
     }
 
     /// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
@@ -283,13 +318,13 @@ impl Cluster {
 
     fn carry_out(&self, event: Event) {
         match event {
-            Event::Push { pkg_id, user, data } => {
+            Event::Push { pkg_id, user, subject, roles, data } => {
                 // Text that was JSON before is JSON now.
                 let Ok(push) = Push::new(pkg_id, &data) else { return };
-                match user {
-                    None => self.hub.push_to_all(&push, None),
-                    Some(name) => self.hub.push_to_user(&name, &push),
-                };
+                // An older node does not say who may see it. A change is for whom this node's packages name.
+                let roles = roles.or_else(|| self.viewers(pkg_id)).unwrap_or_default();
+                let push = push.seen_with(roles);
+                self.deliver(&push, user.as_deref(), subject.as_deref());
             }
             Event::Replaced(ids) => {
                 if let Some(others) = &self.others {
@@ -297,6 +332,19 @@ impl Cluster {
                 }
             }
             Event::LogOut(revocations) => self.learn(&revocations),
+        }
+    }
+
+    /// Pushes to all, or to one user.
+    fn deliver(&self, push: &Push, user: Option<&str>, subject: Option<&str>) {
+        match (subject, user) {
+            (Some(subject), _) => drop(self.hub.push_to_user(subject, push)),
+            (None, None) => drop(self.hub.push_to_all(push, None)),
+            (None, Some(text)) => {
+                if let Some(subject) = self.only_user_here(text) {
+                    self.hub.push_to_user(&subject, push);
+                }
+            }
         }
     }
 
@@ -310,7 +358,14 @@ impl Cluster {
                 Logout::Connection(id) => {
                     drop(Uuid::try_parse(id).map(|id| self.hub.close(id, REVOKED)));
                 }
-                Logout::User { name, at } => self.hub.close_user(name, *at, REVOKED),
+                Logout::User { at, subject: Some(subject), .. } => {
+                    self.hub.close_user(subject, *at, REVOKED);
+                }
+                Logout::User { name, at, subject: None } => {
+                    if let Some(subject) = self.only_user_here(name) {
+                        self.hub.close_user(&subject, *at, REVOKED);
+                    }
+                }
                 Logout::Session(_) | Logout::Subject { .. } => logouts += 1,
             }
         }

@@ -49,9 +49,9 @@ pub fn packages() -> Vec<Package> {
     vec![
         Package::new(1, "GET_AUTHORS", &[GET_AUTHORS], GetAuthors),
         Package::new(2, "GET_PAGINATED_AUTHORS", &[GET_AUTHORS], GetPaginatedAuthors),
-        Package::new(3, "CREATE_AUTHOR", &[CREATE_AUTHOR], CreateAuthor),
-        Package::new(4, "UPDATE_AUTHOR", &[UPDATE_AUTHOR], UpdateAuthor),
-        Package::new(5, "DELETE_AUTHOR", &[DELETE_AUTHOR], DeleteAuthor),
+        Package::new(3, "CREATE_AUTHOR", &[CREATE_AUTHOR], CreateAuthor).seen_with(&[GET_AUTHORS]),
+        Package::new(4, "UPDATE_AUTHOR", &[UPDATE_AUTHOR], UpdateAuthor).seen_with(&[GET_AUTHORS]),
+        Package::new(5, "DELETE_AUTHOR", &[DELETE_AUTHOR], DeleteAuthor).seen_with(&[GET_AUTHORS]),
         Package::new(100, "ECHO", &[], echo::Echo),
     ]
 }
@@ -99,12 +99,13 @@ pub struct Context {
 }
 
 impl Context {
-    /// Pushes a change to every connection but its author's, if changes are pushed at all.
+    /// Pushes a change to every connection whose user may see it (see [`Package::seen_with`]), but not to
+    /// its author's, if changes are pushed at all.
     pub(crate) fn changed<T: Serialize>(&self, pkg_id: i32, data: &T, caller: &Caller) {
         if !self.broadcast_changes {
             return;
         }
-        let audience = Audience::All { except: caller.connection };
+        let audience = Audience::Viewers { except: caller.connection };
         if let Err(error) = self.cluster.push(pkg_id, data, &audience) {
             tracing::error!(pkg_id, %error, "a change cannot be pushed");
         }
@@ -209,6 +210,8 @@ pub struct Package {
     pub name: &'static str,
     /// All of these are needed.
     pub roles: &'static [&'static str],
+    /// All of these are needed to be pushed its changes; none where it pushes no changes.
+    pub viewers: Option<&'static [&'static str]>,
     /// See [`Handler::INPUT`].
     pub input: &'static str,
     /// See [`Handler::OUTPUT`].
@@ -227,7 +230,14 @@ impl Package {
         handler: H,
     ) -> Self {
         let (input, output, effect) = (H::INPUT, H::OUTPUT, H::EFFECT);
-        Self { id, name, roles, input, output, effect, handler: Arc::new(handler) }
+        Self { id, name, roles, viewers: None, input, output, effect, handler: Arc::new(handler) }
+    }
+
+    /// Lets it push its changes to users who have all of these roles: those of the package that reads the
+    /// resource. Without any, to everybody.
+    #[must_use]
+    pub fn seen_with(self, roles: &'static [&'static str]) -> Self {
+        Self { viewers: Some(roles), ..self }
     }
 }
 

@@ -1,6 +1,6 @@
 //! `/admin`: what operators see of open connections, and do to them.
 
-use std::{fmt::Display, sync::Arc};
+use std::{collections::BTreeSet, fmt::Display, sync::Arc};
 
 use axum::{
     Json,
@@ -20,27 +20,32 @@ use super::{
 };
 use crate::{
     auth::MAX_NAME,
-    cluster::Audience,
+    cluster::{Audience, NamedBy, User},
     handlers::{
         HandlerError,
         input::Exact,
         page::{PageNumber, PerPage},
         roles,
     },
-    protocol::Meta,
+    protocol::{ErrorBody, Meta},
 };
 
 const PARAMETERS: &[Parameter] = &[
     Parameter("page", "page", Kind::Number),
     Parameter("per_page", "per_page", Kind::Number),
     Parameter("user", "user", Kind::Text),
+    BY,
 ];
+/// What `user` is: see [`NamedBy`].
+const BY: Parameter = Parameter("by", "by", Kind::Text);
 
 #[derive(Deserialize)]
 struct Query {
     page: Option<PageNumber>,
     per_page: Option<PerPage>,
     user: Option<Exact>,
+    #[serde(default)]
+    by: NamedBy,
 }
 
 /// Connections, the newest first.
@@ -55,10 +60,15 @@ pub(super) async fn connections(
     request: Request<Body>,
 ) -> Result<Json<Page>, Problem> {
     caller(&request, roles::ADMIN)?;
-    let Query { page, per_page, user } = input::query(&request, PARAMETERS)?;
+    let Query { page, per_page, user, by } = input::query(&request, PARAMETERS)?;
     let (page, per_page) = (page.unwrap_or_default(), per_page.unwrap_or_default());
-    let user = user.as_ref().map(|user| &*user.0);
-    let part = api.context.cluster.connections(user, page.skip(per_page), per_page.items());
+    let user = match &user {
+        Some(Exact(text)) => Some(self::user(&api, text, by).await?),
+        None => None,
+    };
+    // Nobody has connections under the name of a user who is not known.
+    let subject = user.as_ref().map(|user| user.subject.as_deref().unwrap_or_default());
+    let part = api.context.cluster.connections(subject, page.skip(per_page), per_page.items());
     let (items, total) = part.await.map_err(|error| away(&error))?;
     Ok(Json(Page { items, meta: page.meta(per_page, total) }))
 }
@@ -69,13 +79,33 @@ fn away(error: &impl Display) -> Problem {
     Problem::unavailable("Redis does not answer")
 }
 
-/// A push to everyone, or to one user by name.
+/// The user whom an administrator names.
+async fn user(api: &Api, text: &str, by: NamedBy) -> Result<User, Problem> {
+    if text.is_empty() || text.len() > MAX_NAME {
+        let msg = format!("a user's sub or name has 1 to {MAX_NAME} bytes, not {}", text.len());
+        return Err(HandlerError::InvalidData { path: "user".into(), msg }.into());
+    }
+    api.context.cluster.user(text, by).await.map_err(|subjects| several(&subjects))
+}
+
+/// A text may mean each of these users.
+fn several(subjects: &BTreeSet<Arc<str>>) -> Problem {
+    let msg =
+        "Several users have this sub or name: give the sub of one, and that it is one (by: sub)";
+    let subjects: Vec<&str> = subjects.iter().map(|subject| &**subject).collect();
+    let body = ErrorBody::new("conflict", msg).with(json!({ "subjects": subjects }));
+    Problem::new(StatusCode::CONFLICT, body)
+}
+
+/// A push to everyone, or to one user.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Broadcast {
     pkg_id: i32,
     data: Box<RawValue>,
     user: Option<String>,
+    #[serde(default)]
+    by: NamedBy,
 }
 
 pub(super) async fn broadcast(
@@ -83,17 +113,23 @@ pub(super) async fn broadcast(
     request: Request<Body>,
 ) -> Result<Response, Problem> {
     caller(&request, roles::ADMIN)?;
-    let Broadcast { pkg_id, data, user } =
+    let Broadcast { pkg_id, data, user, by } =
         input::body(&api, request, api.config.max_body_bytes).await?;
     let cluster = &api.context.cluster;
-    let audience = match &user {
-        Some(user) => Audience::User(user),
-        None => Audience::All { except: None },
+    let user = match &user {
+        Some(text) => Some(self::user(&api, text, by).await?),
+        None => None,
     };
+    let audience = user.as_ref().map_or(Audience::All, Audience::User);
     let here = cluster
         .push(pkg_id, &data, &audience)
         .map_err(|error| HandlerError::Internal(error.into()))?;
-    let connections = cluster.count(user.as_deref()).await.map_or(here, |all| all.max(here));
+    let listed = match &user {
+        Some(User { subject: None, .. }) => None,
+        Some(User { subject, .. }) => cluster.count(subject.as_deref()).await,
+        None => cluster.count(None).await,
+    };
+    let connections = listed.map_or(here, |all| all.max(here));
     let reached = json!({ "nodes": cluster.nodes(), "connections": connections });
     Ok((StatusCode::ACCEPTED, Json(reached)).into_response())
 }
@@ -120,20 +156,20 @@ pub(super) async fn disconnect(
     Ok(StatusCode::NO_CONTENT)
 }
 
+#[derive(Deserialize)]
+struct Named {
+    #[serde(default)]
+    by: NamedBy,
+}
+
 pub(super) async fn disconnect_user(
     State(api): State<Arc<Api>>,
     path: RawPathParams,
     request: Request<Body>,
 ) -> Result<StatusCode, Problem> {
     caller(&request, roles::ADMIN)?;
-    let name = parameter(&path);
-    if name.len() > MAX_NAME {
-        return Err(HandlerError::InvalidData {
-            path: "user".into(),
-            msg: format!("a user's name has at most {MAX_NAME} bytes"),
-        }
-        .into());
-    }
-    api.context.cluster.close_user(name);
+    let Named { by } = input::query(&request, &[BY])?;
+    let user = user(&api, parameter(&path), by).await?;
+    api.context.cluster.close_user(user);
     Ok(StatusCode::NO_CONTENT)
 }

@@ -69,10 +69,11 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, request: Request<Body>)
     api.metrics.http.body_bytes.set(count(held.bodies.taken()));
     api.metrics.ws.connections_pending.set(count(held.pending.taken()));
     runtime.set_entries(Table::Holders, held.holders());
-    let [connections, users] = api.context.hub.entries();
+    let [connections, users, names] = api.context.hub.entries();
     let [messages, http, failures] = api.limits.entries();
     runtime.set_entries(Table::Connections, connections);
     runtime.set_entries(Table::Users, users);
+    runtime.set_entries(Table::Names, names);
     runtime.set_entries(Table::MessageLimits, messages);
     runtime.set_entries(Table::HttpLimits, http);
     runtime.set_entries(Table::Failures, failures);

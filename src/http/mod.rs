@@ -155,10 +155,10 @@ fn declare(metrics: &Metrics) {
         ("GET", "/audit-logs", &[200]),
         ("GET", "/audit-logs/{id}", &[200, 404]),
         ("GET", "/audit-logs/user/{user_id}", &[200]),
-        ("POST", "/admin/broadcast", &[202, 413, 415]),
-        ("GET", "/admin/connections", &[200]),
+        ("POST", "/admin/broadcast", &[202, 409, 413, 415]),
+        ("GET", "/admin/connections", &[200, 409]),
         ("DELETE", "/admin/connections/{id}", &[204, 404]),
-        ("DELETE", "/admin/users/{user}/connections", &[204]),
+        ("DELETE", "/admin/users/{user}/connections", &[204, 409]),
     ];
     for (method, route, statuses) in routes {
         metrics.http.declare(method, route, &[*statuses, GUARDED].concat());

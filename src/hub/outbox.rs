@@ -28,7 +28,9 @@ use crate::{
 pub(crate) struct Outbox {
     /// The connection's id.
     pub(crate) id: Uuid,
-    /// The user's name as it was at first, under which the hub lists the connection.
+    /// The user's `sub`, under which the hub lists the connection. A refresh does not change it.
+    pub(crate) subject: Arc<str>,
+    /// The user's name as it was at first.
     pub(crate) username: Arc<str>,
     /// The format of data frames.
     pub(crate) format: Format,
@@ -116,6 +118,7 @@ impl Outbox {
     ) -> Self {
         Self {
             id,
+            subject: Arc::clone(&identity.subject),
             username: Arc::clone(&identity.username),
             format,
             remote,
@@ -143,11 +146,14 @@ impl Outbox {
         }
     }
 
-    /// Puts a push in; a full lane closes the connection.
-    pub(crate) fn push(&self, push: &Push) -> Result<(), Overflow> {
+    /// Puts a push in; a full lane closes the connection. False: the token in force lacks a role to see it.
+    pub(crate) fn push(&self, push: &Push) -> Result<bool, Overflow> {
         let mut state = self.state();
+        if !state.identity.has(push.roles()) {
+            return Ok(false);
+        }
         if state.ended.is_some() {
-            return Ok(());
+            return Ok(true);
         }
         if state.batch.pushes.len() >= self.push_limit {
             if !matches!(state.command, Some(Command::Close(_))) {
@@ -158,7 +164,7 @@ impl Outbox {
         }
         state.batch.pushes.push_back(push.frame(self.format));
         wake(state);
-        Ok(())
+        Ok(true)
     }
 
     /// Tells the session something; a close is never replaced by a drain.

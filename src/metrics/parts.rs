@@ -46,6 +46,7 @@ label!(
     Table {
         Connections = "connections",
         Users = "users",
+        Names = "names",
         MessageLimits = "message_limits",
         HttpLimits = "http_limits",
         Failures = "failures",

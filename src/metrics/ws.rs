@@ -140,7 +140,8 @@ impl WsMetrics {
             },
             broadcast_errors: family.counter(
                 "ws_broadcast_errors_total",
-                "Pushes that could not be encoded or handed to other nodes.",
+                "Pushes that could not be encoded or handed to other nodes, and events of other nodes \
+                 that were not understood or name several users.",
             ),
             packages: {
                 let mut packages: Vec<_> =

@@ -218,15 +218,27 @@ impl ReplyHead {
 pub struct Push {
     json: Message,
     protobuf: Message,
+    roles: Vec<String>,
 }
 
 impl Push {
-    /// Encodes `data` for every format; the error is the serialiser's.
+    /// Encodes `data` for every format, for everybody to see; the error is the serialiser's.
     pub fn new<T: Serialize>(pkg_id: i32, data: &T) -> serde_json::Result<Self> {
         Ok(Self {
             json: json::encode_push(pkg_id, data)?,
             protobuf: protobuf::encode_push(pkg_id, data)?,
+            roles: Vec::new(),
         })
+    }
+
+    /// Lets only users see it who have all of these roles.
+    pub fn seen_with(self, roles: Vec<String>) -> Self {
+        Self { roles, ..self }
+    }
+
+    /// The roles that are all needed to see it; empty: everybody may.
+    pub fn roles(&self) -> &[String] {
+        &self.roles
     }
 
     /// The frame for clients of `format`: a reference count, no copy.

@@ -178,11 +178,13 @@ impl Server {
         let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
         let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
         let broadcast_errors = metrics.ws.broadcast_errors.clone();
+        let viewers = packages.iter().filter_map(|package| Some((package.id, package.viewers?)));
         let cluster = Cluster::new(
             &config,
             redis.clone(),
             Arc::clone(&hub),
             Arc::clone(&validator),
+            viewers.collect(),
             broadcast_errors,
         );
         let context = Arc::new(Context {

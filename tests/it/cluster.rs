@@ -6,6 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use switchboard::handlers::roles;
 use tempfile::TempDir;
+use tokio::task::block_in_place;
 
 use crate::{
     backchannel::{is_closed, is_open, is_refused, log_out, logout_token, socket},
@@ -13,7 +14,7 @@ use crate::{
     support::{
         Client, Closed, TestServer,
         issuer::{Issuer, now},
-        redis::shared,
+        redis::{Redis, shared},
     },
 };
 
@@ -207,5 +208,61 @@ async fn what_was_accepted_before_a_node_stops_still_reaches_the_others() {
     leaving.stop().await.unwrap();
     for n in 1..=50 {
         assert_eq!(heard(&mut client).await, n);
+    }
+}
+
+/// Waits until a node has carried out what others sent before.
+async fn has_heard(from: &TestServer, client: &mut Client) {
+    broadcast(from, 99, None).await;
+    assert_eq!(heard(client).await, 99);
+}
+
+#[tokio::test]
+async fn changes_are_pushed_on_other_nodes_to_those_alone_who_may_read_them_then() {
+    let settings = Settings::new(shared());
+    let (here, there) = (settings.node().await, settings.node().await);
+    let mut author = here.client("ann").await;
+    let mut blind = there.client_with("bob", &[], "json").await;
+    let mut reader = there.client_with("cat", &[roles::GET_AUTHORS], "json").await;
+    author.call(3, json!({ "name": "x" })).await;
+    assert_eq!(reader.receive().await["data"]["name"], "x");
+    has_heard(&here, &mut blind).await;
+    assert_eq!(heard(&mut reader).await, 99);
+
+    for (client, user, roles) in
+        [(&mut blind, "bob", &[roles::GET_AUTHORS][..]), (&mut reader, "cat", &[])]
+    {
+        let token = format!("Bearer {}", there.token_with(user, roles));
+        client.send(&json!({ "type": "refresh", "token": token })).await;
+        assert_eq!(client.receive().await["type"], "refresh_ok");
+    }
+    let body = json!({ "name": "y" });
+    here.rest(Method::PUT, "/authors/1").json(&body).send().await.unwrap();
+    assert_eq!(blind.receive().await["data"]["name"], "y");
+    has_heard(&here, &mut reader).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_from_an_older_node_are_for_whom_this_nodes_packages_say_and_the_rest_is_for_all() {
+    let redis = block_in_place(Redis::start);
+    let node = Settings::new((redis.url(), "old".into())).node().await;
+    let mut blind = node.client_with("bob", &[], "json").await;
+    let mut reader = node.client_with("cat", &[roles::GET_AUTHORS], "json").await;
+    // As the release before wrote them; the last as this one writes what an administrator sends to all.
+    let events = [
+        json!({ "pkg_id": 3, "data": { "id": 1, "name": "x" } }),
+        json!({ "pkg_id": 150, "data": { "n": 1 } }),
+        json!({ "pkg_id": 5, "data": { "id": 1 } }),
+        json!({ "pkg_id": 5, "roles": [], "data": { "n": 2 } }),
+    ];
+    let events: Vec<_> = events.into_iter().map(|push| json!({ "push": push })).collect();
+    let text = json!({ "node": "older", "events": events });
+    let sent = block_in_place(|| redis.command(&format!("PUBLISH old:events '{text}'")));
+    assert_eq!(sent, ":1");
+    for (client, pushes) in [(&mut blind, &[150, 5][..]), (&mut reader, &[3, 150, 5, 5])] {
+        for pkg_id in pushes {
+            assert_eq!(client.receive().await["pkg_id"], *pkg_id);
+        }
+        client.silent_for(QUIET).await;
     }
 }

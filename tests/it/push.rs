@@ -6,7 +6,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use switchboard::handlers::roles;
 
-use crate::support::TestServer;
+use crate::support::{Client, TestServer};
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -20,7 +20,7 @@ async fn a_change_is_pushed_to_all_other_connections_and_not_to_its_author() {
     let mut author = server.client("ann").await;
     // The author's second tab is another connection.
     let mut others = vec![server.client("ann").await, server.client("bob").await];
-    let mut binary = server.client_with("cat", &[], "protobuf").await;
+    let mut binary = server.client_with("cat", &[roles::GET_AUTHORS], "protobuf").await;
     for (pkg_id, data, pushed) in [
         (3, json!({ "name": "x" }), json!({ "id": 1, "name": "x" })),
         (4, json!({ "id": 1, "name": "y" }), json!({ "id": 1, "name": "y" })),
@@ -35,6 +35,78 @@ async fn a_change_is_pushed_to_all_other_connections_and_not_to_its_author() {
         assert_eq!((push.data(), push.meta), (pushed, None));
     }
     author.silent_for(Duration::from_millis(100)).await;
+}
+
+/// Creates, renames and deletes an author over WebSocket, then over REST.
+async fn change(server: &TestServer, author: &mut Client, id: i32) {
+    for (pkg_id, data) in [
+        (3, json!({ "name": "x" })),
+        (4, json!({ "id": id, "name": "y" })),
+        (5, json!({ "id": id })),
+    ] {
+        assert_eq!(author.call(pkg_id, data).await["status_code"], 0);
+    }
+    let request = |method, path: &str| server.rest(method, path).json(&json!({ "name": "z" }));
+    let author = format!("/authors/{}", id + 1);
+    for (method, path) in
+        [(Method::POST, "/authors"), (Method::PUT, &*author), (Method::DELETE, &*author)]
+    {
+        assert!(request(method, path).send().await.unwrap().status().is_success(), "{path}");
+    }
+}
+
+async fn sees_changes(client: &mut Client) {
+    for pkg_id in [3, 4, 5, 3, 4, 5] {
+        assert_eq!(client.receive().await["pkg_id"], pkg_id);
+    }
+}
+
+#[tokio::test]
+async fn only_users_who_may_read_authors_are_pushed_their_changes() {
+    let server = TestServer::start(&[]).await;
+    // Who may change authors may not read them yet.
+    let writer = [roles::CREATE_AUTHOR, roles::UPDATE_AUTHOR, roles::DELETE_AUTHOR, roles::ADMIN];
+    let mut author = server.client_with("ann", &writer, "json").await;
+    let mut blind = [
+        server.client_with("bob", &[], "json").await,
+        server.client_with("cat", &writer, "json").await,
+    ];
+    let mut reader = server.client_with("eve", &[roles::GET_AUTHORS], "json").await;
+    change(&server, &mut author, 1).await;
+    sees_changes(&mut reader).await;
+    // A broadcast is for everybody, whatever its id, and comes after what was pushed before.
+    let body = json!({ "pkg_id": 3, "data": { "n": 1 } });
+    let answer = server.rest(Method::POST, "/admin/broadcast").json(&body).send().await.unwrap();
+    assert_eq!(answer.json::<Value>().await.unwrap()["connections"], 4);
+    for client in blind.iter_mut().chain([&mut reader]) {
+        assert_push(&client.receive().await, 3, &json!({ "n": 1 }));
+    }
+    assert_eq!(server.metric("ws_send_queue_dropped_total{reason=\"slow_consumer\"}").await, 0.0);
+}
+
+async fn refresh(server: &TestServer, client: &mut Client, user: &str, roles: &[&str]) {
+    let token = format!("Bearer {}", server.token_with(user, roles));
+    client.send(&json!({ "type": "refresh", "token": token })).await;
+    assert_eq!(client.receive().await["type"], "refresh_ok");
+}
+
+#[tokio::test]
+async fn a_refresh_decides_which_changes_are_pushed_from_then_on() {
+    let server = TestServer::start(&[]).await;
+    let mut author = server.client("ann").await;
+    let mut gains = server.client_with("bob", &[], "json").await;
+    let mut loses = server.client_with("cat", &[roles::GET_AUTHORS], "json").await;
+    change(&server, &mut author, 1).await;
+    for pkg_id in [3, 4, 5] {
+        // Those over REST reach their author's connection too.
+        assert_eq!(author.receive().await["pkg_id"], pkg_id);
+    }
+    sees_changes(&mut loses).await;
+    refresh(&server, &mut gains, "bob", &[roles::GET_AUTHORS]).await;
+    refresh(&server, &mut loses, "cat", &[]).await;
+    change(&server, &mut author, 3).await;
+    sees_changes(&mut gains).await;
+    loses.silent_for(Duration::from_millis(100)).await;
 }
 
 #[tokio::test]

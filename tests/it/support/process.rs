@@ -15,7 +15,12 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The binary with nothing of this process's environment but `PATH`.
 pub(crate) fn switchboard(args: &[&str], environment: &[(&str, &str)]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_switchboard"));
+    program(env!("CARGO_BIN_EXE_switchboard"), args, environment)
+}
+
+/// The same of another binary.
+fn program(path: &str, args: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(path);
     command.args(args).env_clear().envs(environment.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -95,6 +100,11 @@ impl Process {
 
     /// Starts it without waiting.
     pub(crate) fn spawn(data: &Path, environment: &[(&str, &str)]) -> Child {
+        Self::spawn_of(env!("CARGO_BIN_EXE_switchboard"), data, environment)
+    }
+
+    /// The same of another binary.
+    pub(crate) fn spawn_of(binary: &str, data: &Path, environment: &[(&str, &str)]) -> Child {
         let all = [
             &[
                 ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -106,7 +116,7 @@ impl Process {
             environment,
         ]
         .concat();
-        switchboard(&["serve"], &all).spawn().unwrap()
+        program(binary, &["serve"], &all).spawn().unwrap()
     }
 
     /// Waits until it is ready.
