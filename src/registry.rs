@@ -10,7 +10,6 @@ use ractor::{
     Actor, ActorCell, ActorId, ActorProcessingErr, ActorRef, MessagingErr, SpawnErr,
     SupervisionEvent,
 };
-use smallvec::SmallVec;
 use tokio::{
     runtime::Handle,
     sync::{OwnedSemaphorePermit, oneshot},
@@ -99,7 +98,6 @@ struct Registry {
 struct Entry {
     actor: ActorRef<Command>,
     outbox: Arc<Outbox>,
-    subject: Arc<str>,
     /// Given back when the entry goes.
     _place: OwnedSemaphorePermit,
     lease: Option<Lease>,
@@ -110,8 +108,6 @@ struct Table {
     /// Started with the first connection.
     supervisor: Option<ActorCell>,
     connections: HashMap<ActorId, Entry>,
-    /// The connections of each user, by subject, the oldest first.
-    of_user: HashMap<Arc<str>, SmallVec<[Arc<Outbox>; 2]>>,
     draining: bool,
     /// The most connections since memory was last given back.
     peak: usize,
@@ -212,7 +208,10 @@ impl Registry {
             return Some(CloseReason::GoingAway);
         }
         let limit = self.shared.config.max_connections_per_user as usize;
-        let open = table.of_user.get(&admission.identity.subject)?;
+        if limit == 0 {
+            return None;
+        }
+        let open = self.hub.connections(Some(&admission.identity.subject));
         let counted = admission.lease.as_ref().is_some_and(Lease::is_counted);
         if counted || open.len() < limit {
             return None;
@@ -237,9 +236,8 @@ impl Registry {
         table: &mut Table,
     ) -> Result<(), ActorProcessingErr> {
         let outbox = Arc::clone(&admission.outbox);
-        let subject = Arc::clone(&admission.identity.subject);
         tracing::info!(
-            connection_id = %outbox.id, request_id = &*outbox.remote.correlation, user_id = &*subject,
+            connection_id = %outbox.id, request_id = &*outbox.remote.correlation, user_id = &**outbox.subject(),
             session_id = admission.identity.session.as_deref(), "connection opened"
         );
         // Listed before it can answer: who has seen `auth_ok` gets every push from then on.
@@ -249,7 +247,7 @@ impl Registry {
         let (validator, identity) = (&self.shared.validator, &admission.identity);
         if validator.is_revoked(identity)
             || validator.has_ended(outbox.id, identity, outbox.since, |name| {
-                *self.hub.users(name) == [Arc::clone(&outbox.subject)]
+                *self.hub.users(name) == [Arc::clone(outbox.subject())]
             })
         {
             outbox.command(Command::Close(CloseReason::SessionRevoked));
@@ -264,11 +262,8 @@ impl Registry {
         let lease = admission.lease.take();
         let connection = Connection { shared: Arc::clone(&self.shared) };
         let (actor, _) = Actor::spawn_linked(None, connection, admission, supervisor).await?;
-        if self.shared.config.max_connections_per_user > 0 {
-            table.of_user.entry(Arc::clone(&subject)).or_default().push(Arc::clone(&outbox));
-        }
         let id = actor.get_id();
-        table.connections.insert(id, Entry { actor, outbox, subject, _place: place, lease });
+        table.connections.insert(id, Entry { actor, outbox, _place: place, lease });
         table.peak = table.peak.max(table.connections.len());
         self.shared.metrics.ws.connections.inc(ConnectionOutcome::Accepted);
         self.measure(table);
@@ -282,12 +277,6 @@ impl Registry {
             return if lost { Err("the connections lost their supervisor".into()) } else { Ok(()) };
         };
         self.hub.remove(&entry.outbox);
-        if let Some(open) = table.of_user.get_mut(&entry.subject) {
-            open.retain(|outbox| outbox.id != entry.outbox.id);
-            if open.is_empty() {
-                table.of_user.remove(&entry.subject);
-            }
-        }
         self.measure(table);
         let reason = entry.outbox.ended().unwrap_or_else(|| {
             // The session's task broke before it could say why.
@@ -297,7 +286,7 @@ impl Registry {
         self.shared.metrics.ws.disconnected(reason);
         if reason.is_expulsion() {
             let address = entry.outbox.remote.address;
-            self.shared.limits.count_expulsion(&entry.subject, address);
+            self.shared.limits.count_expulsion(entry.outbox.subject(), address);
         }
         if reason.is_forced() {
             let (outcome, remote) = (AuditOutcome::Success, &entry.outbox.remote);
@@ -309,7 +298,7 @@ impl Registry {
         }
         tracing::info!(
             connection_id = %entry.outbox.id, request_id = &*entry.outbox.remote.correlation,
-            user_id = &*entry.subject, session_id = entry.outbox.identity().session.as_deref(),
+            user_id = &**entry.outbox.subject(), session_id = entry.outbox.identity().session.as_deref(),
             code = reason.code(),
             "connection closed"
         );
@@ -328,7 +317,6 @@ impl Registry {
             supervisor.stop(None);
         }
         table.connections.shrink_to(2 * open);
-        table.of_user.shrink_to_fit();
         self.hub.shrink();
         tokio::spawn(async {
             give_memory_back().await;

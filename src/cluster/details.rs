@@ -38,8 +38,8 @@ pub(super) fn describe(outbox: &Outbox, node: &str) -> Box<RawValue> {
     let since = i64::try_from(outbox.since).unwrap_or(i64::MAX);
     let details = Details {
         id: outbox.id,
-        user: &outbox.username,
-        subject: &outbox.identity().subject,
+        user: outbox.username(),
+        subject: outbox.subject(),
         node,
         since: format!("{:.3}", Timestamp::from_millisecond(since).unwrap_or_default()),
         format: match outbox.format {

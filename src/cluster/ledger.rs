@@ -182,7 +182,7 @@ impl Ledger {
         let mut keys = self.keys(&self.node);
         let mut arguments = vec![self.life(), limit, policy.to_owned(), channel];
         for outbox in outboxes {
-            keys.extend([self.lease(&outbox.identity().subject), self.name(&outbox.username)]);
+            keys.extend([self.lease(outbox.subject()), self.name(outbox.username())]);
             let age = outbox.age().as_millis().to_string();
             arguments.extend([outbox.id.to_string(), age, self.describe(outbox)]);
         }
@@ -283,7 +283,7 @@ impl<'a> Life<'a> {
     /// Takes off connections that have ended.
     pub(super) async fn release(&self, ended: &[Arc<Outbox>]) -> Result<(), Error> {
         let connection = |outbox: &Arc<Outbox>| {
-            let (user, subject) = (outbox.username.to_string(), outbox.identity());
+            let (user, subject) = (outbox.username().to_string(), outbox.identity());
             (outbox.id.to_string(), Owner { user, subject: subject.subject.to_string() })
         };
         let ended = ended.iter().map(connection);

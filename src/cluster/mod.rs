@@ -40,7 +40,7 @@ pub(crate) use users::{NamedBy, User};
 use crate::{
     auth::{Logout, Validator},
     config::Config,
-    hub::{Hub, Outbox},
+    hub::{Hub, Outbox, Recipients},
     protocol::{CloseReason, Push},
     redis::Redis,
 };
@@ -139,9 +139,8 @@ impl Cluster {
         others.map_or(1, |others| others.nodes.load(Ordering::Relaxed).max(1))
     }
 
-    /// Pushes on every node; returns to how many connections of this one. The error is the
-    /// serialiser's.
-    pub(crate) fn push<T: Serialize>(
+    /// Pushes on every node; returns how many connections this one has for it. The error is the serialiser's.
+    pub(crate) async fn push<T: Serialize>(
         &self,
         pkg_id: i32,
         data: &T,
@@ -160,11 +159,15 @@ impl Cluster {
             return Ok(0);
         };
         let push = push.seen_with(roles);
-        let reached = match audience {
-            Audience::Viewers { except } => self.hub.push_to_all(&push, *except),
-            Audience::All => self.hub.push_to_all(&push, None),
-            Audience::User(User { subject: Some(user), .. }) => self.hub.push_to_user(user, &push),
-            Audience::User(_) => 0,
+        let (here, recipients) = match audience {
+            Audience::Viewers { except } => {
+                (self.hub.len(), Some(Recipients::All { except: *except }))
+            }
+            Audience::All => (self.hub.len(), Some(Recipients::All { except: None })),
+            Audience::User(User { subject: Some(user), .. }) => {
+                (self.hub.connections(Some(user)).len(), Some(Recipients::User(Arc::clone(user))))
+            }
+            Audience::User(_) => (0, None),
         };
         if self.is_on() {
             let (user, subject) = match audience {
@@ -177,7 +180,10 @@ impl Cluster {
             let roles = Some(push.roles().to_vec());
             self.publish(Event::Push { pkg_id, user, subject, roles, data: to_raw_value(data)? });
         }
-        Ok(reached)
+        if let Some(recipients) = recipients {
+            self.hub.push(push, recipients).await;
+        }
+        Ok(here)
     }
 
     /// The roles that are all needed to see the changes of a package; none where it pushes no changes.
@@ -301,7 +307,7 @@ impl Cluster {
             Ok(Envelope { events, .. }) => {
                 for event in events {
                     match serde_json::from_str(event.get()) {
-                        Ok(event) => self.carry_out(event),
+                        Ok(event) => self.carry_out(event).await,
                         Err(error) => self.not_understood(&error),
                     }
                     yield_now().await;
@@ -316,7 +322,7 @@ impl Cluster {
         tracing::warn!(%error, "another node's event is not understood");
     }
 
-    fn carry_out(&self, event: Event) {
+    async fn carry_out(&self, event: Event) {
         match event {
             Event::Push { pkg_id, user, subject, roles, data } => {
                 // Text that was JSON before is JSON now.
@@ -324,7 +330,7 @@ impl Cluster {
                 // An older node does not say who may see it. A change is for whom this node's packages name.
                 let roles = roles.or_else(|| self.viewers(pkg_id)).unwrap_or_default();
                 let push = push.seen_with(roles);
-                self.deliver(&push, user.as_deref(), subject.as_deref());
+                self.deliver(push, user.as_deref(), subject).await;
             }
             Event::Replaced(ids) => {
                 if let Some(others) = &self.others {
@@ -336,15 +342,14 @@ impl Cluster {
     }
 
     /// Pushes to all, or to one user.
-    fn deliver(&self, push: &Push, user: Option<&str>, subject: Option<&str>) {
-        match (subject, user) {
-            (Some(subject), _) => drop(self.hub.push_to_user(subject, push)),
-            (None, None) => drop(self.hub.push_to_all(push, None)),
-            (None, Some(text)) => {
-                if let Some(subject) = self.only_user_here(text) {
-                    self.hub.push_to_user(&subject, push);
-                }
-            }
+    async fn deliver(&self, push: Push, user: Option<&str>, subject: Option<String>) {
+        let recipients = match (subject, user) {
+            (Some(subject), _) => Some(Recipients::User(subject.into())),
+            (None, None) => Some(Recipients::All { except: None }),
+            (None, Some(text)) => self.only_user_here(text).map(Recipients::User),
+        };
+        if let Some(recipients) = recipients {
+            self.hub.push(push, recipients).await;
         }
     }
 

@@ -191,7 +191,7 @@ pub(crate) async fn create(
     new: NewAuthor,
 ) -> Result<Author, HandlerError> {
     let author = context.store.create_author(&new.name.0).await?;
-    context.changed(CREATE, &author, caller);
+    context.changed(CREATE, &author, caller).await;
     Ok(author)
 }
 
@@ -203,7 +203,7 @@ pub(crate) async fn update(
 ) -> Result<Author, HandlerError> {
     let author = context.store.update_author(rename.id, &rename.name.0).await?;
     let author = author.ok_or_else(|| not_found(rename.id))?;
-    context.changed(UPDATE, &author, caller);
+    context.changed(UPDATE, &author, caller).await;
     Ok(author)
 }
 
@@ -216,7 +216,7 @@ pub(crate) async fn delete(
     if !context.store.delete_author(id.id).await? {
         return Err(not_found(id.id));
     }
-    context.changed(DELETE, &id, caller);
+    context.changed(DELETE, &id, caller).await;
     Ok(())
 }
 

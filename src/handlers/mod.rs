@@ -101,12 +101,12 @@ pub struct Context {
 impl Context {
     /// Pushes a change to every connection whose user may see it (see [`Package::seen_with`]), but not to
     /// its author's, if changes are pushed at all.
-    pub(crate) fn changed<T: Serialize>(&self, pkg_id: i32, data: &T, caller: &Caller) {
+    pub(crate) async fn changed<T: Serialize>(&self, pkg_id: i32, data: &T, caller: &Caller) {
         if !self.broadcast_changes {
             return;
         }
         let audience = Audience::Viewers { except: caller.connection };
-        if let Err(error) = self.cluster.push(pkg_id, data, &audience) {
+        if let Err(error) = self.cluster.push(pkg_id, data, &audience).await {
             tracing::error!(pkg_id, %error, "a change cannot be pushed");
         }
     }

@@ -123,6 +123,7 @@ pub(super) async fn broadcast(
     let audience = user.as_ref().map_or(Audience::All, Audience::User);
     let here = cluster
         .push(pkg_id, &data, &audience)
+        .await
         .map_err(|error| HandlerError::Internal(error.into()))?;
     let listed = match &user {
         Some(User { subject: None, .. }) => None,

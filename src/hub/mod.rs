@@ -3,6 +3,7 @@
 //! Handlers and REST push; the registry alone adds and removes. Delivery takes no turn of any actor:
 //! a push is encoded once for each format and its bytes are shared by every outbox.
 
+mod fanout;
 mod outbox;
 
 use std::sync::Arc;
@@ -12,7 +13,10 @@ use prometheus::IntCounter;
 use smallvec::SmallVec;
 use uuid::Uuid;
 
+pub(crate) use fanout::Recipients;
 pub(crate) use outbox::{Batch, Command, Figures, Outbox, Ready};
+
+use fanout::Fanout;
 
 use crate::{
     auth::Identity,
@@ -26,24 +30,31 @@ pub(crate) struct Hub {
     users: DashMap<Arc<str>, Vec<Arc<Outbox>>>,
     /// The users of each name, by `sub`. Without those whose name is their `sub`.
     names: DashMap<Arc<str>, SmallVec<[Arc<str>; 1]>>,
+    fanout: Fanout,
     dropped: IntCounter,
 }
 
 impl Hub {
     /// An empty hub; `dropped` counts pushes that found a full lane.
     pub(crate) fn new(dropped: IntCounter) -> Self {
-        Self { connections: DashMap::new(), users: DashMap::new(), names: DashMap::new(), dropped }
+        Self {
+            connections: DashMap::new(),
+            users: DashMap::new(),
+            names: DashMap::new(),
+            fanout: Fanout::new(),
+            dropped,
+        }
     }
 
     /// Lists a connection. The registry's alone to call.
     pub(crate) fn insert(&self, outbox: Arc<Outbox>) {
-        let mut of_user = self.users.entry(Arc::clone(&outbox.subject)).or_default();
-        let is_named = of_user.iter().any(|other| other.username == outbox.username);
+        let mut of_user = self.users.entry(Arc::clone(outbox.subject())).or_default();
+        let is_named = of_user.iter().any(|other| other.username() == outbox.username());
         of_user.push(Arc::clone(&outbox));
         drop(of_user);
-        if !is_named && outbox.username != outbox.subject {
-            let mut named = self.names.entry(Arc::clone(&outbox.username)).or_default();
-            named.push(Arc::clone(&outbox.subject));
+        if !is_named && outbox.username() != outbox.subject() {
+            let mut named = self.names.entry(Arc::clone(outbox.username())).or_default();
+            named.push(Arc::clone(outbox.subject()));
         }
         self.connections.insert(outbox.id, outbox);
     }
@@ -52,18 +63,18 @@ impl Hub {
     pub(crate) fn remove(&self, outbox: &Outbox) {
         self.connections.remove(&outbox.id);
         let mut is_named = false;
-        if let Some(mut of_user) = self.users.get_mut(&outbox.subject) {
+        if let Some(mut of_user) = self.users.get_mut(outbox.subject()) {
             of_user.retain(|other| other.id != outbox.id);
-            is_named = of_user.iter().any(|other| other.username == outbox.username);
+            is_named = of_user.iter().any(|other| other.username() == outbox.username());
         }
-        self.users.remove_if(&outbox.subject, |_, of_user| of_user.is_empty());
+        self.users.remove_if(outbox.subject(), |_, of_user| of_user.is_empty());
         if is_named {
             return;
         }
-        if let Some(mut named) = self.names.get_mut(&outbox.username) {
-            named.retain(|subject| *subject != outbox.subject);
+        if let Some(mut named) = self.names.get_mut(outbox.username()) {
+            named.retain(|subject| subject != outbox.subject());
         }
-        self.names.remove_if(&outbox.username, |_, named| named.is_empty());
+        self.names.remove_if(outbox.username(), |_, named| named.is_empty());
     }
 
     /// Takes every connection off, when the registry starts with an empty table.
@@ -78,22 +89,6 @@ impl Hub {
         self.connections.shrink_to_fit();
         self.users.shrink_to_fit();
         self.names.shrink_to_fit();
-    }
-
-    /// Pushes to every connection but `except` whose user may see it; returns to how many.
-    pub(crate) fn push_to_all(&self, push: &Push, except: Option<Uuid>) -> usize {
-        self.connections
-            .iter()
-            .filter(|entry| Some(*entry.key()) != except)
-            .filter(|entry| self.deliver(entry.value(), push))
-            .count()
-    }
-
-    /// Pushes to every connection of a user, by `sub`; returns to how many.
-    pub(crate) fn push_to_user(&self, subject: &str, push: &Push) -> usize {
-        self.users
-            .get(subject)
-            .map_or(0, |of_user| of_user.iter().filter(|outbox| self.deliver(outbox, push)).count())
     }
 
     /// Ends a connection; false if there is none of this id.
@@ -148,7 +143,7 @@ impl Hub {
         let mut named = self.names.get(name).map(|named| named.to_vec()).unwrap_or_default();
         // Whose name is the `sub`.
         if let Some(of_user) = self.users.get(name)
-            && of_user.iter().any(|outbox| *outbox.username == *name)
+            && of_user.iter().any(|outbox| **outbox.username() == *name)
         {
             named.push(Arc::clone(of_user.key()));
         }
@@ -158,7 +153,7 @@ impl Hub {
     /// The name that a user's newest connection here was opened by.
     pub(crate) fn name_of(&self, subject: &str) -> Option<Arc<str>> {
         let of_user = self.users.get(subject)?;
-        of_user.last().map(|outbox| Arc::clone(&outbox.username))
+        of_user.last().map(|outbox| Arc::clone(outbox.username()))
     }
 
     /// Entries of its tables: connections, users and names.

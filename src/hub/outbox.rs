@@ -28,10 +28,8 @@ use crate::{
 pub(crate) struct Outbox {
     /// The connection's id.
     pub(crate) id: Uuid,
-    /// The user's `sub`, under which the hub lists the connection. A refresh does not change it.
-    pub(crate) subject: Arc<str>,
-    /// The user's name as it was at first.
-    pub(crate) username: Arc<str>,
+    /// Whose token was in force at first.
+    first: Arc<Identity>,
     /// The format of data frames.
     pub(crate) format: Format,
     /// Where the upgrade came from.
@@ -118,8 +116,7 @@ impl Outbox {
     ) -> Self {
         Self {
             id,
-            subject: Arc::clone(&identity.subject),
-            username: Arc::clone(&identity.username),
+            first: Arc::clone(&identity),
             format,
             remote,
             since: now(),
@@ -135,6 +132,16 @@ impl Outbox {
                 identity,
             }),
         }
+    }
+
+    /// The user's `sub`, under which the hub lists the connection. A refresh does not change it.
+    pub(crate) fn subject(&self) -> &Arc<str> {
+        &self.first.subject
+    }
+
+    /// The user's name as it was at first.
+    pub(crate) fn username(&self) -> &Arc<str> {
+        &self.first.username
     }
 
     /// Puts an answer in. One that comes after the end of the connection has nowhere to go.

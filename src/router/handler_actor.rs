@@ -53,13 +53,6 @@ pub(super) struct Work {
 /// None where the handler panicked.
 type Running = Pin<Box<dyn Future<Output = Option<Outcome>> + Send>>;
 
-/// A request that has begun, and waits.
-struct Waiting {
-    running: Running,
-    responder: Responder,
-    begun: Instant,
-}
-
 impl Actor for HandlerActor {
     type Msg = Jobs;
     type State = ();
@@ -78,12 +71,10 @@ impl Actor for HandlerActor {
         let work = &self.0;
         let mut now = Instant::now();
         for job in jobs {
-            let Some(job) = work.places.admit(job) else { continue };
-            let waiting;
-            (waiting, now) = work.begin(job, now);
-            if let Some(waiting) = waiting {
-                let place = work.places.take(&waiting.responder.user());
-                tokio::spawn(Arc::clone(work).wait(waiting, place));
+            if work.places.are_free() {
+                now = work.begin(job, now, None);
+            } else if let Some(job) = work.places.admit(job) {
+                now = work.begin(job, now, None);
             }
         }
         Ok(())
@@ -91,8 +82,9 @@ impl Actor for HandlerActor {
 }
 
 impl Work {
-    /// Begins a job at `begun`; what it waits for, and the time after it: one clock read for each.
-    fn begin(&self, job: Job, begun: Instant) -> (Option<Waiting>, Instant) {
+    /// Begins a job at `begun`, and returns the time after it: one clock read for each. One that has waited for
+    /// its turn has its place already.
+    fn begin(self: &Arc<Self>, job: Job, begun: Instant, place: Option<Place>) -> Instant {
         let Job { data, caller, mut responder, queued } = job;
         drop(queued);
         let waited = begun.saturating_duration_since(responder.received());
@@ -100,7 +92,8 @@ impl Work {
         responder.dequeued(self.package.name, begun);
         if waited >= self.config.timeout {
             self.time_out(responder);
-            return (None, begun);
+            self.pass_on(place);
+            return begun;
         }
         let handler = Arc::clone(&self.package.handler);
         let mut running = handler.start(Arc::clone(&self.context), caller, responder.head(), data);
@@ -113,41 +106,49 @@ impl Work {
         match outcome {
             Some(outcome) => {
                 self.finish(responder, (begun, now), outcome.ok());
-                (None, now)
+                self.pass_on(place);
             }
             None => {
                 let running = Box::pin(running.map(Result::ok));
-                (Some(Waiting { running, responder, begun }), now)
+                let place = place.unwrap_or_else(|| self.places.take(&responder.user()));
+                tokio::spawn(Arc::clone(self).wait(running, responder, begun, place));
             }
         }
+        now
     }
 
-    /// Waits for a request that has begun, and has those begin whose turn it is then.
-    async fn wait(self: Arc<Self>, waiting: Waiting, place: Place) {
-        self.complete(waiting).await;
-        self.pass_on(place);
-    }
-
-    /// Carries out a request that has waited for its place.
-    async fn carry_out(self: Arc<Self>, job: Job, place: Place) {
-        if self.package.effect != Effect::Change && job.responder.is_abandoned() {
-            job.responder.abandon();
-        } else if let (Some(waiting), _) = self.begin(job, Instant::now()) {
-            self.complete(waiting).await;
-        }
-        self.pass_on(place);
-    }
-
-    fn pass_on(self: &Arc<Self>, place: Place) {
+    /// Has those begin whose turn it is when a place is free again.
+    fn pass_on(self: &Arc<Self>, place: Option<Place>) {
+        let Some(place) = place else { return };
         for (job, place) in place.pass_on() {
-            tokio::spawn(Arc::clone(self).carry_out(job, place));
+            let work = Arc::clone(self);
+            // Not here: many may be through at once, one after the other.
+            tokio::spawn(async move {
+                if work.package.effect != Effect::Change && job.responder.is_abandoned() {
+                    job.responder.abandon();
+                    work.pass_on(Some(place));
+                } else {
+                    work.begin(job, Instant::now(), Some(place));
+                }
+            });
         }
+    }
+
+    /// Waits for a request that has begun.
+    async fn wait(
+        self: Arc<Self>,
+        running: Running,
+        responder: Responder,
+        begun: Instant,
+        place: Place,
+    ) {
+        self.complete(running, responder, begun).await;
+        self.pass_on(Some(place));
     }
 
     /// Waits for the outcome until the time is over. Nobody needs what a connection that has ended wanted to
     /// read.
-    async fn complete(&self, waiting: Waiting) {
-        let Waiting { running, responder, begun } = waiting;
+    async fn complete(&self, running: Running, responder: Responder, begun: Instant) {
         let deadline = responder.received() + self.config.timeout;
         tokio::select! {
             biased;

@@ -173,8 +173,9 @@ impl Router {
 impl Route {
     /// The actor that a connection uses.
     fn lane_of(&self, connection: Option<Uuid>) -> usize {
-        let id = connection.unwrap_or_default().as_u64_pair().1;
-        (id % self.lanes.len() as u64) as usize
+        // The last bytes are random. By multiplication: this is done for every message.
+        let id = connection.unwrap_or_default().as_u64_pair().1 & u64::from(u32::MAX);
+        ((id * self.lanes.len() as u64) >> 32) as usize
     }
 
     /// Whether more than `limit` jobs are on their way, with one to `lane` that has just been counted.

@@ -50,12 +50,14 @@ impl Places {
         Self { limit, taken: AtomicUsize::new(0), table: Mutex::default() }
     }
 
+    /// Whether all are, as with a package that never waits.
+    pub(super) fn are_free(&self) -> bool {
+        self.taken.load(Ordering::Relaxed) == 0
+    }
+
     /// Gives a job back that may begin now; else keeps it for its turn. Several may begin at the same time
     /// before one of them takes a place: the limit is exceeded by one for each actor at most.
     pub(super) fn admit(&self, job: Job) -> Option<Job> {
-        if self.taken.load(Ordering::Relaxed) == 0 {
-            return Some(job);
-        }
         let mut table = self.table();
         let user = table.users.get(job.user());
         let (held, waits) = user.map_or((0, false), |it| (it.taken, !it.backlog.is_empty()));

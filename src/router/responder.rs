@@ -62,8 +62,7 @@ impl Responder {
 
     /// Who asks.
     pub(super) fn user(&self) -> Arc<str> {
-        let identity = self.outbox.as_ref().map(|outbox| outbox.identity());
-        identity.map_or_else(|| "".into(), |identity| Arc::clone(&identity.subject))
+        self.outbox.as_ref().map_or_else(|| "".into(), |outbox| Arc::clone(outbox.subject()))
     }
 
     /// Waits for the end of the connection.

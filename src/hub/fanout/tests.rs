@@ -1,0 +1,115 @@
+use std::{future::poll_fn, sync::atomic::AtomicUsize};
+
+use prometheus::IntCounter;
+use tokio_tungstenite::tungstenite::Message;
+
+use super::*;
+use crate::{
+    auth::{Identity, Remote},
+    hub::Batch,
+    protocol::Format,
+};
+
+const CONNECTIONS: usize = 10 * CHUNK;
+
+fn hub(connections: usize) -> (Arc<Hub>, Vec<Arc<Outbox>>) {
+    let hub = Arc::new(Hub::new(IntCounter::new("dropped", "of a test").unwrap()));
+    let identity = Arc::new(Identity {
+        subject: "ann".into(),
+        issuer: "issuer".into(),
+        session: None,
+        username: "ann".into(),
+        roles: [].into(),
+        issued_at: 0,
+        expires_at: u64::MAX,
+    });
+    let remote = Arc::new(Remote {
+        address: [127, 0, 0, 1].into(),
+        user_agent: None,
+        correlation: "c".into(),
+        trace: None,
+    });
+    let outboxes = (0..connections).map(|_| {
+        let (identity, remote) = (Arc::clone(&identity), Arc::clone(&remote));
+        Arc::new(Outbox::new(Uuid::new_v4(), identity, Format::Json, 1000, remote))
+    });
+    let outboxes: Vec<_> = outboxes.collect();
+    outboxes.iter().for_each(|outbox| hub.insert(Arc::clone(outbox)));
+    (hub, outboxes)
+}
+
+fn push(number: usize) -> Push {
+    Push::new(1, &number).unwrap()
+}
+
+/// The next pushes of a connection.
+async fn taken(outbox: &Outbox, count: usize) -> Vec<Message> {
+    let mut pushes = Vec::new();
+    while pushes.len() < count {
+        let mut batch = Batch::default();
+        poll_fn(|cx| outbox.poll_take(cx, &mut batch)).await;
+        pushes.extend(batch.pushes);
+    }
+    pushes
+}
+
+#[tokio::test]
+async fn others_have_their_turn_while_a_push_goes_out() {
+    let (hub, outboxes) = hub(CONNECTIONS);
+    let turns = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&turns);
+    let other = tokio::spawn(async move {
+        loop {
+            counted.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            yield_now().await;
+        }
+    });
+    hub.push(push(1), Recipients::All { except: None }).await;
+    for outbox in &outboxes {
+        taken(outbox, 1).await;
+    }
+    other.abort();
+    let turns = turns.load(std::sync::atomic::Ordering::SeqCst);
+    assert!(turns >= CONNECTIONS / CHUNK - 1, "{turns} turns");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn every_connection_has_the_pushes_in_the_order_in_which_they_were_accepted() {
+    let (hub, outboxes) = hub(CONNECTIONS);
+    let pushes: Vec<_> = (0..4 * WAITING).map(push).collect();
+    for (i, push) in pushes.iter().enumerate() {
+        let to = match i % 2 {
+            0 => Recipients::All { except: None },
+            _ => Recipients::User("ann".into()),
+        };
+        hub.push(push.clone(), to).await;
+    }
+    let expected: Vec<_> = pushes.iter().map(|push| push.frame(Format::Json)).collect();
+    for outbox in &outboxes {
+        assert_eq!(taken(outbox, expected.len()).await, expected);
+    }
+    assert_eq!(hub.fanout.room.available_permits(), WAITING);
+}
+
+#[tokio::test]
+async fn whoever_pushes_waits_while_too_many_are_on_their_way() {
+    let (hub, _outboxes) = hub(CONNECTIONS);
+    let all = || Recipients::All { except: None };
+    for i in 0..WAITING {
+        hub.push(push(i), all()).await;
+    }
+    let mut one_more = Box::pin(hub.push(push(0), all()));
+    assert!(futures_util::poll!(&mut one_more).is_pending());
+    one_more.await;
+}
+
+#[tokio::test]
+async fn a_push_goes_to_whom_it_is_for() {
+    let (hub, outboxes) = hub(2);
+    hub.push(push(1), Recipients::User("bob".into())).await;
+    hub.push(push(2), Recipients::All { except: Some(outboxes[0].id) }).await;
+    hub.push(push(3), Recipients::All { except: None }).await;
+    let frame = |number| push(number).frame(Format::Json);
+    assert_eq!(taken(&outboxes[0], 1).await, [frame(3)]);
+    assert_eq!(taken(&outboxes[1], 2).await, [frame(2), frame(3)]);
+}
