@@ -131,6 +131,8 @@ pub struct HandlerConfig {
     pub queue: usize,
     /// `WS_BROADCAST_CHANGES`.
     pub broadcast_changes: bool,
+    /// `MAX_ROWS`, of a list without a page; 0: no limit.
+    pub max_rows: u32,
 }
 
 /// Log lines.
@@ -238,6 +240,7 @@ impl Reader<'_> {
                 concurrency: self.count("WS_HANDLER_CONCURRENCY"),
                 queue: self.count("WS_HANDLER_QUEUE"),
                 broadcast_changes: self.get("WS_BROADCAST_CHANGES"),
+                max_rows: self.get("MAX_ROWS"),
             },
             http: self.http(),
             auth: self.auth(&data_dir),

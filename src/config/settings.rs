@@ -349,6 +349,12 @@ pub const SETTINGS: &[Setting] = &[
         "Push every change of an author to all other connections",
     ),
     setting(
+        "MAX_ROWS",
+        "10000",
+        "COUNT",
+        "Rows of a list that is asked for without a page, over WebSocket and REST; 0: no limit",
+    ),
+    setting(
         "RATE_LIMIT_PER_MINUTE",
         "60",
         "COUNT/MINUTE",

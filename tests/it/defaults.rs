@@ -34,6 +34,7 @@ fn the_limits_of_the_protocol_hold_where_nothing_is_set() {
     assert!(!ws.query_token, "a token in a URL ends in access logs");
     assert_eq!(ws.allowed_origins, AllowList::All);
     assert!(handlers.broadcast_changes);
+    assert_eq!(handlers.max_rows, 10_000);
 }
 
 #[test]
