@@ -110,6 +110,8 @@ pub struct WsConfig {
     pub max_in_flight: usize,
     /// `WS_SEND_QUEUE`, in pushes.
     pub send_queue: usize,
+    /// `WS_SEND_BYTES`, of answers.
+    pub send_bytes: usize,
     /// `WS_MAX_MESSAGE_BYTES`.
     pub max_message_bytes: usize,
     /// `WS_WRITE_TIMEOUT`.
@@ -277,6 +279,7 @@ impl Reader<'_> {
             max_strikes: self.get("WS_MAX_STRIKES"),
             max_in_flight: self.count("WS_MAX_IN_FLIGHT"),
             send_queue: self.count("WS_SEND_QUEUE"),
+            send_bytes: self.get::<Bytes>("WS_SEND_BYTES").0,
             max_message_bytes: self.get::<Bytes>("WS_MAX_MESSAGE_BYTES").0,
             write_timeout: self.get("WS_WRITE_TIMEOUT"),
             ping_interval: self.get("WS_PING_INTERVAL"),

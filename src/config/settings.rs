@@ -320,6 +320,12 @@ pub const SETTINGS: &[Setting] = &[
         "COUNT",
         "Pushes waiting for one connection before it is closed as slow",
     ),
+    setting(
+        "WS_SEND_BYTES",
+        "1MiB",
+        "SIZE",
+        "Answers waiting for one connection before no more of its requests are read",
+    ),
     setting("WS_MAX_MESSAGE_BYTES", "64KiB", "SIZE", "Largest message from a client"),
     setting("WS_HANDLER_TIMEOUT", "10s", "DURATION", "Time from a request's arrival to its answer"),
     setting(
@@ -338,7 +344,7 @@ pub const SETTINGS: &[Setting] = &[
         "WS_WRITE_TIMEOUT",
         "10s",
         "DURATION",
-        "Time without a byte written before a client is closed as slow",
+        "A client that takes under 1 KiB/s for this long is closed as slow; a message has three times this to arrive",
     ),
     setting("WS_PING_INTERVAL", "25s", "DURATION", "Silence before a ping"),
     setting("WS_PONG_TIMEOUT", "10s", "DURATION", "Time for a sign of life after a ping"),
