@@ -8,6 +8,7 @@ mod auth;
 mod cluster;
 mod http;
 mod network;
+mod setting;
 mod settings;
 mod store;
 mod traces;
@@ -21,7 +22,8 @@ pub use cluster::{ClusterConfig, RedisUrl};
 pub use http::HttpConfig;
 pub use network::Network;
 pub(crate) use network::network_of;
-pub use settings::{SETTINGS, Setting};
+pub use setting::Setting;
+pub use settings::SETTINGS;
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
 pub use traces::TracesConfig;
 pub use value::{AllowList, ConnectionPolicy, Environment, FailMode, LogFormat, Secret};
@@ -108,6 +110,8 @@ pub struct WsConfig {
     pub max_in_flight: usize,
     /// `WS_SEND_QUEUE`, in pushes.
     pub send_queue: usize,
+    /// `WS_SEND_BYTES`, of answers.
+    pub send_bytes: usize,
     /// `WS_MAX_MESSAGE_BYTES`.
     pub max_message_bytes: usize,
     /// `WS_WRITE_TIMEOUT`.
@@ -129,6 +133,8 @@ pub struct HandlerConfig {
     pub queue: usize,
     /// `WS_BROADCAST_CHANGES`.
     pub broadcast_changes: bool,
+    /// `MAX_ROWS`, of a list without a page; 0: no limit.
+    pub max_rows: u32,
 }
 
 /// Log lines.
@@ -236,6 +242,7 @@ impl Reader<'_> {
                 concurrency: self.count("WS_HANDLER_CONCURRENCY"),
                 queue: self.count("WS_HANDLER_QUEUE"),
                 broadcast_changes: self.get("WS_BROADCAST_CHANGES"),
+                max_rows: self.get("MAX_ROWS"),
             },
             http: self.http(),
             auth: self.auth(&data_dir),
@@ -272,6 +279,7 @@ impl Reader<'_> {
             max_strikes: self.get("WS_MAX_STRIKES"),
             max_in_flight: self.count("WS_MAX_IN_FLIGHT"),
             send_queue: self.count("WS_SEND_QUEUE"),
+            send_bytes: self.get::<Bytes>("WS_SEND_BYTES").0,
             max_message_bytes: self.get::<Bytes>("WS_MAX_MESSAGE_BYTES").0,
             write_timeout: self.get("WS_WRITE_TIMEOUT"),
             ping_interval: self.get("WS_PING_INTERVAL"),

@@ -1,73 +1,6 @@
 //! The table of settings: names, defaults, units and meaning, in the order of `--help`.
 
-/// One setting: an environment variable, a flag of `serve` and a key of the TOML file.
-#[derive(Debug)]
-pub struct Setting {
-    /// The environment variable; the flag is `--name-with-dashes`, the key `name_in_lower_case`.
-    pub name: &'static str,
-    /// The value where nothing sets it, as one would write it.
-    pub default: &'static str,
-    /// What a value looks like.
-    pub value: &'static str,
-    /// What it does, and what its special values mean.
-    pub help: &'static str,
-}
-
-impl Setting {
-    /// The flag, without its dashes.
-    pub fn flag(&self) -> String {
-        self.name.to_lowercase().replace('_', "-")
-    }
-
-    /// The key in the TOML file.
-    pub fn key(&self) -> String {
-        self.name.to_lowercase()
-    }
-
-    /// The environment variable that names a file with the value, for values that may hold a secret.
-    pub fn file_variable(&self) -> Option<String> {
-        matches!(self.value, "SECRET" | "URL").then(|| format!("{}_FILE", self.name))
-    }
-
-    /// A value as it may be shown: no secret, and a URL without the passwords in its login and query.
-    pub fn shown(&self, value: &str) -> String {
-        if self.value == "SECRET" && !value.is_empty() {
-            return "***".to_owned();
-        }
-        if self.value != "URL" {
-            return value.to_owned();
-        }
-        let (scheme, rest) = value.split_at(value.find("://").map_or(0, |at| at + 3));
-        // The last `@`: a password may hold others.
-        let (login, place) = match rest.rsplit_once('@') {
-            Some((login, place)) => {
-                (format!("{}:***@", login.split(':').next().unwrap_or_default()), place)
-            }
-            None => (String::new(), rest),
-        };
-        let mut shown = format!("{scheme}{login}");
-        for (i, part) in place.split(['?', '&']).enumerate() {
-            shown.push_str(["", "?", "&"][i.min(2)]);
-            match part.split_once('=') {
-                Some((name, _)) if name.to_lowercase().contains("pass") => {
-                    shown.push_str(name);
-                    shown.push_str("=***");
-                }
-                _ => shown.push_str(part),
-            }
-        }
-        shown
-    }
-}
-
-const fn setting(
-    name: &'static str,
-    default: &'static str,
-    value: &'static str,
-    help: &'static str,
-) -> Setting {
-    Setting { name, default, value, help }
-}
+use super::setting::{Setting, setting};
 
 /// Every setting.
 pub const SETTINGS: &[Setting] = &[
@@ -387,6 +320,12 @@ pub const SETTINGS: &[Setting] = &[
         "COUNT",
         "Pushes waiting for one connection before it is closed as slow",
     ),
+    setting(
+        "WS_SEND_BYTES",
+        "1MiB",
+        "SIZE",
+        "Answers waiting for one connection before no more of its requests are read",
+    ),
     setting("WS_MAX_MESSAGE_BYTES", "64KiB", "SIZE", "Largest message from a client"),
     setting("WS_HANDLER_TIMEOUT", "10s", "DURATION", "Time from a request's arrival to its answer"),
     setting(
@@ -405,7 +344,7 @@ pub const SETTINGS: &[Setting] = &[
         "WS_WRITE_TIMEOUT",
         "10s",
         "DURATION",
-        "Time without a byte written before a client is closed as slow",
+        "A client that takes under 1 KiB/s for this long is closed as slow; a message has three times this to arrive",
     ),
     setting("WS_PING_INTERVAL", "25s", "DURATION", "Silence before a ping"),
     setting("WS_PONG_TIMEOUT", "10s", "DURATION", "Time for a sign of life after a ping"),
@@ -414,6 +353,12 @@ pub const SETTINGS: &[Setting] = &[
         "true",
         "BOOL",
         "Push every change of an author to all other connections",
+    ),
+    setting(
+        "MAX_ROWS",
+        "10000",
+        "COUNT",
+        "Rows of a list that is asked for without a page, over WebSocket and REST; 0: no limit",
     ),
     setting(
         "RATE_LIMIT_PER_MINUTE",

@@ -1,5 +1,6 @@
-//! Follows the frames in the bytes of a client, ahead of tungstenite, for two things that tungstenite does
-//! not do: it hides fragments, and it has one size limit for a connection's whole life.
+//! Follows the frames in the bytes of a client, ahead of tungstenite, for three things that tungstenite does
+//! not do: it hides fragments, it has one size limit for a connection's whole life, and it does not tell of a
+//! message that has arrived in part.
 
 use crate::protocol::CloseReason;
 
@@ -26,6 +27,10 @@ pub(super) struct Frames {
     /// The header that is being read, and how much of it was read.
     header: [u8; HEADER],
     have: u8,
+    /// The last fragment of a message is still to begin.
+    open: bool,
+    /// A message has begun since [`Frames::arriving`] was asked.
+    begun: bool,
     first: Option<First>,
 }
 
@@ -52,10 +57,19 @@ impl Frames {
         std::mem::take(&mut self.small_fragments)
     }
 
+    /// Whether a message has arrived in part, and if so whether it has begun since the last call. A control
+    /// frame counts as one, unless it comes between the fragments of a message.
+    #[inline]
+    pub(super) fn arriving(&mut self) -> Option<bool> {
+        let begun = std::mem::take(&mut self.begun);
+        (self.open || self.skip > 0 || self.have > 0).then_some(begun)
+    }
+
     /// Follows the frames through the next bytes.
     #[inline]
     pub(super) fn follow(&mut self, mut bytes: &[u8]) -> Result<(), Breach> {
         while let Some(rest) = self.skipped(bytes) {
+            self.begun |= self.have == 0 && !self.open;
             bytes = match rest.first_chunk() {
                 // Nearly all are whole, and need not be copied.
                 Some(header) if self.have == 0 => {
@@ -109,6 +123,9 @@ impl Frames {
         let mask = if short & 0x80 == 0 { 0 } else { 4 };
         self.skip = payload.saturating_add(mask);
         let (last, control) = (kind & 0x80 != 0, kind & 0x08 != 0);
+        if !control {
+            self.open = !last;
+        }
         let small = payload < SMALL && !last && !control;
         if small {
             self.small_fragments = self.small_fragments.saturating_add(1);
@@ -201,6 +218,32 @@ mod tests {
         for piece in [1, 2, 3, 7, 1536, 1_000_000] {
             assert_eq!(small_fragments(&frames, piece), 4, "{piece}");
         }
+    }
+
+    #[test]
+    fn a_message_is_arriving_from_its_first_byte_to_its_last_and_begins_once() {
+        let mut follower = Frames::default();
+        let mut arriving = |bytes: &[u8]| {
+            follower.follow(bytes).unwrap();
+            follower.arriving()
+        };
+        assert_eq!(arriving(&[]), None);
+        let text = frame(0x81, 300);
+        assert_eq!(arriving(&text[..1]), Some(true));
+        assert_eq!(arriving(&text[1..5]), Some(false));
+        assert_eq!(arriving(&text[5..307]), Some(false));
+        assert_eq!(arriving(&text[307..]), None);
+        // A ping between fragments is not the begin of another message, and a ping alone is one.
+        let ping = frame(0x89, 3);
+        assert_eq!(arriving(&frame(0x01, 70)), Some(true));
+        for part in [&ping[..], &ping[..4], &ping[4..], &frame(0x00, 70), &frame(0x80, 5)[..7]] {
+            assert_eq!(arriving(part), Some(false));
+        }
+        assert_eq!(arriving(&[0; 4]), None);
+        assert_eq!(arriving(&ping[..1]), Some(true));
+        // The rest of one message, and the begin of the next.
+        assert_eq!(arriving(&[&ping[1..], &text[..9]].concat()), Some(true));
+        assert_eq!(arriving(&[&text[9..], &text, &text].concat()), None);
     }
 
     fn first(frames: &[Vec<u8>]) -> Result<(), Breach> {

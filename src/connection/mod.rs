@@ -6,6 +6,7 @@
 
 mod frames;
 pub(crate) mod handshake;
+pub(crate) mod pace;
 mod session;
 pub(crate) mod socket;
 

@@ -49,6 +49,7 @@ pub(crate) async fn accept(tcp: TcpStream, read_already: &[u8], max_message: usi
             .then(|| Box::new(Cursor::new(read_already.to_vec()))),
         frames: Frames::default(),
         written: 0,
+        heard: false,
         drained: false,
     };
     WebSocketStream::from_raw_socket(tcp, Role::Server, Some(config)).await
@@ -105,6 +106,8 @@ pub(crate) struct Counted {
     read_already: Option<Box<Cursor<Vec<u8>>>>,
     frames: Frames,
     written: u64,
+    /// Bytes have arrived since this was looked at.
+    heard: bool,
     drained: bool,
 }
 
@@ -112,6 +115,18 @@ impl Counted {
     /// Bytes written so far.
     pub(crate) fn written(&self) -> u64 {
         self.written
+    }
+
+    /// Whether bytes have arrived since the last call.
+    #[inline]
+    pub(super) fn take_heard(&mut self) -> bool {
+        std::mem::take(&mut self.heard)
+    }
+
+    /// Whether a message has arrived in part; see [`Frames::arriving`].
+    #[inline]
+    pub(super) fn arriving(&mut self) -> Option<bool> {
+        self.frames.arriving()
     }
 
     /// Bounds what arrives up to the end of the first message. More fails with a [`Breach`].
@@ -159,7 +174,9 @@ impl AsyncRead for Counted {
         let polled = self.poll_bytes(context, buffer);
         self.drained = polled.is_pending();
         if let Poll::Ready(Ok(())) = &polled {
-            self.frames.follow(&buffer.filled()[before..]).map_err(io::Error::other)?;
+            let arrived = &buffer.filled()[before..];
+            self.heard |= !arrived.is_empty();
+            self.frames.follow(arrived).map_err(io::Error::other)?;
         }
         polled
     }

@@ -123,7 +123,7 @@ pub(crate) struct AuthorId {
     pub(crate) id: i32,
 }
 
-/// The authors that match, by id.
+/// The authors that match, by id; `MAX_ROWS` at most.
 pub(crate) async fn list(
     context: &Context,
     query: AuthorQuery,
@@ -132,7 +132,20 @@ pub(crate) async fn list(
         Some(term) => AuthorFilter { contains: Some(term.0), ..AuthorFilter::default() },
         None => AuthorFilter { id: query.id, name: query.name.map(|name| name.0), contains: None },
     };
-    Ok(context.store.authors(&filter, None).await?)
+    let limit = i64::from(context.max_rows);
+    if limit == 0 {
+        return Ok(context.store.authors(&filter, None).await?);
+    }
+    // One more than allowed tells whether there are too many, without reading them all.
+    let part = AuthorPage::Offset { skip: 0, take: limit + 1 };
+    let authors = context.store.authors(&filter, Some(part)).await?;
+    if authors.len() > context.max_rows as usize {
+        return Err(HandlerError::TooManyRows(format!(
+            "More than {limit} authors match, the limit without a page (MAX_ROWS): \
+             ask for pages with GET_PAGINATED_AUTHORS (pkg_id 2), or GET /authors/paginated"
+        )));
+    }
+    Ok(authors)
 }
 
 /// One page of the authors that match, and where it stands.

@@ -96,6 +96,8 @@ pub struct Context {
     pub(crate) hub: Arc<Hub>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) broadcast_changes: bool,
+    /// Rows of a list without a page at most; 0: no limit.
+    pub(crate) max_rows: u32,
 }
 
 impl Context {
@@ -155,6 +157,9 @@ pub enum HandlerError {
         /// For people.
         msg: String,
     },
+    /// A list without a page has too many rows: the limit, and how to ask for pages.
+    #[error("{0}")]
+    TooManyRows(String),
     /// A dependency is down; the cause is logged, not sent.
     #[error("unavailable: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -170,6 +175,9 @@ impl HandlerError {
             Self::NotFound(msg) => ErrorBody::new("not_found", msg.clone()),
             Self::Conflict(msg) => ErrorBody::new("conflict", msg.clone()),
             Self::InvalidData { path, msg } => input::invalid_data(path, msg),
+            Self::TooManyRows(msg) => {
+                ErrorBody { msg: msg.clone().into(), ..input::invalid_data("", msg) }
+            }
             Self::Unavailable(_) => {
                 ErrorBody::new("unavailable", "A part of the server is down; try again later")
             }
@@ -186,7 +194,9 @@ impl HandlerError {
         match self {
             Self::NotFound(_) | Self::Unavailable(_) | Self::Internal(_) => Status::Error,
             // Deployed clients expect 2 for a conflict.
-            Self::Conflict(_) | Self::InvalidData { .. } => Status::InvalidData,
+            Self::Conflict(_) | Self::InvalidData { .. } | Self::TooManyRows(_) => {
+                Status::InvalidData
+            }
         }
     }
 }

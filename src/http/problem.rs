@@ -71,7 +71,9 @@ impl From<HandlerError> for Problem {
         let status = match &error {
             HandlerError::NotFound(_) => StatusCode::NOT_FOUND,
             HandlerError::Conflict(_) => StatusCode::CONFLICT,
-            HandlerError::InvalidData { .. } => StatusCode::UNPROCESSABLE_ENTITY,
+            HandlerError::InvalidData { .. } | HandlerError::TooManyRows(_) => {
+                StatusCode::UNPROCESSABLE_ENTITY
+            }
             HandlerError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
             HandlerError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };

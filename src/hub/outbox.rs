@@ -77,13 +77,18 @@ pub(crate) struct Ready {
 /// What a session takes out at once.
 #[derive(Default)]
 pub(crate) struct Batch {
-    /// Answers. Bounded by the requests in flight.
+    /// Answers. Bounded by the requests in flight, and by `WS_SEND_BYTES` beside those.
     pub(crate) replies: VecDeque<(Message, Ready)>,
-    /// Pushes in the order they were accepted. Bounded by `WS_SEND_QUEUE`.
+    /// Pushes in the order they were accepted. Bounded by `WS_SEND_QUEUE`; all connections share their bytes.
     pub(crate) pushes: VecDeque<Message>,
 }
 
 impl Batch {
+    /// Bytes of the answers. Counted when they are asked for, so that a message pays nothing for it.
+    pub(crate) fn reply_bytes(&self) -> usize {
+        self.replies.iter().map(|(frame, _)| frame.len()).sum()
+    }
+
     /// Whether there is nothing to write.
     pub(crate) fn is_empty(&self) -> bool {
         self.replies.is_empty() && self.pushes.is_empty()
@@ -348,6 +353,7 @@ mod tests {
         let mut batch = Batch::default();
         assert!(poll_fn(|cx| outbox.poll_take(cx, &mut batch)).await.is_none());
         assert_eq!((batch.replies.len(), batch.pushes.len()), (100, 1));
+        assert_eq!(batch.reply_bytes(), 100);
     }
 
     #[tokio::test]

@@ -43,9 +43,9 @@ pub enum CloseReason {
     SessionExpired,
     /// Its session was logged out, or an administrator disconnected it.
     SessionRevoked,
-    /// The push queue is full, or nothing could be written for `WS_WRITE_TIMEOUT`.
+    /// The push queue is full, or the client took under 1 KiB/s for `WS_WRITE_TIMEOUT`.
     SlowConsumer,
-    /// No sign of life within `WS_PONG_TIMEOUT` of a ping.
+    /// No sign of life within `WS_PONG_TIMEOUT` of a ping, or a message that took too long to arrive.
     PongTimeout,
     /// The connection broke without a close frame.
     Abnormal,
@@ -123,7 +123,7 @@ impl CloseReason {
             Self::AuthTimeout => "authentication timeout",
             Self::SessionRevoked => "session revoked",
             Self::SlowConsumer => "slow consumer",
-            Self::PongTimeout => "no pong",
+            Self::PongTimeout => "no pong, or a message that is late",
             Self::Abnormal => "connection lost",
         }
     }

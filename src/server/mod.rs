@@ -193,6 +193,7 @@ impl Server {
             hub,
             cluster: Arc::new(cluster),
             broadcast_changes: config.handlers.broadcast_changes,
+            max_rows: config.handlers.max_rows,
         });
         let limits = Arc::new(Limits::new(&config, redis));
         let router =

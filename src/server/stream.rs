@@ -20,6 +20,8 @@ use tokio::{
     time::{Instant, Sleep, sleep_until},
 };
 
+use crate::connection::pace::Pace;
+
 /// Time for a client to send the head of a request: of the first since it has connected, of a later one since its
 /// first byte. What arrives of a body behind an early answer counts as such a byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -35,7 +37,7 @@ const LINGER_BYTES: usize = 64 << 20;
 pub(super) struct Patience {
     /// Between two requests.
     pub(super) keep_alive: Duration,
-    /// For a byte to be written.
+    /// For a KiB a second to be written, while something waits.
     pub(super) write: Duration,
     /// For a request, from its head to the end of its answer.
     pub(super) request: Duration,
@@ -85,6 +87,10 @@ pub(super) struct Stream {
     end: Instant,
     reading: Timer,
     writing: Timer,
+    /// Bytes so far.
+    written: u64,
+    /// Set by a write that has to wait, until nothing waits any more.
+    pace: Option<Pace>,
     lingering: Option<Lingering>,
 }
 
@@ -120,6 +126,8 @@ impl Stream {
             end: now + patience.request,
             reading: Timer::default(),
             writing: Timer::default(),
+            written: 0,
+            pace: None,
             lingering: None,
         }
     }
@@ -137,16 +145,22 @@ impl Stream {
         }
     }
 
-    /// Whether a write that waits has waited too long. Progress moves the deadline.
+    /// Whether a write that waits has waited too long, or its client is too slow.
     fn poll_stalled(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
         self.look();
-        let stalled = match &self.writing.0 {
-            Some(sleep) => sleep.deadline(),
-            None => Instant::now() + self.patience.write,
-        };
         let endless = self.exchange.endless.load(Relaxed);
-        let deadline = if endless { stalled } else { stalled.min(self.end) };
-        ready!(self.writing.poll(cx, deadline));
+        loop {
+            let now = Instant::now().into_std();
+            let pace = *self.pace.get_or_insert(Pace::new(now, self.written));
+            let looked_at = Instant::from_std(pace.since + self.patience.write);
+            let deadline = if endless { looked_at } else { looked_at.min(self.end) };
+            ready!(self.writing.poll(cx, deadline));
+            let over = !endless && Instant::now() >= self.end;
+            if over || pace.is_slow(Instant::now().into_std(), self.written) {
+                break;
+            }
+            self.pace = None;
+        }
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the client does not read its answer"))
     }
 
@@ -156,11 +170,12 @@ impl Stream {
         cx: &mut Context<'_>,
         polled: Poll<io::Result<usize>>,
     ) -> Poll<io::Result<usize>> {
-        if polled.is_ready() {
-            self.writing = Timer::default();
-            return polled;
+        match polled {
+            Poll::Ready(Ok(bytes)) => self.written += bytes as u64,
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => return self.poll_stalled(cx).map(Err),
         }
-        self.poll_stalled(cx).map(Err)
+        polled
     }
 
     /// Reads and drops what still arrives, within bounds.
@@ -247,6 +262,9 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // Asked for once all is written.
+        self.pace = None;
+        self.writing = Timer::default();
         Pin::new(&mut self.tcp).poll_flush(cx)
     }
 

@@ -30,10 +30,12 @@ fn the_limits_of_the_protocol_hold_where_nothing_is_set() {
     assert_eq!(ws.max_strikes, 20);
     assert_eq!(ws.max_in_flight, 16);
     assert_eq!(ws.send_queue, 256);
+    assert_eq!(ws.send_bytes, 1024 * 1024);
     assert_eq!(ws.max_message_bytes, 64 * 1024);
     assert!(!ws.query_token, "a token in a URL ends in access logs");
     assert_eq!(ws.allowed_origins, AllowList::All);
     assert!(handlers.broadcast_changes);
+    assert_eq!(handlers.max_rows, 10_000);
 }
 
 #[test]

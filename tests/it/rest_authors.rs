@@ -288,7 +288,49 @@ async fn a_change_over_rest_reaches_open_connections_as_a_push(database: Databas
     assert_eq!(push["data"], json!({ "id": id, "name": "Ann" }));
 }
 
+async fn a_list_without_a_page_has_a_limit_and_says_how_to_ask_for_pages(database: Database) {
+    let server = database.server(&[("MAX_ROWS", "3"), ("WS_BROADCAST_CHANGES", "false")]).await;
+    let mut client = server.client("ann").await;
+    for name in ["Ann", "Ben", "Cem"] {
+        add_author(&server, name).await;
+    }
+    assert_eq!(names(&server, &[]).await.len(), 3);
+    assert_eq!(client.call(1, json!({})).await["data"].as_array().unwrap().len(), 3);
+    add_author(&server, "Eve").await;
+
+    let answer = client.call(1, json!({})).await;
+    assert_eq!(
+        (&answer["status_code"], &answer["data"]["code"]),
+        (&json!(2), &json!("invalid_data"))
+    );
+    let over_rest = server.rest(Method::GET, "/authors").send().await.unwrap();
+    let details = refused(over_rest, 422, "invalid_data").await;
+    assert_eq!(path(&details), "");
+    for msg in [
+        &answer["data"]["msg"],
+        &answer["data"]["details"]["errors"][0]["msg"],
+        &details["errors"][0]["msg"],
+    ] {
+        let msg = msg.as_str().unwrap();
+        for part in ["More than 3 ", "MAX_ROWS", "GET_PAGINATED_AUTHORS (pkg_id 2)"] {
+            assert!(msg.contains(part), "{msg}");
+        }
+    }
+    // What matches counts, not what there is.
+    assert_eq!(names(&server, &[("search", "e")]).await, ["Ben", "Cem", "Eve"]);
+    let page = client.call(2, json!({ "per_page": 4 })).await;
+    assert_eq!(page["data"].as_array().unwrap().len(), 4);
+}
+
+#[tokio::test]
+async fn a_list_has_no_limit_where_an_operator_lifts_it() {
+    let server = TestServer::start(&[("MAX_ROWS", "0")]).await;
+    add_author(&server, "Ann").await;
+    assert_eq!(names(&server, &[]).await, ["Ann"]);
+}
+
 on_both![
+    a_list_without_a_page_has_a_limit_and_says_how_to_ask_for_pages,
     an_author_is_created_read_renamed_and_deleted,
     an_author_that_is_not_there_is_404,
     a_taken_name_is_a_conflict_and_ones_own_is_not,

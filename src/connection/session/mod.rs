@@ -1,14 +1,16 @@
 //! The data path of a connection, in one task that owns the unsplit socket.
 //!
 //! Read every frame that has arrived → decode → limit → dispatch; take what the outbox holds → feed
-//! all → one flush. Reading stops while `WS_MAX_IN_FLIGHT` requests are open. Commands get through
-//! while a write waits.
+//! all → one flush. Reading stops while `WS_MAX_IN_FLIGHT` requests are open, and while answers of more than
+//! `WS_SEND_BYTES` wait. Commands get through while a write waits.
 
 mod control;
 mod control_budget;
 mod credential;
+mod deadlines;
 mod feed;
 mod refresh;
+mod stall;
 mod strikes;
 
 use std::{
@@ -27,7 +29,7 @@ use tokio::{
     task::coop,
     time::{Sleep, sleep_until, timeout},
 };
-use tokio_tungstenite::tungstenite::{Bytes, Message};
+use tokio_tungstenite::tungstenite::Message;
 
 use super::{
     Admission, Shared, StopOnDrop,
@@ -48,6 +50,7 @@ use crate::{
 use control_budget::ControlBudget;
 use credential::Credential;
 use feed::feed;
+use stall::Stall;
 use strikes::Strikes;
 
 /// Control answers that wait for a write before reading stops.
@@ -82,6 +85,10 @@ pub(super) struct Session {
     /// Set where a deadline may have come nearer: the timer has to be set anew.
     rescheduled: bool,
     last_seen: Instant,
+    /// When the message began that has arrived in part.
+    begun: Option<Instant>,
+    /// Set by a write that has to wait, until nothing waits any more.
+    stall: Option<Box<Stall>>,
     /// Set while a ping is out.
     pinged: Option<Instant>,
     /// Set when a drain was announced.
@@ -121,6 +128,8 @@ impl Session {
             strikes: Strikes::default(),
             rescheduled: false,
             last_seen: now,
+            begun: None,
+            stall: None,
             pinged: None,
             drain: None,
         }
@@ -178,7 +187,10 @@ impl Session {
                 true
             }
             Poll::Ready(Some(command)) => return Poll::Ready(self.command(command)),
-            Poll::Pending => false,
+            Poll::Pending => {
+                self.stall = None;
+                false
+            }
         };
         self.takes = 0;
         let read = self.poll_read(cx);
@@ -189,8 +201,10 @@ impl Session {
         if let Poll::Ready(checked) = self.credential.poll_checked(cx) {
             return Poll::Ready(self.refreshed(checked, Instant::now()));
         }
-        // Reading may have begun a pause.
-        if mem::take(&mut self.rescheduled) {
+        // Reading may have begun a pause, or a message.
+        let arrival = self.arrival();
+        let sooner = arrival.is_some_and(|end| end < timer.deadline().into_std());
+        if mem::take(&mut self.rescheduled) || sooner {
             self.set(timer.as_mut());
         }
         // Also where there is something to write: a client that never pauses must not outlive its token.
@@ -249,11 +263,13 @@ impl Session {
         let mut arrived = None;
         let mut departure = Departure::default();
         let mut flow = Flow::Continue(());
+        let full = self.is_full();
         while flow.is_continue()
             && self.in_flight < self.shared.config.max_in_flight
             && self.control.len() < MAX_CONTROL
             && !self.pong_due
             && !self.control_budget.is_paused()
+            && !full
             && (self.drained() || self.budget.poll_ready(cx).is_ready())
         {
             let Poll::Ready(frame) = socket::poll_next(&mut self.socket, cx) else { break };
@@ -270,6 +286,11 @@ impl Session {
         if flow.is_continue() && self.socket.get_ref().has_small_fragments() {
             flow = self.small_fragments();
         }
+        // A part of a message is a sign of life too.
+        if self.socket.get_mut().take_heard() {
+            let now = *arrived.get_or_insert_with(Instant::now);
+            self.arriving(now);
+        }
         if let Some(now) = arrived {
             self.last_seen = now;
             self.pinged = None;
@@ -277,6 +298,12 @@ impl Session {
         }
         let to_write = !self.control.is_empty() || self.pong_due;
         if flow.is_break() || to_write { Poll::Ready(flow) } else { Poll::Pending }
+    }
+
+    /// Whether so many bytes of answers wait that no more requests are read. What the outbox holds beside
+    /// these belongs to requests in flight.
+    fn is_full(&self) -> bool {
+        self.batch.reply_bytes() > self.shared.config.send_bytes
     }
 
     fn frame(&mut self, frame: Message, now: Instant, departure: &mut Departure) -> Flow {
@@ -339,70 +366,12 @@ impl Session {
         Responder::new(head, now, ws.package(pkg_id), Arc::clone(&self.outbox), trace)
     }
 
-    /// Looks at what is due: expiry and its warning, the end of a drain or of a pause, a ping, its pong.
-    fn tick(&mut self) -> Flow {
-        let now = Instant::now();
-        let config = &self.shared.config;
-        if now >= self.latest_end() {
-            return Flow::Break(self.end_reason());
-        }
-        // While reading is held up a pong cannot be seen: the client is not to blame.
-        if self.in_flight >= config.max_in_flight || self.control_budget.is_paused() {
-            self.last_seen = now;
-            self.pinged = None;
-            self.control_budget.resume(now);
-        }
-        match self.pinged {
-            Some(pinged) if now - pinged >= config.pong_timeout => {
-                return Flow::Break(CloseReason::PongTimeout);
-            }
-            None if now - self.last_seen >= config.ping_interval => {
-                self.control.push_back(Message::Ping(Bytes::new()));
-                self.control_budget.ping();
-                self.pinged = Some(now);
-            }
-            _ => {}
-        }
-        if let Some(left) = self.credential.warn(now, config.expiry_warning) {
-            let warning = ServerControl::AuthExpiring { expires_in: left.as_secs() };
-            self.control.push_back(warning.frame());
-        }
-        Flow::Continue(())
-    }
-
-    /// Not moved by every message: a tick that comes early looks again.
-    fn next_deadline(&self) -> Instant {
-        let config = &self.shared.config;
-        let life = match self.pinged {
-            Some(pinged) => pinged + config.pong_timeout,
-            None => self.last_seen + config.ping_interval,
-        };
-        let token = self.credential.next_deadline(config.expiry_warning);
-        let drain = self.drain.as_ref();
-        let drain =
-            drain.map(|drain| if self.drained() { drain.end } else { drain.quiet.min(drain.end) });
-        let resumes = self.control_budget.resumes();
-        life.min(token).min(drain.unwrap_or(life)).min(resumes.unwrap_or(life))
-    }
-
     /// Counts what was taken out of the outbox: it is answered, though not yet written.
     fn taken(&mut self) {
         let answers = self.batch.replies.len();
         self.shared.metrics.ws.sent.inc_by((answers + self.batch.pushes.len()) as u64);
         self.in_flight -= answers;
         self.outbox.set_in_flight(self.in_flight);
-    }
-
-    /// When the connection ends at the latest, whatever it is doing.
-    fn latest_end(&self) -> Instant {
-        let expires = self.credential.expires();
-        self.drain.as_ref().map_or(expires, |drain| expires.min(drain.end))
-    }
-
-    /// Why it ends then.
-    fn end_reason(&self) -> CloseReason {
-        let expired = Instant::now() >= self.credential.expires();
-        if expired { CloseReason::SessionExpired } else { CloseReason::GoingAway }
     }
 
     /// Writes what is there with one flush. A command gets through while the client does not read.
@@ -418,14 +387,13 @@ impl Session {
                     Err(_) => return Flow::Break(CloseReason::Abnormal),
                 },
                 command = poll_fn(|cx| self.outbox.poll_command(cx)) => self.command(command)?,
-                () = until(end) => return Flow::Break(self.end_reason()),
-                () = pause(self.shared.config.write_timeout) => {
-                    if self.socket.get_ref().written() == written {
-                        return Flow::Break(CloseReason::SlowConsumer);
-                    }
-                }
+                () = poll_fn(|cx| {
+                    let patience = self.shared.config.write_timeout;
+                    Stall::poll(&mut self.stall, cx, written, patience, end)
+                }) => self.stalled()?,
             }
         }
+        self.unstalled();
         // The room of the greeting, or of a ping, would be kept by every connection that idles.
         self.control.shrink_to_fit();
         if !self.fed.is_empty() {
@@ -470,14 +438,4 @@ impl Session {
             }
         }
     }
-}
-
-/// A timer that is made only when it is polled: a write that does not wait pays nothing for it.
-async fn pause(time: Duration) {
-    tokio::time::sleep(time).await;
-}
-
-/// The same, for a point in time.
-async fn until(deadline: Instant) {
-    sleep_until(deadline.into()).await;
 }

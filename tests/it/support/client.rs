@@ -11,7 +11,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_tungstenite::{
-    MaybeTlsStream, WebSocketStream, connect_async,
+    MaybeTlsStream, WebSocketStream, client_async, connect_async,
     tungstenite::{
         Error, Message,
         client::IntoClientRequest,
@@ -56,6 +56,13 @@ impl Client {
         }
         let (socket, _) = connect_async(request).await?;
         Ok(Self { socket })
+    }
+
+    /// Opens a connection over a TCP connection that has few bytes in its buffers.
+    pub(crate) async fn over(tcp: TcpStream) -> Self {
+        let request = format!("ws://{}/web", tcp.peer_addr().unwrap());
+        let (socket, _) = client_async(request, MaybeTlsStream::Plain(tcp)).await.unwrap();
+        Self { socket }
     }
 
     /// Sends the auth frame and returns `auth_ok`.

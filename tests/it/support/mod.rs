@@ -33,7 +33,7 @@ use switchboard::{
     server::{self, Listeners, ServeError},
 };
 use tempfile::TempDir;
-use tokio::{sync::oneshot, task::JoinHandle};
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 
 #[allow(unused_imports)]
 pub(crate) use client::{Client, Closed};
@@ -59,6 +59,15 @@ impl TestServer {
 
     /// Starts a server that has more packages than the built-in ones.
     pub(crate) async fn with_packages(settings: &[(&str, &str)], more: Vec<Package>) -> Self {
+        Self::on(None, settings, more).await
+    }
+
+    /// Starts a server, on a listener of the test's own if there is one.
+    pub(crate) async fn on(
+        listener: Option<TcpListener>,
+        settings: &[(&str, &str)],
+        more: Vec<Package>,
+    ) -> Self {
         let data = TempDir::new().unwrap();
         let mut all: HashMap<&str, &str> = HashMap::from([
             ("LISTEN_ADDR", "127.0.0.1:0"),
@@ -74,7 +83,10 @@ impl TestServer {
         ]);
         all.extend(settings.iter().copied());
         let config = Config::read(|name| all.get(name).map(|text| (*text).to_owned())).unwrap();
-        let listeners = Listeners::bind(&config.server).await.unwrap();
+        let listeners = match listener {
+            Some(clients) => Listeners { clients, ops: None },
+            None => Listeners::bind(&config.server).await.unwrap(),
+        };
         let addr = listeners.clients.local_addr().unwrap();
         let ops_addr = listeners.ops.as_ref().map(|ops| ops.local_addr().unwrap());
         let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
