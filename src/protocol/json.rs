@@ -1,13 +1,17 @@
 //! The JSON codec: one text frame a message.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, mem};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 use uuid::Uuid;
 
-use super::{ClientControl, Incoming, Malformed, Meta, ReplyHead, Request, Status, text_frame};
+use super::{
+    ClientControl, Incoming, Malformed, Meta, ReplyHead, Request, Status,
+    scratch::{KEPT, with_scratch},
+    text_frame,
+};
 
 /// Every member that a frame may have, in one pass; unknown ones are skipped.
 #[derive(Deserialize)]
@@ -98,9 +102,6 @@ fn malformed(text: &str) -> Incoming {
     })
 }
 
-/// Bytes; a small answer is written without growing.
-const SMALL: usize = 192;
-
 /// Written member by member: ids and numbers need no escaping, and this runs for every message.
 pub(super) fn encode<T: Serialize>(
     head: &ReplyHead,
@@ -108,23 +109,36 @@ pub(super) fn encode<T: Serialize>(
     data: &T,
     meta: Option<&Meta>,
 ) -> serde_json::Result<Message> {
-    let mut out = Vec::with_capacity(SMALL);
-    out.extend_from_slice(b"{\"pkg_id\":");
-    serde_json::to_writer(&mut out, &head.pkg_id)?;
-    out.extend_from_slice(b",\"req_id\":\"");
-    let mut req_id = [0; uuid::fmt::Hyphenated::LENGTH];
-    out.extend_from_slice(head.req_id.hyphenated().encode_lower(&mut req_id).as_bytes());
-    out.extend_from_slice(b"\",\"status_code\":");
-    out.push(b'0' + status as u8);
-    out.extend_from_slice(b",\"meta\":");
-    match meta {
-        Some(meta) => serde_json::to_writer(&mut out, meta)?,
-        None => out.extend_from_slice(b"null"),
+    with_scratch(|out| {
+        out.extend_from_slice(b"{\"pkg_id\":");
+        serde_json::to_writer(&mut *out, &head.pkg_id)?;
+        out.extend_from_slice(b",\"req_id\":\"");
+        let mut req_id = [0; uuid::fmt::Hyphenated::LENGTH];
+        out.extend_from_slice(head.req_id.hyphenated().encode_lower(&mut req_id).as_bytes());
+        out.extend_from_slice(b"\",\"status_code\":");
+        out.push(b'0' + status as u8);
+        out.extend_from_slice(b",\"meta\":");
+        match meta {
+            Some(meta) => serde_json::to_writer(&mut *out, meta)?,
+            None => out.extend_from_slice(b"null"),
+        }
+        out.extend_from_slice(b",\"data\":");
+        serde_json::to_writer(&mut *out, data)?;
+        out.push(b'}');
+        Ok(text(out))
+    })
+}
+
+/// A frame of what serde_json wrote.
+#[expect(unsafe_code, reason = "to look at each byte again is a hundredth of a message's cost")]
+fn text(out: &mut Vec<u8>) -> Message {
+    if out.len() > KEPT {
+        // SAFETY: as below.
+        return text_frame(unsafe { String::from_utf8_unchecked(mem::take(out)) });
     }
-    out.extend_from_slice(b",\"data\":");
-    serde_json::to_writer(&mut out, data)?;
-    out.push(b'}');
-    Ok(text_frame(String::from_utf8(out).expect("JSON is UTF-8")))
+    // SAFETY: all of it is ASCII from above, or was written by serde_json, which writes UTF-8 alone;
+    // `serde_json::to_string` relies on that too.
+    Message::Text(Utf8Bytes::from(unsafe { str::from_utf8_unchecked(out) }))
 }
 
 #[derive(Serialize)]

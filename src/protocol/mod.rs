@@ -8,6 +8,7 @@ mod close;
 mod control;
 mod json;
 mod protobuf;
+mod scratch;
 
 use std::borrow::Cow;
 

@@ -1,15 +1,18 @@
 //! The protobuf codec: one binary frame a message, `data` as JSON text inside.
 
-use bytes::Bytes;
-use prost::Message as _;
+use prost::{
+    Message as _,
+    encoding::{WireType, encode_key, encode_varint, int32, message},
+};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
-use super::{Incoming, Malformed, Meta, ReplyHead, Request, Status};
+use super::{Incoming, Malformed, Meta, ReplyHead, Request, Status, scratch::with_scratch};
 
-#[allow(missing_docs, unreachable_pub)]
+// A `Response` is read by tests alone: it is written field by field.
+#[allow(missing_docs, unreachable_pub, dead_code)]
 pub(super) mod wire {
     include!(concat!(env!("OUT_DIR"), "/switchboard.rs"));
 }
@@ -54,37 +57,65 @@ pub(super) fn encode<T: Serialize>(
     data: &T,
     meta: Option<&Meta>,
 ) -> serde_json::Result<Message> {
-    Ok(frame(&wire::Response {
-        pkg_id: head.pkg_id,
-        req_id: head.req_id.to_string(),
-        status_code: status as i32,
-        data_json: serde_json::to_string(data)?,
-        meta: meta.map(|meta| wire::Metadata {
-            page: int32(meta.page),
-            per_page: int32(meta.per_page),
-            total: int32(meta.total),
-            pages: int32(meta.pages),
-            next_cursor: meta.next_cursor.clone().unwrap_or_default(),
-            has_more: meta.has_more,
-        }),
-    }))
+    frame(head.pkg_id, head.req_id, status, data, meta)
 }
 
 pub(super) fn encode_push<T: Serialize>(pkg_id: i32, data: &T) -> serde_json::Result<Message> {
-    Ok(frame(&wire::Response {
-        pkg_id,
-        req_id: Uuid::nil().to_string(),
-        status_code: Status::Ok as i32,
-        data_json: serde_json::to_string(data)?,
-        meta: None,
-    }))
+    frame(pkg_id, Uuid::nil(), Status::Ok, data, None)
+}
+
+/// Writes a `Response` field by field: a struct of prost would need a string for each.
+fn frame<T: Serialize>(
+    pkg_id: i32,
+    req_id: Uuid,
+    status: Status,
+    data: &T,
+    meta: Option<&Meta>,
+) -> serde_json::Result<Message> {
+    with_scratch(|out| {
+        // The text comes first, since its length stands before it in the frame.
+        serde_json::to_writer(&mut *out, data)?;
+        let text = out.len();
+        if pkg_id != 0 {
+            int32::encode(1, &pkg_id, out);
+        }
+        let mut id = [0; uuid::fmt::Hyphenated::LENGTH];
+        bytes(2, req_id.hyphenated().encode_lower(&mut id).as_bytes(), out);
+        if status != Status::Ok {
+            int32::encode(3, &(status as i32), out);
+        }
+        key(4, text, out);
+        let head = out.len();
+        if let Some(meta) = meta {
+            message::encode(5, &metadata(meta), out);
+        }
+        let (text, head, meta) = (&out[..text], &out[text..head], &out[head..]);
+        Ok(Message::Binary([head, text, meta].concat().into()))
+    })
+}
+
+fn key(tag: u32, length: usize, out: &mut Vec<u8>) {
+    encode_key(tag, WireType::LengthDelimited, out);
+    encode_varint(length as u64, out);
+}
+
+fn bytes(tag: u32, value: &[u8], out: &mut Vec<u8>) {
+    key(tag, value.len(), out);
+    out.extend_from_slice(value);
+}
+
+fn metadata(meta: &Meta) -> wire::Metadata {
+    wire::Metadata {
+        page: bounded(meta.page),
+        per_page: bounded(meta.per_page),
+        total: bounded(meta.total),
+        pages: bounded(meta.pages),
+        next_cursor: meta.next_cursor.clone().unwrap_or_default(),
+        has_more: meta.has_more,
+    }
 }
 
 /// The deployed schema has 32 bits; a larger count stands at its end.
-fn int32(value: i64) -> i32 {
+fn bounded(value: i64) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
-}
-
-fn frame(response: &wire::Response) -> Message {
-    Message::Binary(Bytes::from(response.encode_to_vec()))
 }

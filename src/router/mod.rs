@@ -30,6 +30,8 @@ use places::Places;
 
 /// What a client is told to wait when a handler's queue is full.
 const OVERLOADED_RETRY_MS: u64 = 500;
+/// Room for jobs that come with a second one: those of a client with 16 in flight, the default.
+const MORE_JOBS: usize = 15;
 
 /// The routing table. Read by every session, swapped when a handler actor is restarted.
 pub(crate) struct Router {
@@ -200,6 +202,10 @@ impl Departure {
         if !self.route.as_ref().is_some_and(|(open, _)| Arc::ptr_eq(open, route)) {
             self.depart();
             self.route = Some((Arc::clone(route), lane));
+        }
+        if self.jobs.len() == 1 {
+            // A second one is seldom the last: they grow once.
+            self.jobs.reserve(MORE_JOBS);
         }
         self.jobs.push(job);
     }

@@ -303,7 +303,7 @@ impl Session {
     /// Whether so many bytes of answers wait that no more requests are read. What the outbox holds beside
     /// these belongs to requests in flight.
     fn is_full(&self) -> bool {
-        self.batch.reply_bytes() > self.shared.config.send_bytes
+        !self.batch.replies.is_empty() && self.batch.reply_bytes() > self.shared.config.send_bytes
     }
 
     fn frame(&mut self, frame: Message, now: Instant, departure: &mut Departure) -> Flow {

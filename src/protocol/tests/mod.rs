@@ -104,6 +104,7 @@ fn seen_json(text: &str) -> Seen {
 
 fn seen_protobuf(bytes: &[u8]) -> Seen {
     let frame = wire::Response::decode(bytes).unwrap();
+    assert_eq!(frame.encode_to_vec(), bytes, "not as prost writes it");
     Seen {
         pkg_id: frame.pkg_id,
         req_id: frame.req_id.parse().unwrap(),
