@@ -3,7 +3,7 @@
 //! tokio-tungstenite on one thread, and each connection's task answers its own requests: no actors, no
 //! tokens, no limits, no metrics. What Switchboard costs above this is what its features cost.
 
-use std::net::SocketAddr;
+use std::{env, net::SocketAddr};
 
 use anyhow::Context as _;
 use futures_util::{FutureExt as _, SinkExt as _, StreamExt as _};
@@ -29,7 +29,12 @@ struct Request<'a> {
 
 /// Serves until the process is ended.
 pub(crate) fn serve(address: SocketAddr) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // As Switchboard does, where it is told a number of threads.
+    let mut builder = match env::var_os("TOKIO_WORKER_THREADS") {
+        Some(_) => tokio::runtime::Builder::new_multi_thread(),
+        None => tokio::runtime::Builder::new_current_thread(),
+    };
+    let runtime = builder.enable_all().build()?;
     runtime.block_on(async {
         let listener = TcpListener::bind(address).await;
         let listener = listener.with_context(|| format!("cannot listen on {address}"))?;

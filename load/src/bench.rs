@@ -84,7 +84,17 @@ pub(crate) fn measure<T>(
     machine: &Machine,
     measurement: impl FnOnce(&Server) -> anyhow::Result<T>,
 ) -> anyhow::Result<T> {
-    let server = program.start(machine)?;
+    measure_with(program, machine, &[], measurement)
+}
+
+/// The same, with settings.
+pub(crate) fn measure_with<T>(
+    program: &Program,
+    machine: &Machine,
+    settings: &[(&str, &str)],
+    measurement: impl FnOnce(&Server) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let server = program.start_with(machine, settings)?;
     measurement(&server).with_context(|| format!("{} ({})", program.name, server.log()))
 }
 

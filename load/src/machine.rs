@@ -24,7 +24,8 @@ const SPARE_FILES: u64 = 200;
 
 /// The machine, for the report, and the server's core on it; the client has pinned itself to another.
 pub(crate) struct Machine {
-    server: Option<usize>,
+    /// As taskset has them.
+    server: Option<String>,
     pinning: String,
     processor: String,
 }
@@ -36,11 +37,25 @@ impl Machine {
         let processor = processor();
         let (server, pinning) = match pin() {
             Ok([server, client]) => {
-                (Some(server), format!("server on core {server}, client on core {client}"))
+                let pinning = format!("server on core {server}, client on core {client}");
+                (Some(server.to_string()), pinning)
             }
             Err(why) => (None, format!("not pinned: {why}")),
         };
         Self { server, pinning, processor }
+    }
+
+    /// Pins this process to one core, and leaves both to the server.
+    pub(crate) fn shared() -> Self {
+        let processor = processor();
+        match pin() {
+            Ok([server, client]) => {
+                let pinning =
+                    format!("server on cores {server} and {client}, client on core {client}");
+                Self { server: Some(format!("{server},{client}")), pinning, processor }
+            }
+            Err(why) => Self { server: None, pinning: format!("not pinned: {why}"), processor },
+        }
     }
 
     /// For a server that runs already, wherever that is.
@@ -55,9 +70,9 @@ impl Machine {
 
     /// A command that runs `program` on the server's core, under the process id it is started with.
     pub(crate) fn command(&self, program: &Path) -> Command {
-        let Some(core) = self.server else { return Command::new(program) };
+        let Some(cores) = &self.server else { return Command::new(program) };
         let mut command = Command::new("taskset");
-        command.args(["-c", &core.to_string()]).arg(program);
+        command.args(["-c", cores]).arg(program);
         command
     }
 }

@@ -42,6 +42,7 @@ mod summary;
 mod tally;
 mod target;
 mod timeline;
+mod workers;
 
 use std::{net::SocketAddr, process::ExitCode};
 
@@ -78,6 +79,8 @@ enum Mode {
     Abuse(abuse::Options),
     /// Compares Switchboard with a bare WebSocket server: CPU a message, memory an idle connection
     Bench(bench::Options),
+    /// Compares the CPU a message costs on one worker thread and on two, beside a bare server
+    Workers(workers::Options),
     /// Compares Switchboard with other WebSocket servers (load/compare/run.sh)
     Compare(compare::Options),
     /// Measures requests a second and their latency on SQLite and on Postgres
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Mode::Abuse(options) => abuse::run(&options),
         Mode::Attack(options) => abuse::attack(&options),
         Mode::Bench(options) => bench::run(&options),
+        Mode::Workers(options) => workers::run(&options),
         Mode::Compare(options) => compare::run(&options),
         Mode::Database(options) => database::run(&options),
         Mode::Audit(options) => audit::run(&options),

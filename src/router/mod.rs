@@ -219,7 +219,10 @@ impl Departure {
 }
 
 impl Drop for Departure {
+    #[inline]
     fn drop(&mut self) {
-        self.depart();
+        if self.route.is_some() {
+            self.depart();
+        }
     }
 }
