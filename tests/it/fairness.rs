@@ -1,6 +1,6 @@
 //! The places of a package are shared fairly among users, and its work among threads.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
@@ -179,4 +179,36 @@ async fn requests_of_a_connection_begin_in_their_order_on_many_threads() {
     }
     let all = futures_util::future::join_all(talks);
     tokio::time::timeout(Duration::from_secs(30), all).await.unwrap();
+}
+
+/// Answers of a handler that computes for a millisecond, in two seconds.
+fn computed(threads: usize) -> usize {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(threads).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (server, _) = start(&[("WS_MESSAGE_RATE_LIMIT", "0")]).await;
+        let end = Instant::now() + Duration::from_secs(2);
+        let ask = async |mut client: Client| {
+            let mut answers = 0;
+            while Instant::now() < end {
+                client.call(COMPUTES, json!({ "ms": 1, "spin": true })).await;
+                answers += 1;
+            }
+            answers
+        };
+        let mut asking = Vec::new();
+        for _ in 0..16 {
+            asking.push(ask(server.client("ann").await));
+        }
+        futures_util::future::join_all(asking).await.into_iter().sum()
+    })
+}
+
+#[test]
+#[ignore = "needs two cores for itself: .ci/long"]
+fn two_threads_compute_almost_twice_as_much_as_one() {
+    let mut ratios: Vec<_> = (0..5).map(|_| computed(2) as f64 / computed(1) as f64).collect();
+    ratios.sort_by(f64::total_cmp);
+    eprintln!("two threads / one: {ratios:.2?}");
+    assert!(ratios[2] >= 1.8, "{ratios:?}");
 }

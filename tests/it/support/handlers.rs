@@ -1,12 +1,13 @@
 //! Packages that misbehave, wait, or wait to be told.
 
 use std::{
+    hint,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
@@ -166,7 +167,7 @@ impl Handler for Reads {
     }
 }
 
-/// Keeps its thread for `ms`; answers how many did that at the same time at most.
+/// Keeps its thread for `ms`, idle or with `"spin":true` busy; answers how many did that at the same time at most.
 #[derive(Default)]
 pub(crate) struct Computes {
     now: AtomicUsize,
@@ -187,8 +188,16 @@ impl Handler for Computes {
     ) -> Result<Answer<usize>, HandlerError> {
         let now = self.now.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
-        #[expect(clippy::disallowed_methods, reason = "it is to keep its thread")]
-        thread::sleep(Duration::from_millis(input["ms"].as_u64().unwrap()));
+        let time = Duration::from_millis(input["ms"].as_u64().unwrap());
+        if input["spin"] == true {
+            let begun = Instant::now();
+            while begun.elapsed() < time {
+                hint::spin_loop();
+            }
+        } else {
+            #[expect(clippy::disallowed_methods, reason = "it is to keep its thread")]
+            thread::sleep(time);
+        }
         self.now.fetch_sub(1, Ordering::SeqCst);
         Ok(self.most.load(Ordering::SeqCst).into())
     }
