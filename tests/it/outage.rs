@@ -168,7 +168,7 @@ async fn a_statement_that_takes_too_long_is_ended_counted_and_unavailable() {
         (r#"db_errors_total{error_type="timeout",operation="select"}"#, 1.0),
         (r#"db_slow_queries_total{operation="select"}"#, 1.0),
         (r#"db_slow_queries_total{operation="insert"}"#, 0.0),
-        ("db_connections_max", 20.0),
+        ("db_connections_max", 23.0),
         ("db_connections_active", 0.0),
     ] {
         server.until_metric(series, value).await;
