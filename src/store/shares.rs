@@ -74,11 +74,12 @@ impl<DB: Database> Share<DB> {
     /// pool allows for a connection.
     pub(super) async fn take(&self) -> sqlx::Result<Taken<DB>> {
         let patience: Duration = self.pool.options().get_acquire_timeout();
-        let taking = async {
+        // What connects is large, and seldom needed: a handler's future shall not hold it.
+        let taking = Box::pin(async {
             let place = Arc::clone(&self.places).acquire_owned().await;
             let place = place.map_err(|_| sqlx::Error::PoolClosed)?;
             Ok(Taken { connection: self.pool.acquire().await?, place: Some(place) })
-        };
+        });
         timeout(patience, taking).await.unwrap_or(Err(sqlx::Error::PoolTimedOut))
     }
 
