@@ -38,7 +38,7 @@ pub const SETTINGS: &[Setting] = &[
         "DB_POOL_SIZE",
         "20",
         "COUNT",
-        "Database connections at most, beside one that writes (SQLite) or watches (Postgres)",
+        "Database connections of packages at most; the audit trail has 3 of its own, and one writes (SQLite) or watches (Postgres)",
     ),
     setting(
         "DB_CONNECT_TIMEOUT",

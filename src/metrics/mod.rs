@@ -24,7 +24,7 @@ pub(crate) use identity::{
 };
 pub(crate) use parts::{
     Actor, AuditErrorKind, AuditMetrics, AuditOutcome, DbErrorKind, DbMetrics, DbOperation,
-    ErrorMetrics, LimitType, RedisMetrics, RedisOperation, RuntimeMetrics, Table,
+    DbShare, ErrorMetrics, LimitType, RedisMetrics, RedisOperation, RuntimeMetrics, Table,
 };
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};
 

@@ -60,6 +60,15 @@ label!(
     DbOperation { Select = "select", Insert = "insert", Update = "update", Delete = "delete" }
 );
 label!(
+    /// Whose connections a statement takes: those of packages, or those of the audit trail.
+    DbShare {
+        Reads = "reads",
+        Changes = "changes",
+        AuditReads = "audit_reads",
+        AuditChanges = "audit_changes",
+    }
+);
+label!(
     /// Why a statement failed.
     DbErrorKind {
         Integrity = "integrity_error",
@@ -110,6 +119,8 @@ pub(crate) struct DbMetrics {
     pub(crate) connections_active: IntGauge,
     pub(crate) connections_idle: IntGauge,
     pub(crate) connections_max: IntGauge,
+    share_active: IntGaugeVec,
+    share_max: IntGaugeVec,
     errors: IntCounterVec,
 }
 
@@ -140,8 +151,20 @@ impl DbMetrics {
             connections_active: family.gauge("db_connections_active", "Pool connections in use."),
             connections_idle: family.gauge("db_connections_idle", "Pool connections at rest."),
             connections_max: family.gauge("db_connections_max", "Pool connections allowed."),
+            share_active: family.gauge_vec(
+                "db_share_active",
+                "Connections taken of a share, or reserved for a statement that is about to take one.",
+                &["share"],
+            ),
+            share_max: family.gauge_vec("db_share_max", "Connections of a share.", &["share"]),
             errors,
         }
+    }
+
+    /// Sets what is taken of a share, and how large it is.
+    pub(crate) fn set_share(&self, share: DbShare, active: i64, max: i64) {
+        self.share_active.with_label_values(&[share.label()]).set(active);
+        self.share_max.with_label_values(&[share.label()]).set(max);
     }
 
     /// Counts a failed statement.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::{AssertSqlSafe, SqlitePool};
+use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
 use uuid::Uuid;
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     moment::{Since, Until},
     statement, with_conditions,
 };
-use crate::metrics::DbOperation;
+use crate::metrics::{DbOperation, DbShare};
 
 /// Somebody did something, or was kept from it. Texts are shared: the same ones come again and again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -154,14 +154,20 @@ impl Store {
     ) -> Result<(), StoreError> {
         match &self.database {
             Database::Sqlite(sqlite) => {
-                let write = bound(sqlite.pool(DbOperation::Insert), rows, at_most.min(MOST_ROWS));
+                let write = async {
+                    let mut taken = sqlite.shares().of(DbShare::AuditChanges).take().await?;
+                    bound(&mut taken, rows, at_most.min(MOST_ROWS)).await
+                };
                 self.run(DbOperation::Insert, INSERT_SQLITE, write).await
             }
             Database::Postgres(postgres) => {
-                let pool = postgres.pool();
+                let shares = postgres.shares();
                 for rows in rows.chunks(at_most) {
                     let rows = serde_json::to_string(rows).expect("a row is written as JSON");
-                    let insert = sqlx::query(INSERT_POSTGRES).bind(rows).execute(&pool);
+                    let insert = async {
+                        let mut taken = shares.of(DbShare::AuditChanges).take().await?;
+                        sqlx::query(INSERT_POSTGRES).bind(rows).execute(&mut *taken).await
+                    };
                     self.run(DbOperation::Insert, INSERT_POSTGRES, postgres.while_up(insert))
                         .await?;
                 }
@@ -180,6 +186,7 @@ impl Store {
         let sql = self.matching(filter, self.either(SELECT_SQLITE, SELECT_POSTGRES), NEWEST_FIRST);
         let rows: Vec<Row> = statement!(
             self,
+            AuditReads,
             Select,
             query_as(
                 sql,
@@ -203,6 +210,7 @@ impl Store {
         let sql = self.matching(filter, "SELECT COUNT(*) FROM user_actions", "");
         statement!(
             self,
+            AuditReads,
             Select,
             query_scalar(
                 sql,
@@ -223,7 +231,7 @@ impl Store {
         let head = self.either(SELECT_SQLITE, SELECT_POSTGRES);
         let sql = with_conditions(head, &[(true, self.either("id = $1", "id = $1::uuid"))], "");
         let row: Option<Row> =
-            statement!(self, Select, query_as(sql, id.to_string()), fetch_optional)?;
+            statement!(self, AuditReads, Select, query_as(sql, id.to_string()), fetch_optional)?;
         row.map(action).transpose()
     }
 
@@ -253,6 +261,7 @@ impl Store {
             with_conditions(self.either(SELECT_SQLITE, SELECT_POSTGRES), &conditions, OLDEST_FIRST);
         let rows: Vec<Row> = statement!(
             self,
+            AuditReads,
             Select,
             query_as(
                 sql,
@@ -282,7 +291,7 @@ impl Store {
         );
         let before = format!("{before:.6}");
         let gone: Vec<i32> =
-            statement!(self, Delete, query_scalar(sql, &before, at_most), fetch_all)?;
+            statement!(self, AuditChanges, Delete, query_scalar(sql, &before, at_most), fetch_all)?;
         Ok(gone.len())
     }
 
@@ -306,8 +315,12 @@ impl Store {
 }
 
 /// Adds rows to SQLite, in one transaction.
-async fn bound(pool: &SqlitePool, mut rows: Vec<Action>, at_most: usize) -> sqlx::Result<()> {
-    let mut transaction = pool.begin().await?;
+async fn bound(
+    connection: &mut SqliteConnection,
+    mut rows: Vec<Action>,
+    at_most: usize,
+) -> sqlx::Result<()> {
+    let mut transaction = connection.begin().await?;
     while !rows.is_empty() {
         let part = rows.drain(..at_most.min(rows.len()));
         let values = vec![VALUES_SQLITE; part.len()].join(",");

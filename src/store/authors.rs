@@ -91,6 +91,7 @@ impl Store {
         let sql = filter.statement("SELECT id, name FROM author", is_after, tail);
         let rows: Vec<(i32, String)> = statement!(
             self,
+            Reads,
             Select,
             query_as(sql, filter.id, &filter.name, filter.pattern(), after, take, skip),
             fetch_all
@@ -103,6 +104,7 @@ impl Store {
         let sql = filter.statement("SELECT COUNT(*) FROM author", false, "");
         statement!(
             self,
+            Reads,
             Select,
             query_scalar(sql, filter.id, &filter.name, filter.pattern()),
             fetch_one
@@ -112,7 +114,8 @@ impl Store {
     /// One author.
     pub(crate) async fn author(&self, id: i32) -> Result<Option<Author>, StoreError> {
         let sql = "SELECT name FROM author WHERE id = $1";
-        let name: Option<String> = statement!(self, Select, query_scalar(sql, id), fetch_optional)?;
+        let name: Option<String> =
+            statement!(self, Reads, Select, query_scalar(sql, id), fetch_optional)?;
         Ok(name.map(|name| Author { id, name }))
     }
 
@@ -120,7 +123,8 @@ impl Store {
     pub(crate) async fn create_author(&self, name: &str) -> Result<Author, StoreError> {
         let sql = "INSERT INTO author (name, name_folded) VALUES ($1, $2) RETURNING id";
         let folded = name.to_lowercase();
-        let ids: Vec<i32> = statement!(self, Insert, query_scalar(sql, name, folded), fetch_all)?;
+        let ids: Vec<i32> =
+            statement!(self, Changes, Insert, query_scalar(sql, name, folded), fetch_all)?;
         let id = ids.first().copied().ok_or(StoreError::Other(sqlx::Error::RowNotFound))?;
         Ok(Author { id, name: name.to_owned() })
     }
@@ -134,14 +138,14 @@ impl Store {
         let sql = "UPDATE author SET name = $2, name_folded = $3 WHERE id = $1 RETURNING id";
         let folded = name.to_lowercase();
         let ids: Vec<i32> =
-            statement!(self, Update, query_scalar(sql, id, name, folded), fetch_all)?;
+            statement!(self, Changes, Update, query_scalar(sql, id, name, folded), fetch_all)?;
         Ok(ids.first().map(|id| Author { id: *id, name: name.to_owned() }))
     }
 
     /// Removes an author; false if there is none.
     pub(crate) async fn delete_author(&self, id: i32) -> Result<bool, StoreError> {
         let sql = "DELETE FROM author WHERE id = $1 RETURNING id";
-        let ids: Vec<i32> = statement!(self, Delete, query_scalar(sql, id), fetch_all)?;
+        let ids: Vec<i32> = statement!(self, Changes, Delete, query_scalar(sql, id), fetch_all)?;
         Ok(!ids.is_empty())
     }
 }

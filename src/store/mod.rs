@@ -9,6 +9,7 @@ mod moment;
 mod postgres;
 mod probe;
 mod schema;
+mod shares;
 mod sqlite;
 
 use std::{
@@ -31,11 +32,12 @@ pub use moment::{Since, Until};
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
 pub use schema::{Schema, SchemaError};
+use shares::Shares;
 use sqlite::Sqlite;
 
 use crate::{
     config::{DatabasePlace, StoreConfig},
-    metrics::{DbErrorKind, DbMetrics, DbOperation, Label as _},
+    metrics::{DbErrorKind, DbMetrics, DbOperation, DbShare, Label as _},
     traces::{Query, Traces},
 };
 
@@ -121,20 +123,28 @@ enum Database {
     Postgres(Postgres),
 }
 
-/// Runs a statement on whichever database is open, measured: what it is, its text and its parameters,
-/// and how its rows are fetched. The pools have types of their own, so the statement is made for each.
+/// Runs a statement on whichever database is open, measured: the share that it takes a connection of, what
+/// it is, its text and its parameters, and how its rows are fetched. The pools have types of their own, so
+/// the statement is made for each.
 macro_rules! statement {
-    ($store:expr, $operation:ident, $make:ident($sql:expr $(, $parameter:expr)*), $fetch:ident) => {{
+    ($store:expr, $share:ident, $operation:ident, $make:ident($sql:expr $(, $parameter:expr)*), $fetch:ident) => {{
         let operation = $crate::metrics::DbOperation::$operation;
+        let share = $crate::metrics::DbShare::$share;
         let sql = sqlx::SqlSafeStr::into_sql_str($sql);
         match &$store.database {
             $crate::store::Database::Sqlite(sqlite) => {
-                let statement = sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(sqlite.pool(operation));
+                let statement = async {
+                    let mut taken = sqlite.shares().of(share).take().await?;
+                    sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(&mut *taken).await
+                };
                 $store.run(operation, sql.as_str(), statement).await
             }
             $crate::store::Database::Postgres(postgres) => {
-                let pool = postgres.pool();
-                let statement = sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(&pool);
+                let shares = postgres.shares();
+                let statement = async {
+                    let mut taken = shares.of(share).take().await?;
+                    sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(&mut *taken).await
+                };
                 $store.run(operation, sql.as_str(), postgres.while_up(statement)).await
             }
         }
@@ -188,16 +198,24 @@ impl Store {
         }
     }
 
-    /// Sets the gauges of the pool.
+    /// Sets the gauges of the pools, and of what is taken of them.
     pub(crate) fn measure(&self) {
-        let Connections { open, idle, max } = match &self.database {
-            Database::Sqlite(sqlite) => sqlite.connections(),
-            Database::Postgres(postgres) => postgres.connections(),
-        };
-        let idle = i64::try_from(idle).unwrap_or(i64::MAX);
-        self.metrics.connections_max.set(i64::from(max));
-        self.metrics.connections_idle.set(idle);
-        self.metrics.connections_active.set((i64::from(open) - idle).max(0));
+        match &self.database {
+            Database::Sqlite(sqlite) => self.measure_shares(sqlite.shares()),
+            Database::Postgres(postgres) => self.measure_shares(&postgres.shares()),
+        }
+    }
+
+    fn measure_shares<DB: sqlx::Database>(&self, shares: &Shares<DB>) {
+        let count = |amount: usize| i64::try_from(amount).unwrap_or(i64::MAX);
+        let [open, idle, max] = shares.connections();
+        self.metrics.connections_max.set(count(max));
+        self.metrics.connections_idle.set(count(idle));
+        self.metrics.connections_active.set(count(open.saturating_sub(idle)));
+        for share in DbShare::ALL {
+            let [taken, most] = shares.of(*share).places();
+            self.metrics.set_share(*share, count(taken), count(most));
+        }
     }
 
     /// Finishes what runs and closes the connections.
@@ -266,13 +284,6 @@ impl Drop for Running<'_> {
             tracing::debug!(duration_ms, statement = sql, "query");
         }
     }
-}
-
-/// The connections of a database.
-struct Connections {
-    open: u32,
-    idle: usize,
-    max: u32,
 }
 
 fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {

@@ -1,9 +1,9 @@
-//! Postgres: one pool, and one connection beside it that watches.
+//! Postgres: a pool for the packages, one for the audit trail, and one connection beside them that watches.
 //!
 //! A pool finds out late that its server is gone: it goes on connecting until it may no longer wait, and
 //! statements on connections that nobody answers wait for TCP. So a watcher asks the server all the time.
 //! While there is no answer, every statement is refused at once, those that wait included; when there is
-//! one again, the pool is replaced, since no connection from before can be trusted.
+//! one again, the pools are replaced, since no connection from before can be trusted.
 
 use std::{
     future::Future,
@@ -25,8 +25,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Connections, OpenError,
+    OpenError,
     schema::{self, RUN, Run, Schema},
+    shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{
     config::{PostgresUrl, StoreConfig},
@@ -45,10 +46,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const CLOSING: Duration = Duration::from_secs(2);
 
 pub(super) struct Postgres {
-    pool: Arc<ArcSwap<PgPool>>,
+    shares: Arc<ArcSwap<Shares<sqlx::Postgres>>>,
     up: watch::Receiver<bool>,
     _watcher: AbortOnDropHandle<()>,
-    pool_size: u32,
 }
 
 impl Postgres {
@@ -59,21 +59,21 @@ impl Postgres {
     ) -> Result<(Self, Schema), OpenError> {
         let (options, first, schema) = prepare(url, config, config.auto_migrate).await?;
         let pooled = Pooled::new(&options, config);
-        let pool = Arc::new(ArcSwap::from_pointee(pooled.pool()));
+        let shares = Arc::new(ArcSwap::from_pointee(pooled.shares()));
         let (told, up) = watch::channel(true);
         let watcher = Watcher {
             options,
             connect_timeout: config.connect_timeout,
             pooled,
-            pool: Arc::clone(&pool),
+            shares: Arc::clone(&shares),
             up: told,
         };
         let watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(first)));
-        Ok((Self { pool, up, _watcher: watching, pool_size: config.pool_size }, schema))
+        Ok((Self { shares, up, _watcher: watching }, schema))
     }
 
-    pub(super) fn pool(&self) -> PgPool {
-        PgPool::clone(&self.pool.load())
+    pub(super) fn shares(&self) -> Arc<Shares<sqlx::Postgres>> {
+        self.shares.load_full()
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -96,36 +96,45 @@ impl Postgres {
         }
     }
 
-    pub(super) fn connections(&self) -> Connections {
-        let pool = self.pool.load();
-        Connections { open: pool.size(), idle: pool.num_idle(), max: self.pool_size }
-    }
-
     pub(super) async fn close(&self) {
-        if timeout(CLOSING, self.pool().close()).await.is_err() {
+        if timeout(CLOSING, self.shares().close()).await.is_err() {
             tracing::warn!("connections to the database are cut off");
         }
     }
 }
 
-/// How the pool is made, and made again.
+/// How the pools are made, and made again.
 struct Pooled {
     connections: PgConnectOptions,
     pool: PgPoolOptions,
+    pool_size: u32,
 }
 
 impl Pooled {
     fn new(options: &PgConnectOptions, config: &StoreConfig) -> Self {
         let limit = config.statement_timeout.as_millis();
         let connections = options.clone().options([("statement_timeout", limit)]);
-        let pool = PgPoolOptions::new()
-            .max_connections(config.pool_size)
-            .acquire_timeout(config.connect_timeout);
-        Self { connections, pool }
+        let pool = PgPoolOptions::new().acquire_timeout(config.connect_timeout);
+        Self { connections, pool, pool_size: config.pool_size }
     }
 
-    fn pool(&self) -> PgPool {
-        self.pool.clone().connect_lazy_with(self.connections.clone())
+    /// Shares are made with their pool: after an outage, an old connection may keep its place for long.
+    fn shares(&self) -> Shares<sqlx::Postgres> {
+        let packages = self.pool(self.pool_size);
+        let audit = self.pool(AUDIT_CONNECTIONS);
+        let share = |pool: &PgPool| Share::new(pool, most_of(pool.options().get_max_connections()));
+        Shares {
+            reads: share(&packages),
+            changes: share(&packages),
+            audit_reads: share(&audit),
+            audit_changes: share(&audit),
+            pools: vec![packages, audit],
+        }
+    }
+
+    fn pool(&self, connections: u32) -> PgPool {
+        let options = self.pool.clone().max_connections(connections);
+        options.connect_lazy_with(self.connections.clone())
     }
 }
 
@@ -134,7 +143,7 @@ struct Watcher {
     options: PgConnectOptions,
     connect_timeout: Duration,
     pooled: Pooled,
-    pool: Arc<ArcSwap<PgPool>>,
+    shares: Arc<ArcSwap<Shares<sqlx::Postgres>>>,
     up: watch::Sender<bool>,
 }
 
@@ -164,7 +173,7 @@ impl Watcher {
                 break connection;
             }
         };
-        let before = self.pool.swap(Arc::new(self.pooled.pool()));
+        let before = self.shares.swap(Arc::new(self.pooled.shares()));
         drop(tokio::spawn(async move { timeout(CLOSING, before.close()).await }));
         self.up.send_replace(true);
         tracing::info!("the database answers again");

@@ -1,5 +1,7 @@
 //! SQLite: one file. Writes go through a pool of one connection, since there is one writer and a queue
-//! beats busy retries; reads have a pool of their own.
+//! beats busy retries; reads of packages have a pool of their own, and so have those of the audit trail.
+//!
+//! The packages and the audit trail take turns on the writer: each has one place in its queue.
 
 use std::{
     fs, io,
@@ -15,13 +17,11 @@ use sqlx::{
 use tokio::sync::Mutex;
 
 use super::{
-    Connections, OpenError,
+    OpenError,
     schema::{self, RUN, Run, Schema, SchemaError},
+    shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
-use crate::{
-    config::StoreConfig,
-    metrics::{DbErrorKind, DbOperation},
-};
+use crate::{config::StoreConfig, metrics::DbErrorKind};
 
 /// Time to wait for a pool connection, and for another process's lock on the file.
 const WAIT: Duration = Duration::from_secs(5);
@@ -34,9 +34,9 @@ const IDLE: Duration = Duration::from_secs(30);
 const HEALTH_LIFETIME: Duration = Duration::from_millis(250);
 
 pub(super) struct Sqlite {
-    read: SqlitePool,
-    write: SqlitePool,
-    readers: u32,
+    shares: Shares<sqlx::Sqlite>,
+    /// Readers of the audit trail, of which one is left to the probes.
+    audit: SqlitePool,
     /// When it was last asked whether the file can be read, and what came of it.
     health: Mutex<Option<(Instant, bool)>>,
 }
@@ -50,11 +50,20 @@ impl Sqlite {
         let (write, schema) = prepare(file, config.auto_migrate).await?;
         let readers = config.pool_size;
         let read = pool(readers).connect_with(options(file).read_only(true)).await?;
-        Ok((Self { read, write, readers, health: Mutex::default() }, schema))
+        let audit = pool(AUDIT_CONNECTIONS).connect_lazy_with(options(file).read_only(true));
+        let shares = Shares {
+            // All: nothing else takes of this pool.
+            reads: Share::new(&read, readers),
+            changes: Share::new(&write, 1),
+            audit_reads: Share::new(&audit, most_of(AUDIT_CONNECTIONS)),
+            audit_changes: Share::new(&write, 1),
+            pools: vec![read, audit.clone(), write],
+        };
+        Ok((Self { shares, audit, health: Mutex::default() }, schema))
     }
 
-    pub(super) fn pool(&self, operation: DbOperation) -> &SqlitePool {
-        if operation == DbOperation::Select { &self.read } else { &self.write }
+    pub(super) fn shares(&self) -> &Shares<sqlx::Sqlite> {
+        &self.shares
     }
 
     /// Asked by anybody: the file is read by one of those that ask at the same time, for all of them.
@@ -66,24 +75,15 @@ impl Sqlite {
             return healthy;
         }
         // A table has to be read: `SELECT 1` is answered without the file.
-        let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.read);
+        let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.audit);
         let healthy =
             matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)));
         *known = Some((Instant::now(), healthy));
         healthy
     }
 
-    pub(super) fn connections(&self) -> Connections {
-        Connections {
-            open: self.read.size() + self.write.size(),
-            idle: self.read.num_idle() + self.write.num_idle(),
-            max: self.readers.saturating_add(1),
-        }
-    }
-
     pub(super) async fn close(&self) {
-        self.read.close().await;
-        self.write.close().await;
+        self.shares.close().await;
     }
 }
 

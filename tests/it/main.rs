@@ -64,6 +64,7 @@ mod rest_errors;
 mod rest_headers;
 mod rolling;
 mod secrets;
+mod shares;
 mod slow_clients;
 mod slow_consumers;
 mod stack;

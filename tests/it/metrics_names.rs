@@ -140,6 +140,16 @@ const AT_ZERO: &[Family] = &[
     ),
     ("db_slow_queries_total", "counter", OPERATIONS),
     (
+        "db_share_active",
+        "gauge",
+        &[
+            "share=\"reads\"",
+            "share=\"changes\"",
+            "share=\"audit_reads\"",
+            "share=\"audit_changes\"",
+        ],
+    ),
+    (
         "redis_operations_total",
         "counter",
         &[
@@ -260,6 +270,7 @@ const NOT_ZERO: &[(&str, &str)] = &[
     ("db_connections_active", "gauge"),
     ("db_connections_idle", "gauge"),
     ("db_connections_max", "gauge"),
+    ("db_share_max", "gauge"),
     // Of the process: other servers of this test binary write no log.
     ("log_lines_dropped_total", "counter"),
     ("process_cpu_seconds_total", "counter"),
@@ -298,7 +309,7 @@ async fn every_metric_is_there_from_the_start() {
         missing.extend((!lines.contains(typed.as_str()) || !valued).then_some(typed));
     }
     assert!(missing.is_empty(), "missing:\n{}", missing.join("\n"));
-    assert_eq!(server.metric("db_connections_max").await, 21.0);
+    assert_eq!(server.metric("db_connections_max").await, 24.0);
     let info = lines.iter().find(|line| line.starts_with("app_info{")).unwrap();
     for label in ["environment=\"dev\"", "rust_version=\"1.", "version=\"0.1.0\"", "} 1"] {
         assert!(info.contains(label), "{info}");

@@ -128,6 +128,11 @@ async fn a_postgres_that_does_not_answer_is_given_up_within_a_second() {
     block_in_place(|| cluster.signal("-CONT"));
     until(&server, "/authors", 200).await;
     assert_eq!(status(&server, "/health/ready").await, 200);
+    // Both pools are new, and so are the places of their shares.
+    assert_eq!(status(&server, "/audit-logs").await, 200);
+    for share in ["reads", "audit_reads"] {
+        server.until_metric(&format!(r#"db_share_active{{share="{share}"}}"#), 0.0).await;
+    }
 }
 
 #[tokio::test]
@@ -168,7 +173,7 @@ async fn a_statement_that_takes_too_long_is_ended_counted_and_unavailable() {
         (r#"db_errors_total{error_type="timeout",operation="select"}"#, 1.0),
         (r#"db_slow_queries_total{operation="select"}"#, 1.0),
         (r#"db_slow_queries_total{operation="insert"}"#, 0.0),
-        ("db_connections_max", 20.0),
+        ("db_connections_max", 23.0),
         ("db_connections_active", 0.0),
     ] {
         server.until_metric(series, value).await;
