@@ -278,16 +278,21 @@ async fn a_pong_that_answers_a_ping_costs_nothing() {
         ("WS_MESSAGE_RATE_LIMIT", "1"),
         ("WS_MAX_STRIKES", "1"),
         ("WS_PING_INTERVAL", "5ms"),
-        ("WS_PONG_TIMEOUT", "5s"),
+        ("WS_PONG_TIMEOUT", "250ms"),
     ];
     let server = TestServer::start(&settings).await;
     let mut client = server.client("ann").await;
-    // The budget has a hundred, and ten more in a second. The server's pings are many more than those.
-    write(&mut client, &text(&json!({ "type": "ping" })).repeat(95)).await;
-    for _ in 0..95 {
+    // The budget has a hundred and ten more in a second, which are spent. The server pings four times a second.
+    let ping = text(&json!({ "type": "ping" }));
+    write(&mut client, &ping.repeat(98)).await;
+    for _ in 0..98 {
         client.receive().await;
     }
-    client.silent_for_data(Duration::from_millis(800)).await;
+    for _ in 0..20 {
+        write(&mut client, &ping).await;
+        client.receive().await;
+        client.silent_for_data(Duration::from_millis(105)).await;
+    }
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
     assert_eq!(server.metric(HITS).await, 0.0);
 }
