@@ -140,7 +140,7 @@ impl Cluster {
     }
 
     /// Pushes on every node; returns how many connections this one has for it. The error is the serialiser's.
-    pub(crate) async fn push<T: Serialize>(
+    pub(crate) fn push<T: Serialize>(
         &self,
         pkg_id: i32,
         data: &T,
@@ -181,7 +181,7 @@ impl Cluster {
             self.publish(Event::Push { pkg_id, user, subject, roles, data: to_raw_value(data)? });
         }
         if let Some(recipients) = recipients {
-            self.hub.push(push, recipients).await;
+            self.hub.push(push, recipients);
         }
         Ok(here)
     }
@@ -307,7 +307,7 @@ impl Cluster {
             Ok(Envelope { events, .. }) => {
                 for event in events {
                     match serde_json::from_str(event.get()) {
-                        Ok(event) => self.carry_out(event).await,
+                        Ok(event) => self.carry_out(event),
                         Err(error) => self.not_understood(&error),
                     }
                     yield_now().await;
@@ -322,7 +322,7 @@ impl Cluster {
         tracing::warn!(%error, "another node's event is not understood");
     }
 
-    async fn carry_out(&self, event: Event) {
+    fn carry_out(&self, event: Event) {
         match event {
             Event::Push { pkg_id, user, subject, roles, data } => {
                 // Text that was JSON before is JSON now.
@@ -330,7 +330,7 @@ impl Cluster {
                 // An older node does not say who may see it. A change is for whom this node's packages name.
                 let roles = roles.or_else(|| self.viewers(pkg_id)).unwrap_or_default();
                 let push = push.seen_with(roles);
-                self.deliver(push, user.as_deref(), subject).await;
+                self.deliver(push, user.as_deref(), subject);
             }
             Event::Replaced(ids) => {
                 if let Some(others) = &self.others {
@@ -342,14 +342,16 @@ impl Cluster {
     }
 
     /// Pushes to all, or to one user.
-    async fn deliver(&self, push: Push, user: Option<&str>, subject: Option<String>) {
+    fn deliver(&self, push: Push, user: Option<&str>, subject: Option<String>) {
         let recipients = match (subject, user) {
             (Some(subject), _) => Some(Recipients::User(subject.into())),
             (None, None) => Some(Recipients::All { except: None }),
             (None, Some(text)) => self.only_user_here(text).map(Recipients::User),
         };
-        if let Some(recipients) = recipients {
-            self.hub.push(push, recipients).await;
+        if let Some(recipients) = recipients
+            && !self.hub.offer(push, recipients)
+        {
+            self.broadcast_errors.inc();
         }
     }
 

@@ -203,8 +203,9 @@ pub(crate) async fn create(
     caller: &Caller,
     new: NewAuthor,
 ) -> Result<Author, HandlerError> {
+    context.room().await;
     let author = context.store.create_author(&new.name.0).await?;
-    context.changed(CREATE, &author, caller).await;
+    context.changed(CREATE, &author, caller);
     Ok(author)
 }
 
@@ -214,9 +215,10 @@ pub(crate) async fn update(
     caller: &Caller,
     rename: Rename,
 ) -> Result<Author, HandlerError> {
+    context.room().await;
     let author = context.store.update_author(rename.id, &rename.name.0).await?;
     let author = author.ok_or_else(|| not_found(rename.id))?;
-    context.changed(UPDATE, &author, caller).await;
+    context.changed(UPDATE, &author, caller);
     Ok(author)
 }
 
@@ -226,10 +228,11 @@ pub(crate) async fn delete(
     caller: &Caller,
     id: AuthorId,
 ) -> Result<(), HandlerError> {
+    context.room().await;
     if !context.store.delete_author(id.id).await? {
         return Err(not_found(id.id));
     }
-    context.changed(DELETE, &id, caller).await;
+    context.changed(DELETE, &id, caller);
     Ok(())
 }
 

@@ -101,14 +101,21 @@ pub struct Context {
 }
 
 impl Context {
+    /// Waits until there is room for the push of a change. To be called before the change is carried out.
+    pub(crate) async fn room(&self) {
+        if self.broadcast_changes {
+            self.hub.room().await;
+        }
+    }
+
     /// Pushes a change to every connection whose user may see it (see [`Package::seen_with`]), but not to
     /// its author's, if changes are pushed at all.
-    pub(crate) async fn changed<T: Serialize>(&self, pkg_id: i32, data: &T, caller: &Caller) {
+    pub(crate) fn changed<T: Serialize>(&self, pkg_id: i32, data: &T, caller: &Caller) {
         if !self.broadcast_changes {
             return;
         }
         let audience = Audience::Viewers { except: caller.connection };
-        if let Err(error) = self.cluster.push(pkg_id, data, &audience).await {
+        if let Err(error) = self.cluster.push(pkg_id, data, &audience) {
             tracing::error!(pkg_id, %error, "a change cannot be pushed");
         }
     }

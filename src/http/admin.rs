@@ -121,9 +121,9 @@ pub(super) async fn broadcast(
         None => None,
     };
     let audience = user.as_ref().map_or(Audience::All, Audience::User);
+    api.context.hub.room().await;
     let here = cluster
         .push(pkg_id, &data, &audience)
-        .await
         .map_err(|error| HandlerError::Internal(error.into()))?;
     let listed = match &user {
         Some(User { subject: None, .. }) => None,

@@ -7,16 +7,18 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::{sync::Semaphore, task::yield_now};
+use tokio::{runtime::Handle, sync::Notify, task::yield_now};
 use uuid::Uuid;
 
 use super::{Hub, Outbox};
 use crate::protocol::Push;
 
 /// Connections of a chunk. Each session that was woken makes a system call: 64 take less than a millisecond.
-const CHUNK: usize = 64;
-/// Pushes that wait, before whoever pushes waits.
+pub(super) const CHUNK: usize = 64;
+/// Pushes that wait, before a change that would bring one more waits to begin.
 const WAITING: usize = 64;
+/// Bytes of pushes that wait, before those of other nodes are dropped.
+const MOST_BYTES: usize = 32 * 1024 * 1024;
 
 /// Whom a push is for.
 #[derive(Debug, Clone)]
@@ -28,37 +30,60 @@ pub(crate) enum Recipients {
 }
 
 /// The pushes that are on their way.
+#[derive(Default)]
 pub(super) struct Fanout {
-    room: Semaphore,
     waiting: Mutex<Waiting>,
+    /// Told of each push that is taken out.
+    taken: Notify,
 }
 
 #[derive(Default)]
 struct Waiting {
     pushes: VecDeque<(Push, Recipients)>,
+    bytes: usize,
     /// Somebody delivers.
     running: bool,
 }
 
 impl Fanout {
-    pub(super) fn new() -> Self {
-        Self { room: Semaphore::new(WAITING), waiting: Mutex::default() }
-    }
-
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Hub {
-    /// Has a push delivered after all that were accepted before. Waits while too many are.
-    pub(crate) async fn push(self: &Arc<Self>, push: Push, to: Recipients) {
-        // Given back when it is delivered. The error is that of one that was closed, which this never is.
-        if let Ok(room) = self.fanout.room.acquire().await {
-            room.forget();
+    /// Waits while too many pushes are on their way. To be called before a change begins: once it is carried out
+    /// its push must not wait, since nobody may be left to wait for it.
+    pub(crate) async fn room(&self) {
+        loop {
+            let taken = self.fanout.taken.notified();
+            if self.fanout.waiting().pushes.len() < WAITING {
+                return;
+            }
+            taken.await;
         }
+    }
+
+    /// Has a push delivered after all that were accepted before.
+    pub(crate) fn push(self: &Arc<Self>, push: Push, to: Recipients) {
         let mut waiting = self.fanout.waiting();
+        waiting.bytes += push.bytes();
         waiting.pushes.push_back((push, to));
+        self.run(waiting);
+    }
+
+    /// The same for a push of another node, which cannot wait. False: too many bytes are on their way already,
+    /// and it is dropped.
+    pub(crate) fn offer(self: &Arc<Self>, push: Push, to: Recipients) -> bool {
+        let has_room = self.fanout.waiting().bytes < MOST_BYTES;
+        if has_room {
+            self.push(push, to);
+        }
+        has_room
+    }
+
+    /// Has somebody deliver, unless somebody does.
+    fn run(self: &Arc<Self>, mut waiting: MutexGuard<'_, Waiting>) {
         if !mem::replace(&mut waiting.running, true) {
             drop(waiting);
             let running = Running { hub: Arc::clone(self), done: false };
@@ -87,16 +112,13 @@ struct Running {
 impl Running {
     async fn deliver(mut self) {
         while let Some((push, to)) = self.next() {
-            self.hub.fanout.room.add_permits(1);
             let recipients = self.hub.recipients(&to);
-            let mut chunks = recipients.chunks(CHUNK).peekable();
-            while let Some(chunk) = chunks.next() {
+            for chunk in recipients.chunks(CHUNK) {
                 for outbox in chunk {
                     self.hub.deliver(outbox, &push);
                 }
-                if chunks.peek().is_some() {
-                    yield_now().await;
-                }
+                // Also after the last: many small pushes would fill the lane of a client that is quick enough.
+                yield_now().await;
             }
         }
     }
@@ -106,15 +128,22 @@ impl Running {
         let next = waiting.pushes.pop_front();
         self.done = next.is_none();
         waiting.running = !self.done;
+        waiting.bytes -= next.as_ref().map_or(0, |(push, _)| push.bytes());
+        drop(waiting);
+        self.hub.fanout.taken.notify_waiters();
         next
     }
 }
 
-/// Where it was cut off the next push starts another one.
+/// Where it was cut off another one goes on.
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.done {
-            self.hub.fanout.waiting().running = false;
+        if !self.done && Handle::try_current().is_ok() {
+            let mut waiting = self.hub.fanout.waiting();
+            waiting.running = false;
+            if !waiting.pushes.is_empty() {
+                self.hub.run(waiting);
+            }
         }
     }
 }

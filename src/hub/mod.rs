@@ -41,7 +41,7 @@ impl Hub {
             connections: DashMap::new(),
             users: DashMap::new(),
             names: DashMap::new(),
-            fanout: Fanout::new(),
+            fanout: Fanout::default(),
             dropped,
         }
     }
@@ -171,10 +171,9 @@ impl Hub {
         self.connections.iter().map(|entry| entry.in_flight()).sum()
     }
 
-    fn deliver(&self, outbox: &Outbox, push: &Push) -> bool {
-        outbox.push(push).unwrap_or_else(|_| {
+    fn deliver(&self, outbox: &Outbox, push: &Push) {
+        if outbox.push(push).is_err() {
             self.dropped.inc();
-            false
-        })
+        }
     }
 }

@@ -158,14 +158,11 @@ impl Outbox {
         }
     }
 
-    /// Puts a push in; a full lane closes the connection. False: the token in force lacks a role to see it.
-    pub(crate) fn push(&self, push: &Push) -> Result<bool, Overflow> {
+    /// Puts a push in, if the token in force has the roles to see it; a full lane closes the connection.
+    pub(crate) fn push(&self, push: &Push) -> Result<(), Overflow> {
         let mut state = self.state();
-        if !state.identity.has(push.roles()) {
-            return Ok(false);
-        }
-        if state.ended.is_some() {
-            return Ok(true);
+        if state.ended.is_some() || !state.identity.has(push.roles()) {
+            return Ok(());
         }
         if state.batch.pushes.len() >= self.push_limit {
             if !matches!(state.command, Some(Command::Close(_))) {
@@ -176,7 +173,7 @@ impl Outbox {
         }
         state.batch.pushes.push_back(push.frame(self.format));
         wake(state);
-        Ok(true)
+        Ok(())
     }
 
     /// Tells the session something; a close is never replaced by a drain.

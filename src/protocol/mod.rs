@@ -242,6 +242,11 @@ impl Push {
         &self.roles
     }
 
+    /// Bytes of the frames for all formats together.
+    pub fn bytes(&self) -> usize {
+        self.json.len() + self.protobuf.len()
+    }
+
     /// The frame for clients of `format`: a reference count, no copy.
     pub fn frame(&self, format: Format) -> Message {
         match format {

@@ -157,7 +157,7 @@ async fn a_link_that_ends_is_started_again_and_nobody_notices() {
     // It comes after the writer of the audit trail.
     children[1].kill();
     running.until_restarted("cluster", 1).await;
-    running.server.context.cluster.push(150, &1, &Audience::All).await.unwrap();
+    running.server.context.cluster.push(150, &1, &Audience::All).unwrap();
     assert_eq!(json_of(client.next().await.unwrap().unwrap())["pkg_id"], 150);
     assert_eq!(echo(&mut client).await["status_code"], 0);
     assert_eq!(running.server.context.cluster.is_connected(), Some(false));
@@ -168,8 +168,8 @@ async fn a_change_of_a_package_that_does_not_say_who_may_see_it_is_pushed_to_nob
     let running = start().await;
     let mut client = running.client().await;
     let cluster = &running.server.context.cluster;
-    assert_eq!(cluster.push(100, &1, &Audience::Viewers { except: None }).await.unwrap(), 0);
-    assert_eq!(cluster.push(150, &1, &Audience::All).await.unwrap(), 1);
+    assert_eq!(cluster.push(100, &1, &Audience::Viewers { except: None }).unwrap(), 0);
+    assert_eq!(cluster.push(150, &1, &Audience::All).unwrap(), 1);
     assert_eq!(json_of(client.next().await.unwrap().unwrap())["pkg_id"], 150);
 }
 

@@ -64,7 +64,7 @@ async fn others_have_their_turn_while_a_push_goes_out() {
             yield_now().await;
         }
     });
-    hub.push(push(1), Recipients::All { except: None }).await;
+    hub.push(push(1), Recipients::All { except: None });
     for outbox in &outboxes {
         taken(outbox, 1).await;
     }
@@ -82,33 +82,45 @@ async fn every_connection_has_the_pushes_in_the_order_in_which_they_were_accepte
             0 => Recipients::All { except: None },
             _ => Recipients::User("ann".into()),
         };
-        hub.push(push.clone(), to).await;
+        hub.push(push.clone(), to);
     }
     let expected: Vec<_> = pushes.iter().map(|push| push.frame(Format::Json)).collect();
     for outbox in &outboxes {
         assert_eq!(taken(outbox, expected.len()).await, expected);
     }
-    assert_eq!(hub.fanout.room.available_permits(), WAITING);
+    assert_eq!(hub.fanout.waiting().bytes, 0);
 }
 
 #[tokio::test]
-async fn whoever_pushes_waits_while_too_many_are_on_their_way() {
+async fn a_change_waits_to_begin_while_too_many_pushes_are_on_their_way() {
     let (hub, _outboxes) = hub(CONNECTIONS);
-    let all = || Recipients::All { except: None };
     for i in 0..WAITING {
-        hub.push(push(i), all()).await;
+        hub.room().await;
+        hub.push(push(i), Recipients::All { except: None });
     }
-    let mut one_more = Box::pin(hub.push(push(0), all()));
+    let mut one_more = Box::pin(hub.room());
     assert!(futures_util::poll!(&mut one_more).is_pending());
     one_more.await;
 }
 
 #[tokio::test]
+async fn pushes_of_other_nodes_are_dropped_beyond_a_bound_of_bytes() {
+    let (hub, outboxes) = hub(1);
+    let large = Push::new(1, &"x".repeat(MOST_BYTES / 4)).unwrap();
+    let offered = || hub.offer(large.clone(), Recipients::All { except: None });
+    assert_eq!([offered(), offered(), offered()], [true, true, false]);
+    taken(&outboxes[0], 2).await;
+    hub.room().await;
+    yield_now().await;
+    assert!(offered());
+}
+
+#[tokio::test]
 async fn a_push_goes_to_whom_it_is_for() {
     let (hub, outboxes) = hub(2);
-    hub.push(push(1), Recipients::User("bob".into())).await;
-    hub.push(push(2), Recipients::All { except: Some(outboxes[0].id) }).await;
-    hub.push(push(3), Recipients::All { except: None }).await;
+    hub.push(push(1), Recipients::User("bob".into()));
+    hub.push(push(2), Recipients::All { except: Some(outboxes[0].id) });
+    hub.push(push(3), Recipients::All { except: None });
     let frame = |number| push(number).frame(Format::Json);
     assert_eq!(taken(&outboxes[0], 1).await, [frame(3)]);
     assert_eq!(taken(&outboxes[1], 2).await, [frame(2), frame(3)]);
