@@ -8,11 +8,9 @@ use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
+use tokio::{runtime::Handle, task::yield_now, time::sleep_until};
 
-use super::{
-    Responder,
-    places::{Place, Places},
-};
+use super::{Responder, places::Places};
 use crate::{
     config::HandlerConfig,
     handlers::{Caller, Context, Effect, Outcome, Package},
@@ -75,9 +73,25 @@ impl Actor for HandlerActor {
                 now = work.begin(job, now, None);
             } else if let Some(job) = work.places.admit(job) {
                 now = work.begin(job, now, None);
+            } else if work.places.are_unwatched() {
+                tokio::spawn(Arc::clone(work).watch());
             }
         }
         Ok(())
+    }
+}
+
+/// A place that a request holds. Whatever ends it, the place goes to the next.
+struct Place {
+    work: Arc<Work>,
+    user: Arc<str>,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if self.work.places.give_back(&self.user) && Handle::try_current().is_ok() {
+            tokio::spawn(Arc::clone(&self.work).begin_ready());
+        }
     }
 }
 
@@ -92,7 +106,6 @@ impl Work {
         responder.dequeued(self.package.name, begun);
         if waited >= self.config.timeout {
             self.time_out(responder);
-            self.pass_on(place);
             return begun;
         }
         let handler = Arc::clone(&self.package.handler);
@@ -104,46 +117,64 @@ impl Work {
         let outcome = (&mut running).now_or_never();
         let now = Instant::now();
         match outcome {
-            Some(outcome) => {
-                self.finish(responder, (begun, now), outcome.ok());
-                self.pass_on(place);
-            }
+            Some(outcome) => self.finish(responder, (begun, now), outcome.ok()),
             None => {
                 let running = Box::pin(running.map(Result::ok));
-                let place = place.unwrap_or_else(|| self.places.take(&responder.user()));
-                tokio::spawn(Arc::clone(self).wait(running, responder, begun, place));
+                let place = place.unwrap_or_else(|| self.place(responder.user()));
+                tokio::spawn(self.wait(running, responder, begun, place));
             }
         }
         now
     }
 
-    /// Has those begin whose turn it is when a place is free again.
-    fn pass_on(self: &Arc<Self>, place: Option<Place>) {
-        let Some(place) = place else { return };
-        for (job, place) in place.pass_on() {
-            let work = Arc::clone(self);
-            // Not here: many may be through at once, one after the other.
-            tokio::spawn(async move {
-                if work.package.effect != Effect::Change && job.responder.is_abandoned() {
-                    job.responder.abandon();
-                    work.pass_on(Some(place));
-                } else {
-                    work.begin(job, Instant::now(), Some(place));
-                }
-            });
+    fn place(self: &Arc<Self>, user: Arc<str>) -> Place {
+        self.places.take(&user);
+        Place { work: Arc::clone(self), user }
+    }
+
+    /// Begins those that have waited for their places, one after the other: each connection's in their order.
+    async fn begin_ready(self: Arc<Self>) {
+        let mut begun = None;
+        while let Some(job) = self.places.next(begun.as_ref()) {
+            let user = Arc::clone(job.user());
+            let place = Place { work: Arc::clone(&self), user: Arc::clone(&user) };
+            if self.package.effect != Effect::Change && job.responder.is_abandoned() {
+                job.responder.abandon();
+            } else {
+                self.begin(job, Instant::now(), Some(place));
+            }
+            begun = Some(user);
+            yield_now().await;
+        }
+    }
+
+    /// Answers those whose time is over before their turn comes, while any wait.
+    async fn watch(self: Arc<Self>) {
+        let timeout = self.config.timeout;
+        let mut oldest = Some(Instant::now());
+        while let Some(received) = oldest {
+            sleep_until((received + timeout).into()).await;
+            let overdue;
+            (overdue, oldest) = self.places.overdue(received);
+            for Job { responder, .. } in overdue {
+                self.time_out(responder);
+            }
         }
     }
 
     /// Waits for a request that has begun.
-    async fn wait(
-        self: Arc<Self>,
+    fn wait(
+        self: &Arc<Self>,
         running: Running,
         responder: Responder,
         begun: Instant,
         place: Place,
-    ) {
-        self.complete(running, responder, begun).await;
-        self.pass_on(Some(place));
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let work = Arc::clone(self);
+        async move {
+            work.complete(running, responder, begun).await;
+            drop(place);
+        }
     }
 
     /// Waits for the outcome until the time is over. Nobody needs what a connection that has ended wanted to

@@ -10,6 +10,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Instant,
 };
 
 use super::handler_actor::Job;
@@ -30,19 +31,21 @@ struct Table {
     users: HashMap<Arc<str>, User>,
     /// Users whose requests wait for a place, the next first.
     turns: VecDeque<Arc<str>>,
+    /// Requests that have got a place and are about to begin, in this order.
+    ready: VecDeque<Job>,
+    /// Somebody begins them.
+    beginning: bool,
+    /// Somebody looks after those whose time is over before their turn comes.
+    watched: bool,
 }
 
 #[derive(Default)]
 struct User {
     taken: usize,
+    /// Of `Table::ready`.
+    ready: usize,
     /// Oldest first.
     backlog: VecDeque<Job>,
-}
-
-/// A place that a request holds.
-pub(super) struct Place {
-    places: Arc<Places>,
-    user: Option<Arc<str>>,
 }
 
 impl Places {
@@ -50,7 +53,7 @@ impl Places {
         Self { limit, taken: AtomicUsize::new(0), table: Mutex::default() }
     }
 
-    /// Whether all are, as with a package that never waits.
+    /// Whether nobody holds a place, as with a package that never waits.
     pub(super) fn are_free(&self) -> bool {
         self.taken.load(Ordering::Relaxed) == 0
     }
@@ -59,8 +62,10 @@ impl Places {
     /// before one of them takes a place: the limit is exceeded by one for each actor at most.
     pub(super) fn admit(&self, job: Job) -> Option<Job> {
         let mut table = self.table();
-        let user = table.users.get(job.user());
-        let (held, waits) = user.map_or((0, false), |it| (it.taken, !it.backlog.is_empty()));
+        let (held, waits) = match table.users.get(job.user()) {
+            Some(user) => (user.taken, user.ready > 0 || !user.backlog.is_empty()),
+            None => (0, false),
+        };
         // It does not overtake others of its user.
         if !waits && table.has_room(self.limit, held, !table.turns.is_empty()) {
             return Some(job);
@@ -70,51 +75,75 @@ impl Places {
     }
 
     /// Takes a place for a request that has begun, and waits.
-    pub(super) fn take(self: &Arc<Self>, user: &Arc<str>) -> Place {
+    pub(super) fn take(&self, user: &Arc<str>) {
         let mut table = self.table();
         table.take(user);
         self.taken.store(table.taken, Ordering::Relaxed);
-        Place { places: Arc::clone(self), user: Some(Arc::clone(user)) }
     }
 
-    /// Takes places for those whose turn it is.
-    fn next(self: &Arc<Self>, table: &mut Table) -> Vec<(Job, Place)> {
-        let mut next = Vec::new();
-        while let Some(job) = table.next(self.limit) {
-            table.take(job.user());
-            let user = Some(Arc::clone(job.user()));
-            next.push((job, Place { places: Arc::clone(self), user }));
+    /// Gives a place back, and gives places to those whose turn it is. True: some are about to begin, and
+    /// nobody begins them yet. The caller has to, with [`Places::next`].
+    pub(super) fn give_back(&self, user: &Arc<str>) -> bool {
+        let mut table = self.table();
+        table.give_back(user);
+        table.turn(self.limit);
+        self.taken.store(table.taken, Ordering::Relaxed);
+        let idle = !table.beginning && !table.ready.is_empty();
+        table.beginning |= idle;
+        idle
+    }
+
+    /// The next request to begin, which has its place. `begun` is the user of the one before. None: that was
+    /// the last.
+    pub(super) fn next(&self, begun: Option<&Arc<str>>) -> Option<Job> {
+        let mut table = self.table();
+        if let Some(user) = begun {
+            table.begun(user);
         }
+        let next = table.ready.pop_front();
+        table.beginning = next.is_some();
         next
+    }
+
+    /// Whether requests wait for their turn and nobody looks after their time. The caller has to, with
+    /// [`Places::overdue`].
+    pub(super) fn are_unwatched(&self) -> bool {
+        let mut table = self.table();
+        let unwatched = !table.watched && !table.turns.is_empty();
+        table.watched |= unwatched;
+        unwatched
+    }
+
+    /// Takes out the requests that arrived until then, and says when the oldest of the others did. None: no
+    /// others wait.
+    pub(super) fn overdue(&self, until: Instant) -> (Vec<Job>, Option<Instant>) {
+        let mut table = self.table();
+        let mut overdue = Vec::new();
+        let mut oldest = None;
+        let Table { users, turns, .. } = &mut *table;
+        turns.retain(|name| {
+            let Some(user) = users.get_mut(name) else { return false };
+            while let Some(job) = user.backlog.pop_front() {
+                let received = job.responder.received();
+                if received <= until {
+                    overdue.push(job);
+                    continue;
+                }
+                user.backlog.push_front(job);
+                oldest = Some(oldest.map_or(received, |oldest: Instant| oldest.min(received)));
+                return true;
+            }
+            if user.is_gone() {
+                users.remove(name);
+            }
+            false
+        });
+        table.watched = oldest.is_some();
+        (overdue, oldest)
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Place {
-    /// Gives the place back, and says who may begin now.
-    pub(super) fn pass_on(mut self) -> Vec<(Job, Place)> {
-        let places = Arc::clone(&self.places);
-        let mut table = places.table();
-        if let Some(user) = self.user.take() {
-            table.give_back(&user);
-        }
-        let next = places.next(&mut table);
-        places.taken.store(table.taken, Ordering::Relaxed);
-        next
-    }
-}
-
-/// Of a task that was cut off by the end of the server: nobody begins any more.
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(user) = self.user.take() {
-            let mut table = self.places.table();
-            table.give_back(&user);
-            self.places.taken.store(table.taken, Ordering::Relaxed);
-        }
     }
 }
 
@@ -134,20 +163,26 @@ impl Table {
         user.backlog.push_back(job);
     }
 
-    /// The job whose turn it is. Its user goes to the end of the row.
-    fn next(&mut self, limit: usize) -> Option<Job> {
-        let others_wait = self.turns.len() > 1;
-        let may = |name| {
-            self.users.get(name).is_some_and(|user| self.has_room(limit, user.taken, others_wait))
-        };
-        let turn = self.turns.iter().position(may)?;
-        let name = self.turns.remove(turn)?;
-        let user = self.users.get_mut(&name)?;
-        let job = user.backlog.pop_front();
-        if !user.backlog.is_empty() {
-            self.turns.push_back(name);
+    /// Gives the free places to those whose turn it is. A user who had a turn goes to the end of the row.
+    fn turn(&mut self, limit: usize) {
+        loop {
+            let others_wait = self.turns.len() > 1;
+            let may = |name| {
+                let user = self.users.get(name);
+                user.is_some_and(|user| self.has_room(limit, user.taken, others_wait))
+            };
+            let Some(turn) = self.turns.iter().position(may) else { return };
+            let Some(name) = self.turns.remove(turn) else { return };
+            let Some(user) = self.users.get_mut(&name) else { return };
+            let Some(job) = user.backlog.pop_front() else { return };
+            user.taken += 1;
+            user.ready += 1;
+            self.taken += 1;
+            if !user.backlog.is_empty() {
+                self.turns.push_back(name);
+            }
+            self.ready.push_back(job);
         }
-        job
     }
 
     fn take(&mut self, user: &Arc<str>) {
@@ -157,11 +192,25 @@ impl Table {
 
     fn give_back(&mut self, name: &Arc<str>) {
         self.taken -= 1;
+        self.change(name, |user| user.taken -= 1);
+    }
+
+    fn begun(&mut self, name: &Arc<str>) {
+        self.change(name, |user| user.ready -= 1);
+    }
+
+    fn change(&mut self, name: &Arc<str>, change: impl FnOnce(&mut User)) {
         if let Some(user) = self.users.get_mut(name) {
-            user.taken -= 1;
-            if user.taken == 0 && user.backlog.is_empty() {
+            change(user);
+            if user.is_gone() {
                 self.users.remove(name);
             }
         }
+    }
+}
+
+impl User {
+    fn is_gone(&self) -> bool {
+        self.taken == 0 && self.ready == 0 && self.backlog.is_empty()
     }
 }

@@ -78,6 +78,46 @@ async fn users_take_turns_and_a_user_holds_a_quarter_while_others_wait() {
     assert_eq!(users.iter().filter(|name| *name == "bob").count(), 4);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn requests_that_wait_for_places_begin_in_their_order() {
+    for _ in 0..20 {
+        let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "16")]).await;
+        let (mut bob, mut ann) = (server.client("bob").await, server.client("ann").await);
+        ask(&mut bob, GATE, 14).await;
+        // All but the last quarter.
+        gate.until_begun(12).await;
+        for n in 0..15 {
+            ann.request(GATE, json!({ "n": n })).await;
+        }
+        gate.until_begun(16).await;
+        ask(&mut ann, 100, 1).await;
+        ann.receive().await;
+        gate.release(100);
+        gate.until_begun(29).await;
+        let of_ann: Vec<_> =
+            gate.users().into_iter().filter(|name| name.starts_with("ann")).collect();
+        assert_eq!(of_ann, (0..15).map(|n| format!("ann {n}")).collect::<Vec<_>>());
+    }
+}
+
+#[tokio::test]
+async fn a_request_is_answered_in_time_while_others_have_their_turn() {
+    let settings = [("WS_HANDLER_CONCURRENCY", "1"), ("WS_HANDLER_TIMEOUT", "500ms")];
+    let (server, gate) = start(&settings).await;
+    let (mut ann, mut bob) = (server.client("ann").await, server.client("bob").await);
+    let begun = Instant::now();
+    ask(&mut ann, GATE, 2).await;
+    gate.until_begun(1).await;
+    sleep(Duration::from_millis(300)).await;
+    ask(&mut bob, GATE, 2).await;
+    // The first has its time over when it runs. The second waits behind one of bob's then.
+    for _ in 0..2 {
+        assert_eq!(ann.receive().await["data"]["code"], "timeout");
+    }
+    assert!(begun.elapsed() < Duration::from_millis(750), "{:?}", begun.elapsed());
+    gate.release(10);
+}
+
 #[tokio::test]
 async fn a_read_ends_with_its_connection_and_a_change_runs_to_its_end() {
     let (server, gate) = start(&[]).await;

@@ -69,7 +69,7 @@ impl Handler for Sleeps {
 /// Holds every request until a test lets it go.
 #[derive(Clone)]
 pub(crate) struct Gate {
-    /// The users whose requests have begun, in their order.
+    /// The users whose requests have begun, in their order, with the `n` of the input if it has one.
     begun: Arc<Mutex<Vec<String>>>,
     cancelled: Arc<AtomicUsize>,
     passes: Arc<Semaphore>,
@@ -112,8 +112,13 @@ impl Gate {
         self.cancelled.load(Ordering::SeqCst)
     }
 
-    async fn pass(&self, caller: &Caller) {
-        self.begun.lock().unwrap().push(caller.identity.username.to_string());
+    async fn pass(&self, caller: &Caller, input: &Value) {
+        let user = &caller.identity.username;
+        let begun = match &input["n"] {
+            Value::Null => user.to_string(),
+            n => format!("{user} {n}"),
+        };
+        self.begun.lock().unwrap().push(begun);
         let waiting = Waiting(&self.cancelled);
         self.passes.acquire().await.unwrap().forget();
         std::mem::forget(waiting);
@@ -138,7 +143,7 @@ impl Handler for Gate {
     const OUTPUT: &'static str = "the same object";
 
     async fn handle(&self, _: &Context, caller: &Caller, input: Value) -> Outcome {
-        self.pass(caller).await;
+        self.pass(caller, &input).await;
         Ok(input.into())
     }
 }
@@ -162,7 +167,7 @@ impl Handler for Reads {
     const EFFECT: Effect = Effect::Read;
 
     async fn handle(&self, _: &Context, caller: &Caller, input: Value) -> Outcome {
-        self.0.pass(caller).await;
+        self.0.pass(caller, &input).await;
         Ok(input.into())
     }
 }
