@@ -3,6 +3,7 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::{AsRawFd, BorrowedFd},
     path::Path,
 };
 
@@ -49,6 +50,18 @@ pub(crate) fn can_make(file: &Path) -> io::Result<()> {
     };
     let name = folder.display();
     allowed.map_err(|error| io::Error::new(error.kind(), format!("{name} cannot be used: {error}")))
+}
+
+/// Has the kernel take so many bytes of a socket at most before it sends them; of a listener, for all of its
+/// sockets.
+#[cfg(target_os = "linux")]
+#[expect(unsafe_code, reason = "rustix does not offer this option")]
+pub(crate) fn bound_unsent(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    let (socket, size) = (socket.as_raw_fd(), size_of_val(&bytes) as libc::socklen_t);
+    let (level, option) = (libc::IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT);
+    // SAFETY: the descriptor is open while it is borrowed, and the pointer is to an integer of that size.
+    let set = unsafe { libc::setsockopt(socket, level, option, (&raw const bytes).cast(), size) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Memory on its way back.

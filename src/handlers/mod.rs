@@ -47,13 +47,23 @@ pub fn packages() -> Vec<Package> {
     use authors::{CreateAuthor, DeleteAuthor, GetAuthors, GetPaginatedAuthors, UpdateAuthor};
     use roles::{CREATE_AUTHOR, DELETE_AUTHOR, GET_AUTHORS, UPDATE_AUTHOR};
     vec![
-        Package::new(1, "GET_AUTHORS", &[GET_AUTHORS], GetAuthors),
-        Package::new(2, "GET_PAGINATED_AUTHORS", &[GET_AUTHORS], GetPaginatedAuthors),
-        Package::new(3, "CREATE_AUTHOR", &[CREATE_AUTHOR], CreateAuthor).seen_with(&[GET_AUTHORS]),
-        Package::new(4, "UPDATE_AUTHOR", &[UPDATE_AUTHOR], UpdateAuthor).seen_with(&[GET_AUTHORS]),
-        Package::new(5, "DELETE_AUTHOR", &[DELETE_AUTHOR], DeleteAuthor).seen_with(&[GET_AUTHORS]),
+        stored(1, "GET_AUTHORS", &[GET_AUTHORS], GetAuthors),
+        stored(2, "GET_PAGINATED_AUTHORS", &[GET_AUTHORS], GetPaginatedAuthors),
+        stored(3, "CREATE_AUTHOR", &[CREATE_AUTHOR], CreateAuthor).seen_with(&[GET_AUTHORS]),
+        stored(4, "UPDATE_AUTHOR", &[UPDATE_AUTHOR], UpdateAuthor).seen_with(&[GET_AUTHORS]),
+        stored(5, "DELETE_AUTHOR", &[DELETE_AUTHOR], DeleteAuthor).seen_with(&[GET_AUTHORS]),
         Package::new(100, "ECHO", &[], echo::Echo),
     ]
+}
+
+/// A package whose requests wait for the database.
+fn stored<H: Handler>(
+    id: i32,
+    name: &'static str,
+    roles: &'static [&'static str],
+    handler: H,
+) -> Package {
+    Package { uses_store: true, ..Package::new(id, name, roles, handler) }
 }
 
 /// What a package does to the world, which says whether the audit trail has it.
@@ -235,6 +245,8 @@ pub struct Package {
     pub output: &'static str,
     /// See [`Handler::EFFECT`].
     pub effect: Effect,
+    /// Its requests wait for the database: no more at once than may use it.
+    pub(crate) uses_store: bool,
     pub(crate) handler: Arc<dyn AnyHandler>,
 }
 
@@ -247,7 +259,17 @@ impl Package {
         handler: H,
     ) -> Self {
         let (input, output, effect) = (H::INPUT, H::OUTPUT, H::EFFECT);
-        Self { id, name, roles, viewers: None, input, output, effect, handler: Arc::new(handler) }
+        Self {
+            id,
+            name,
+            roles,
+            viewers: None,
+            input,
+            output,
+            effect,
+            uses_store: false,
+            handler: Arc::new(handler),
+        }
     }
 
     /// Lets it push its changes to users who have all of these roles: those of the package that reads the

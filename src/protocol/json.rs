@@ -133,6 +133,7 @@ pub(super) fn encode<T: Serialize>(
 #[expect(unsafe_code, reason = "to look at each byte again is a hundredth of a message's cost")]
 fn text(out: &mut Vec<u8>) -> Message {
     if out.len() > KEPT {
+        out.shrink_to_fit();
         // SAFETY: as below.
         return text_frame(unsafe { String::from_utf8_unchecked(mem::take(out)) });
     }

@@ -1,9 +1,8 @@
-//! Room to write a frame in, kept by each thread: the frame itself is then allocated once, and no larger than
-//! it is.
+//! Room to write a frame in, kept by each thread: the frame itself is then allocated once, in its size.
 
 use std::cell::Cell;
 
-/// Bytes that a thread keeps. What is larger is handed over instead of copied.
+/// Bytes of a frame that is copied out; a larger one takes the buffer with it. A thread keeps twice as many.
 pub(super) const KEPT: usize = 16 * 1024;
 
 thread_local! {

@@ -45,7 +45,7 @@ pub(super) struct Work {
     pub(super) context: Arc<Context>,
     pub(super) config: HandlerConfig,
     pub(super) metrics: Arc<Metrics>,
-    pub(super) places: Arc<Places>,
+    pub(super) places: Places,
 }
 
 /// None where the handler panicked.

@@ -96,12 +96,20 @@ impl Router {
 
     fn route(&self, package: Package) -> Route {
         let (action, resource) = (format!("WS:{}", package.name).into(), package.name.into());
+        // More would wait for connections to the database, where users do not take turns.
+        let places = match package.uses_store {
+            true => self
+                .config
+                .concurrency
+                .min(self.context.store.places(package.effect == Effect::Change)),
+            false => self.config.concurrency,
+        };
         let work = Work {
             package,
             context: Arc::clone(&self.context),
             config: self.config.clone(),
             metrics: Arc::clone(&self.metrics),
-            places: Arc::new(Places::new(self.config.concurrency)),
+            places: Places::new(places),
         };
         Route { work: Arc::new(work), lanes: Vec::new(), action, resource }
     }
@@ -183,8 +191,9 @@ impl Route {
     /// Whether more than `limit` jobs are on their way, with one to `lane` that has just been counted.
     fn is_full(&self, lane: usize, limit: usize) -> bool {
         let on_way = |lane: &Lane| Arc::strong_count(&lane.queued) - 1;
-        // The others are looked at where this one has more than its share.
-        on_way(&self.lanes[lane]) > limit / self.lanes.len()
+        // The others are looked at where this one is not nearly empty: each of their counts is another core's.
+        // So an eighth more may be on their way.
+        on_way(&self.lanes[lane]) > limit / self.lanes.len() / 8
             && self.lanes.iter().map(on_way).sum::<usize>() > limit
     }
 }

@@ -20,6 +20,7 @@ use crate::{
     config::HttpConfig,
     http::Peer,
     limits::{Full, Pool, Share},
+    machine,
     metrics::{HttpMetrics, HttpRefusal},
 };
 
@@ -155,10 +156,15 @@ pub(super) fn watch_peers(listener: &impl std::os::fd::AsFd, write: Duration) ->
         let time = (write * 2).max(KEEPALIVE);
         let time = u32::try_from(time.as_millis()).unwrap_or(u32::MAX);
         sockopt::set_tcp_user_timeout(listener, time)?;
+        machine::bound_unsent(listener.as_fd(), UNSENT)?;
     }
     Ok(())
 }
 
+/// Bytes that the kernel takes of a socket beside those on their way: a write goes on when half of them are gone.
+/// By default it takes megabytes at once, and a client who reads some at a time would seem to read nothing.
+#[cfg(target_os = "linux")]
+const UNSENT: i32 = 16 * 1024;
 /// Silence before the kernel asks whether the peer is there, and the time for an acknowledgement.
 const KEEPALIVE: Duration = Duration::from_secs(60);
 

@@ -41,6 +41,8 @@ use crate::{
     traces::{Query, Traces},
 };
 
+const LEAST_WANTED: usize = 4;
+
 /// Why an operation on the database failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
@@ -196,6 +198,17 @@ impl Store {
             Database::Sqlite(sqlite) => sqlite.is_healthy().await,
             Database::Postgres(postgres) => postgres.is_up(),
         }
+    }
+
+    /// How many statements of a kind may be wanted at once: those that run, or a few more where that is one, so
+    /// that the next is there when it ends.
+    pub(crate) fn places(&self, changes: bool) -> usize {
+        let share = if changes { DbShare::Changes } else { DbShare::Reads };
+        let [_, most] = match &self.database {
+            Database::Sqlite(sqlite) => sqlite.shares().of(share).places(),
+            Database::Postgres(postgres) => postgres.shares().of(share).places(),
+        };
+        most.max(LEAST_WANTED)
     }
 
     /// Sets the gauges of the pools, and of what is taken of them.

@@ -26,9 +26,12 @@ const BOUND: Duration = Duration::from_millis(900);
 
 /// A text frame as it goes over the wire, with a mask of zeros.
 fn frame(kind: u8, payload: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(payload.len()).unwrap();
-    let head = [&[kind, 0x80 | 126][..], &length.to_be_bytes(), &[0; 4]].concat();
-    [&head, payload].concat()
+    let length = payload.len() as u64;
+    let head = match u16::try_from(length) {
+        Ok(length) => [&[kind, 0x80 | 126][..], &length.to_be_bytes()].concat(),
+        Err(_) => [&[kind, 0x80 | 127][..], &length.to_be_bytes()].concat(),
+    };
+    [&head[..], &[0; 4], payload].concat()
 }
 
 /// A request of ECHO in one frame of about so many bytes.
@@ -154,6 +157,46 @@ async fn small_window(to: SocketAddr) -> TcpStream {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(1).unwrap();
     socket.connect(to).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_message_that_is_not_read_on_for_a_while_is_not_late_afterwards() {
+    let gate = Gate::closed();
+    // No tick comes while it is not read.
+    let settings = [FAST, ("WS_MAX_IN_FLIGHT", "1"), ("WS_PING_INTERVAL", "1m")];
+    let server = TestServer::with_packages(&settings, misbehaving(&gate)).await;
+    let mut client = server.client("ann").await;
+    let first = json!({ "pkg_id": GATE, "req_id": Uuid::new_v4() }).to_string();
+    let second = echo(100);
+    let (part, rest) = second.split_at(50);
+    write(&mut client, &[&frame(0x81, first.as_bytes()), part].concat()).await;
+    gate.until_begun(1).await;
+    sleep(BOUND * 3 / 4).await;
+    gate.release(1);
+    assert_eq!(client.receive().await["pkg_id"], GATE);
+    // Together with the time before it would be late.
+    sleep(BOUND * 3 / 4).await;
+    write(&mut client, rest).await;
+    assert_eq!(client.receive().await["pkg_id"], 100);
+}
+
+#[tokio::test]
+async fn a_client_that_takes_twenty_kibibytes_a_second_of_a_large_answer_stays() {
+    // Buffers as they come: they take megabytes at once.
+    let settings = [("WS_WRITE_TIMEOUT", "1s"), ("WS_MAX_MESSAGE_BYTES", "1MiB")];
+    let server = TestServer::start(&settings).await;
+    let mut client = Client::over(small_window(server.addr).await).await;
+    client.authenticate(&server.token("ann")).await;
+    let tcp = client.socket().get_mut();
+    // Until neither side takes more.
+    let requests = echo(900_000).repeat(6);
+    drop(timeout(Duration::from_secs(1), tcp.write_all(&requests)).await);
+    let mut part = [0; 2048];
+    for _ in 0..40 {
+        tcp.read_exact(&mut part).await.unwrap();
+        sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!(server.metric("ws_connections_active").await, 1.0);
 }
 
 #[tokio::test]

@@ -16,14 +16,31 @@ impl Session {
     pub(super) fn arriving(&mut self, now: Instant) {
         self.begun = match self.socket.get_mut().arriving() {
             Some(false) => self.begun.or(Some(now)),
-            Some(true) => Some(now),
+            Some(true) => {
+                self.held = None;
+                Some(now)
+            }
             None => None,
         };
     }
 
+    /// Notes whether the message that has arrived in part is read on. The time in which it is not does not count.
+    pub(super) fn hold(&mut self, held: bool) {
+        match (held, self.held) {
+            (true, None) => self.held = Some(Instant::now()),
+            (false, Some(since)) => {
+                self.begun = self.begun.map(|begun| begun + since.elapsed());
+                self.held = None;
+            }
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+
     /// When the message has to be there that has arrived in part.
     pub(super) fn arrival(&self) -> Option<Instant> {
-        self.begun.map(|begun| begun + self.shared.config.write_timeout * ARRIVAL)
+        // A message that is not read on has all the time that there is.
+        let begun = self.begun.filter(|_| self.held.is_none());
+        begun.map(|begun| begun + self.shared.config.write_timeout * ARRIVAL)
     }
 
     /// Looks at what is due: expiry and its warning, the end of a drain or of a pause, a message that does not
@@ -41,7 +58,6 @@ impl Session {
         {
             self.last_seen = now;
             self.pinged = None;
-            self.begun = self.begun.and(Some(now));
             self.control_budget.resume(now);
         }
         if self.arrival().is_some_and(|end| now >= end) {

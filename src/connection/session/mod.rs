@@ -87,6 +87,8 @@ pub(super) struct Session {
     last_seen: Instant,
     /// When the message began that has arrived in part.
     begun: Option<Instant>,
+    /// Since when that message is not read on, for a reason of the server's.
+    held: Option<Instant>,
     /// Set by a write that has to wait, until nothing waits any more.
     stall: Option<Box<Stall>>,
     /// Set while a ping is out.
@@ -129,6 +131,7 @@ impl Session {
             rescheduled: false,
             last_seen: now,
             begun: None,
+            held: None,
             stall: None,
             pinged: None,
             drain: None,
@@ -264,6 +267,8 @@ impl Session {
         let mut departure = Departure::default();
         let mut flow = Flow::Continue(());
         let full = self.is_full();
+        // For the client, and not for room.
+        let mut waits = false;
         while flow.is_continue()
             && self.in_flight < self.shared.config.max_in_flight
             && self.control.len() < MAX_CONTROL
@@ -272,7 +277,10 @@ impl Session {
             && !full
             && (self.drained() || self.budget.poll_ready(cx).is_ready())
         {
-            let Poll::Ready(frame) = socket::poll_next(&mut self.socket, cx) else { break };
+            let Poll::Ready(frame) = socket::poll_next(&mut self.socket, cx) else {
+                waits = true;
+                break;
+            };
             let now = *arrived.get_or_insert_with(Instant::now);
             flow = match frame {
                 Some(Ok(frame)) => self.frame(frame, now, &mut departure),
@@ -290,6 +298,9 @@ impl Session {
         if self.socket.get_mut().take_heard() {
             let now = *arrived.get_or_insert_with(Instant::now);
             self.arriving(now);
+        }
+        if self.begun.is_some() {
+            self.hold(!waits);
         }
         if let Some(now) = arrived {
             self.last_seen = now;
