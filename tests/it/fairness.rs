@@ -9,8 +9,16 @@ use tokio::{task::block_in_place, time::sleep};
 use crate::support::{
     Client, TestServer,
     handlers::{COMPUTES, GATE, Gate, READS, misbehaving},
+    on_both_runtimes,
     process::{Process, token},
 };
+
+on_both_runtimes!(
+    a_user_with_many_connections_leaves_places_to_others,
+    users_take_turns_and_a_user_holds_a_quarter_while_others_wait,
+    a_read_ends_with_its_connection_and_a_change_runs_to_its_end,
+    a_read_whose_connection_ended_while_it_waited_for_its_turn_is_not_begun,
+);
 
 async fn start(settings: &[(&str, &str)]) -> (TestServer, Gate) {
     let gate = Gate::closed();
@@ -23,7 +31,6 @@ async fn ask(client: &mut Client, pkg_id: i64, requests: usize) {
     }
 }
 
-#[tokio::test]
 async fn a_user_with_many_connections_leaves_places_to_others() {
     let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "8")]).await;
     let mut of_ann = Vec::new();
@@ -40,7 +47,6 @@ async fn a_user_with_many_connections_leaves_places_to_others() {
     gate.release(100);
 }
 
-#[tokio::test]
 async fn users_take_turns_and_a_user_holds_a_quarter_while_others_wait() {
     let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "8")]).await;
     let mut clients = Vec::new();
@@ -78,7 +84,6 @@ async fn users_take_turns_and_a_user_holds_a_quarter_while_others_wait() {
     assert_eq!(users.iter().filter(|name| *name == "bob").count(), 4);
 }
 
-#[tokio::test]
 async fn a_read_ends_with_its_connection_and_a_change_runs_to_its_end() {
     let (server, gate) = start(&[]).await;
     let (mut reader, mut writer) = (server.client("ann").await, server.client("ann").await);
@@ -98,7 +103,6 @@ async fn a_read_ends_with_its_connection_and_a_change_runs_to_its_end() {
     assert_eq!(gate.cancelled(), 3);
 }
 
-#[tokio::test]
 async fn a_read_whose_connection_ended_while_it_waited_for_its_turn_is_not_begun() {
     let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "1")]).await;
     let (mut first, mut second) = (server.client("ann").await, server.client("bob").await);
