@@ -4,17 +4,20 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
-use tokio::{sync::Semaphore, task::yield_now};
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use super::{Hub, Outbox};
-use crate::protocol::Push;
+use crate::{
+    protocol::Push,
+    sync::{Mutex, MutexGuard, spawn, yield_now},
+};
 
 /// Connections of a chunk. Each session that was woken makes a system call: 64 take less than a millisecond.
-const CHUNK: usize = 64;
+pub(super) const CHUNK: usize = 64;
 /// Pushes that wait, before whoever pushes waits.
 const WAITING: usize = 64;
 
@@ -62,7 +65,7 @@ impl Hub {
         if !mem::replace(&mut waiting.running, true) {
             drop(waiting);
             let running = Running { hub: Arc::clone(self), done: false };
-            tokio::spawn(running.deliver());
+            spawn(running.deliver());
         }
     }
 

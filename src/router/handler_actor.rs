@@ -18,6 +18,7 @@ use crate::{
     handlers::{Caller, Context, Effect, Outcome, Package},
     metrics::Metrics,
     protocol::{ErrorBody, Status},
+    sync::spawn,
     traces::{Trace, within},
 };
 
@@ -68,20 +69,24 @@ impl Actor for HandlerActor {
         jobs: Jobs,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        let work = &self.0;
-        let mut now = Instant::now();
-        for job in jobs {
-            if work.places.are_free() {
-                now = work.begin(job, now, None);
-            } else if let Some(job) = work.places.admit(job) {
-                now = work.begin(job, now, None);
-            }
-        }
+        self.0.arrive(jobs);
         Ok(())
     }
 }
 
 impl Work {
+    /// Begins jobs in their order; those that find no place wait for their turn.
+    pub(super) fn arrive(self: &Arc<Self>, jobs: Jobs) {
+        let mut now = Instant::now();
+        for job in jobs {
+            if self.places.are_free() {
+                now = self.begin(job, now, None);
+            } else if let Some(job) = self.places.admit(job) {
+                now = self.begin(job, now, None);
+            }
+        }
+    }
+
     /// Begins a job at `begun`, and returns the time after it: one clock read for each. One that has waited for
     /// its turn has its place already.
     fn begin(self: &Arc<Self>, job: Job, begun: Instant, place: Option<Place>) -> Instant {
@@ -111,7 +116,7 @@ impl Work {
             None => {
                 let running = Box::pin(running.map(Result::ok));
                 let place = place.unwrap_or_else(|| self.places.take(&responder.user()));
-                tokio::spawn(Arc::clone(self).wait(running, responder, begun, place));
+                spawn(Arc::clone(self).wait(running, responder, begun, place));
             }
         }
         now
@@ -123,7 +128,7 @@ impl Work {
         for (job, place) in place.pass_on() {
             let work = Arc::clone(self);
             // Not here: many may be through at once, one after the other.
-            tokio::spawn(async move {
+            spawn(async move {
                 if work.package.effect != Effect::Change && job.responder.is_abandoned() {
                     job.responder.abandon();
                     work.pass_on(Some(place));
