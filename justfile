@@ -12,6 +12,10 @@ ci:
 test:
     cargo test --workspace --locked
 
+# The models of what many threads share: the same code, in thousands of orders
+models:
+    cargo test --workspace --locked --lib --features switchboard/models models
+
 # The tests against a real Keycloak, which it fetches once (170 MB) and runs
 keycloak:
     tests/keycloak.sh

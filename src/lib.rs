@@ -18,7 +18,7 @@
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others, and
 //! counts the connections of each user on all of them.
 //!
-//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `outbound`, [`metrics`], [`config`], [`telemetry`], [`traces`],
+//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `sync`, `outbound`, [`metrics`], [`config`], [`telemetry`], [`traces`],
 //! [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
@@ -44,6 +44,7 @@ mod registry;
 mod router;
 pub mod server;
 pub mod store;
+mod sync;
 mod task;
 pub mod telemetry;
 mod traces;

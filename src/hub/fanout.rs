@@ -4,14 +4,17 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, PoisonError},
 };
 
-use tokio::{runtime::Handle, sync::Notify, task::yield_now};
+use tokio::{runtime::Handle, sync::Notify};
 use uuid::Uuid;
 
 use super::{Hub, Outbox};
-use crate::protocol::Push;
+use crate::{
+    protocol::Push,
+    sync::{Mutex, MutexGuard, spawn, yield_now},
+};
 
 /// Connections of a chunk. Each session that was woken makes a system call: 64 take less than a millisecond.
 pub(super) const CHUNK: usize = 64;
@@ -87,7 +90,7 @@ impl Hub {
         if !mem::replace(&mut waiting.running, true) {
             drop(waiting);
             let running = Running { hub: Arc::clone(self), done: false };
-            tokio::spawn(running.deliver());
+            spawn(running.deliver());
         }
     }
 

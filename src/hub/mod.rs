@@ -4,6 +4,8 @@
 //! a push is encoded once for each format and its bytes are shared by every outbox.
 
 mod fanout;
+#[cfg(all(test, feature = "models"))]
+pub(crate) mod models;
 mod outbox;
 
 use std::sync::Arc;

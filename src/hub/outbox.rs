@@ -6,10 +6,7 @@
 use std::{
     collections::VecDeque,
     mem,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -21,6 +18,7 @@ use uuid::Uuid;
 use crate::{
     auth::{Identity, Remote},
     protocol::{CloseReason, Format, Push},
+    sync::{AtomicU64, AtomicUsize, Mutex, MutexGuard},
     traces::MessageSpan,
 };
 

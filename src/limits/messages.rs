@@ -8,16 +8,20 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{
-            AtomicBool, AtomicI64, AtomicU64,
-            Ordering::{AcqRel, Acquire, Relaxed, Release},
-        },
+        Arc, PoisonError,
+        atomic::Ordering::{AcqRel, Acquire, Relaxed, Release},
     },
     task::{Context, Poll, Waker},
     time::Duration,
 };
 
+use super::shared::{Shared, Units};
+use crate::{
+    config::FailMode,
+    metrics::RedisOperation,
+    protocol::ErrorBody,
+    sync::{AtomicBool, AtomicI64, AtomicU64, Mutex, MutexGuard, sleep, spawn},
+};
 use governor::{
     Quota, RateLimiter,
     clock::{Clock, DefaultClock, Reference},
@@ -25,10 +29,6 @@ use governor::{
     state::{NotKeyed, StateStore},
 };
 use serde_json::json;
-use tokio::time::sleep;
-
-use super::shared::{Shared, Units};
-use crate::{config::FailMode, metrics::RedisOperation, protocol::ErrorBody};
 
 /// Parts of a minute's limit that a node may owe, and one message at least. With what comes back within
 /// [`IDLE`], four nodes are a tenth over the limit at most.
@@ -204,7 +204,7 @@ impl MessageBudget {
         // Asked first: a payment on its way costs other messages nothing but this.
         if !account.paying.load(Relaxed) {
             let budget = Arc::clone(self);
-            tokio::spawn(async move { budget.settle().await });
+            spawn(async move { budget.settle().await });
         }
     }
 
@@ -217,7 +217,7 @@ impl MessageBudget {
         while account.pay(account.ahead()).await && account.is_due(account.owed.load(Relaxed)) {}
         if account.owed.load(Relaxed) < 0 && !account.watched.swap(true, AcqRel) {
             let budget = Arc::clone(self);
-            tokio::spawn(async move {
+            spawn(async move {
                 if let Some(Limit { account: Some(account), .. }) = &budget.limit {
                     account.watch().await;
                 }
@@ -271,14 +271,22 @@ impl Account {
     /// Redis does not know it learns from the next one: no budget is fuller there than it is here.
     async fn pay(&self, ahead: u32) -> bool {
         let Some(_payment) = Payment::begin(self) else { return false };
-        let used = self.owed.load(Relaxed);
+        let used = match ahead {
+            // Messages that come while it is on its way must not use what is given back.
+            0 => self.owed.swap(0, Relaxed),
+            _ => self.owed.load(Relaxed),
+        };
         let before = self.due.fetch_max(TOLD, Acquire).max(TOLD);
         let full_in = if before == TOLD { self.full_in() } else { Duration::ZERO };
         let units = Units { used, more: ahead, share: 2, full_in };
         let operation = RedisOperation::MessageLimit;
         let paid = self.shared.take(operation, &self.key, self.quota, units).await;
         let more = paid.as_ref().map_or(0, |(more, _)| i64::from(*more));
-        let settled = if paid.is_ok() || ahead == 0 { used + more } else { used.max(0) };
+        let settled = match &paid {
+            _ if ahead == 0 => 0,
+            Ok(_) => used + more,
+            Err(_) => used.max(0),
+        };
         let owed = self.owed.fetch_sub(settled, Relaxed) - settled;
         let limit = i64::from(self.quota.burst_size().get());
         let due = match (&paid, ahead, more) {
@@ -350,3 +358,6 @@ impl Drop for Payment<'_> {
         waiting.into_iter().for_each(Waker::wake);
     }
 }
+
+#[cfg(all(test, feature = "models"))]
+mod models;

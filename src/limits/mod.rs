@@ -9,6 +9,7 @@ mod budget;
 mod http;
 mod messages;
 mod pool;
+#[cfg_attr(all(test, feature = "models"), path = "shared/model.rs")]
 mod shared;
 
 use std::{

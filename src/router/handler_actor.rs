@@ -2,13 +2,18 @@
 //! never waits costs no task. One that waits takes a place ([`Places`]) and goes on in a task of its own, so
 //! that a slow query never stalls the package.
 
-use std::{panic::AssertUnwindSafe, pin::Pin, sync::Arc, time::Instant};
+use std::{
+    panic::AssertUnwindSafe,
+    pin::Pin,
+    sync::{Arc, Weak},
+    time::{Duration, Instant},
+};
 
 use futures_util::FutureExt;
 use ractor::{Actor, ActorProcessingErr, ActorRef};
 use serde_json::value::RawValue;
 use smallvec::SmallVec;
-use tokio::{runtime::Handle, task::yield_now, time::sleep_until};
+use tokio::{runtime::Handle, time::sleep_until};
 
 use super::{Responder, places::Places};
 use crate::{
@@ -16,6 +21,7 @@ use crate::{
     handlers::{Caller, Context, Effect, Outcome, Package},
     metrics::Metrics,
     protocol::{ErrorBody, Status},
+    sync::{spawn, yield_now},
     traces::{Trace, within},
 };
 
@@ -66,17 +72,7 @@ impl Actor for HandlerActor {
         jobs: Jobs,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        let work = &self.0;
-        let mut now = Instant::now();
-        for job in jobs {
-            if work.places.are_free() {
-                now = work.begin(job, now, None);
-            } else if let Some(job) = work.places.admit(job) {
-                now = work.begin(job, now, None);
-            } else if work.places.are_unwatched() {
-                tokio::spawn(Arc::clone(work).watch());
-            }
-        }
+        self.0.arrive(jobs);
         Ok(())
     }
 }
@@ -90,12 +86,26 @@ struct Place {
 impl Drop for Place {
     fn drop(&mut self) {
         if self.work.places.give_back(&self.user) && Handle::try_current().is_ok() {
-            tokio::spawn(Arc::clone(&self.work).begin_ready());
+            spawn(Arc::clone(&self.work).begin_ready());
         }
     }
 }
 
 impl Work {
+    /// Begins jobs in their order; those that find no place wait for their turn.
+    pub(super) fn arrive(self: &Arc<Self>, jobs: Jobs) {
+        let mut now = Instant::now();
+        for job in jobs {
+            if self.places.are_free() {
+                now = self.begin(job, now, None);
+            } else if let Some(job) = self.places.admit(job) {
+                now = self.begin(job, now, None);
+            } else if self.places.are_unwatched() {
+                tokio::spawn(Self::watch(Arc::downgrade(self), self.config.timeout));
+            }
+        }
+    }
+
     /// Begins a job at `begun`, and returns the time after it: one clock read for each. One that has waited for
     /// its turn has its place already.
     fn begin(self: &Arc<Self>, job: Job, begun: Instant, place: Option<Place>) -> Instant {
@@ -121,7 +131,7 @@ impl Work {
             None => {
                 let running = Box::pin(running.map(Result::ok));
                 let place = place.unwrap_or_else(|| self.place(responder.user()));
-                tokio::spawn(self.wait(running, responder, begun, place));
+                spawn(self.wait(running, responder, begun, place));
             }
         }
         now
@@ -149,15 +159,15 @@ impl Work {
     }
 
     /// Answers those whose time is over before their turn comes, while any wait.
-    async fn watch(self: Arc<Self>) {
-        let timeout = self.config.timeout;
+    async fn watch(work: Weak<Self>, timeout: Duration) {
         let mut oldest = Some(Instant::now());
         while let Some(received) = oldest {
             sleep_until((received + timeout).into()).await;
+            let Some(work) = work.upgrade() else { return };
             let overdue;
-            (overdue, oldest) = self.places.overdue(received);
+            (overdue, oldest) = work.places.overdue(received);
             for Job { responder, .. } in overdue {
-                self.time_out(responder);
+                work.time_out(responder);
             }
         }
     }

@@ -4,6 +4,8 @@
 //! connection's outbox, whatever becomes of the job.
 
 mod handler_actor;
+#[cfg(all(test, feature = "models"))]
+mod models;
 mod places;
 mod responder;
 

@@ -6,14 +6,12 @@
 
 use std::{
     collections::{HashMap, VecDeque},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, PoisonError, atomic::Ordering},
     time::Instant,
 };
 
 use super::handler_actor::Job;
+use crate::sync::{AtomicUsize, Mutex, MutexGuard};
 
 /// One of so many parts is what a user may hold while others wait, and what is kept for others.
 const PARTS: usize = 4;

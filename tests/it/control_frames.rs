@@ -7,7 +7,29 @@ use tokio::io::AsyncWriteExt;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
-use crate::support::{Client, Closed, TestServer};
+use crate::support::{Client, Closed, TestServer, on_both_runtimes};
+
+on_both_runtimes!(
+    a_flood_of_empty_pings_is_closed,
+    a_flood_of_the_largest_pings_is_closed,
+    a_flood_of_pongs_that_nobody_asked_for_is_closed,
+    a_flood_of_json_pings_is_closed,
+    a_flood_of_empty_fragments_inside_a_message_is_closed,
+    a_message_of_empty_fragments_that_never_ends_is_closed,
+    a_message_of_single_bytes_is_closed,
+    a_flood_of_refreshes_is_closed,
+    a_burst_within_the_budget_is_served,
+    a_json_ping_over_the_budget_is_told_when_to_come_back,
+    five_refreshes_are_taken_at_once_and_then_one_in_two_seconds,
+    bad_refreshes_over_the_budget_are_not_looked_at_and_are_strikes,
+    without_strikes_a_flood_of_pings_is_read_no_faster_than_the_budget,
+    without_strikes_a_flood_of_fragments_is_read_no_faster_than_the_budget,
+    without_strikes_nonsense_is_read_no_faster_than_the_budget,
+    a_connection_whose_reading_pauses_is_not_closed_for_its_silence,
+    a_pong_that_answers_a_ping_costs_nothing,
+    a_client_that_fragments_its_messages_is_served,
+    reserved_bits_and_opcodes_end_a_connection_at_once,
+);
 
 const HITS: &str = r#"rate_limit_hits_total{limit_type="websocket_control"}"#;
 const TEXT: u8 = 0x1;
@@ -68,28 +90,23 @@ async fn assert_flood_closes(server: &TestServer, first: &[u8], frame: &[u8]) {
     server.until_metric(r#"ws_disconnections_total{code="1008"}"#, 1.0).await;
 }
 
-#[tokio::test]
 async fn a_flood_of_empty_pings_is_closed() {
     assert_flood_is_closed(&[], &frame(FINAL | PING, &[])).await;
 }
 
-#[tokio::test]
 async fn a_flood_of_the_largest_pings_is_closed() {
     assert_flood_is_closed(&[], &frame(FINAL | PING, &[b'x'; 125])).await;
 }
 
-#[tokio::test]
 async fn a_flood_of_pongs_that_nobody_asked_for_is_closed() {
     assert_flood_is_closed(&[], &frame(FINAL | PONG, &[])).await;
     assert_flood_is_closed(&[], &frame(FINAL | PONG, &[b'x'; 125])).await;
 }
 
-#[tokio::test]
 async fn a_flood_of_json_pings_is_closed() {
     assert_flood_is_closed(&[], &text(&json!({ "type": "ping" }))).await;
 }
 
-#[tokio::test]
 async fn a_flood_of_empty_fragments_inside_a_message_is_closed() {
     let request = echo().to_string();
     let (head, tail) = request.split_at(40);
@@ -99,24 +116,20 @@ async fn a_flood_of_empty_fragments_inside_a_message_is_closed() {
     assert_flood_is_closed(&whole.repeat(20), &frame(FINAL | PONG, &[])).await;
 }
 
-#[tokio::test]
 async fn a_message_of_empty_fragments_that_never_ends_is_closed() {
     assert_flood_is_closed(&frame(TEXT, &[]), &frame(CONTINUE, &[])).await;
 }
 
-#[tokio::test]
 async fn a_message_of_single_bytes_is_closed() {
     assert_flood_is_closed(&frame(TEXT, b"{"), &frame(CONTINUE, b" ")).await;
 }
 
-#[tokio::test]
 async fn a_flood_of_refreshes_is_closed() {
     let server = TestServer::start(&[]).await;
     let fresh = refresh(&server.token("ann"));
     assert_flood_closes(&server, &[], &text(&fresh)).await;
 }
 
-#[tokio::test]
 async fn a_burst_within_the_budget_is_served() {
     let server = TestServer::start(&[("WS_MAX_STRIKES", "1")]).await;
     let mut client = server.client("ann").await;
@@ -136,7 +149,6 @@ async fn a_burst_within_the_budget_is_served() {
     assert_eq!(server.metric(HITS).await, 0.0);
 }
 
-#[tokio::test]
 async fn a_json_ping_over_the_budget_is_told_when_to_come_back() {
     // The least budget: a hundred at once, ten in a second.
     let server = TestServer::start(&[("WS_MESSAGE_RATE_LIMIT", "1")]).await;
@@ -163,7 +175,6 @@ fn refresh(token: &str) -> Value {
     json!({ "type": "refresh", "token": format!("Bearer {token}") })
 }
 
-#[tokio::test]
 async fn five_refreshes_are_taken_at_once_and_then_one_in_two_seconds() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -190,7 +201,6 @@ async fn five_refreshes_are_taken_at_once_and_then_one_in_two_seconds() {
     server.until_metric(r#"auth_attempts_total{status="success"}"#, 7.0).await;
 }
 
-#[tokio::test]
 async fn bad_refreshes_over_the_budget_are_not_looked_at_and_are_strikes() {
     let server = TestServer::start(&[("WS_MAX_STRIKES", "8")]).await;
     let mut client = server.client("ann").await;
@@ -204,7 +214,6 @@ async fn bad_refreshes_over_the_budget_are_not_looked_at_and_are_strikes() {
     assert_eq!(server.metric(r#"auth_attempts_total{status="failed"}"#).await, 5.0);
 }
 
-#[tokio::test]
 async fn without_strikes_a_flood_of_pings_is_read_no_faster_than_the_budget() {
     let settings = [("WS_MESSAGE_RATE_LIMIT", "1"), ("WS_MAX_STRIKES", "0")];
     let server = TestServer::start(&settings).await;
@@ -224,7 +233,6 @@ async fn without_strikes_a_flood_of_pings_is_read_no_faster_than_the_budget() {
     }
 }
 
-#[tokio::test]
 async fn without_strikes_a_flood_of_fragments_is_read_no_faster_than_the_budget() {
     // A hundred at once, sixty in a second.
     let settings = [("WS_MESSAGE_RATE_LIMIT", "1800"), ("WS_MAX_STRIKES", "0")];
@@ -241,7 +249,6 @@ async fn without_strikes_a_flood_of_fragments_is_read_no_faster_than_the_budget(
     assert!((1400..4000).contains(&took.as_millis()), "a hundred at sixty a second: {took:?}");
 }
 
-#[tokio::test]
 async fn without_strikes_nonsense_is_read_no_faster_than_the_budget() {
     let settings = [("WS_MESSAGE_RATE_LIMIT", "1"), ("WS_MAX_STRIKES", "0")];
     let server = TestServer::start(&settings).await;
@@ -255,7 +262,6 @@ async fn without_strikes_nonsense_is_read_no_faster_than_the_budget() {
     assert!((1500..4000).contains(&took.as_millis()), "twenty at ten a second: {took:?}");
 }
 
-#[tokio::test]
 async fn a_connection_whose_reading_pauses_is_not_closed_for_its_silence() {
     let settings = [
         ("WS_MESSAGE_RATE_LIMIT", "1"),
@@ -272,7 +278,6 @@ async fn a_connection_whose_reading_pauses_is_not_closed_for_its_silence() {
     assert_eq!(client.receive().await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_pong_that_answers_a_ping_costs_nothing() {
     let settings = [
         ("WS_MESSAGE_RATE_LIMIT", "1"),
@@ -297,7 +302,6 @@ async fn a_pong_that_answers_a_ping_costs_nothing() {
     assert_eq!(server.metric(HITS).await, 0.0);
 }
 
-#[tokio::test]
 async fn a_client_that_fragments_its_messages_is_served() {
     let settings = [("WS_MESSAGE_RATE_LIMIT", "60"), ("WS_MAX_STRIKES", "1")];
     let server = TestServer::start(&settings).await;
@@ -316,7 +320,6 @@ async fn a_client_that_fragments_its_messages_is_served() {
     }
 }
 
-#[tokio::test]
 async fn reserved_bits_and_opcodes_end_a_connection_at_once() {
     let server = TestServer::start(&[]).await;
     for (case, head) in

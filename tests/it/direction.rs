@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["protocol"],
     &["telemetry"],
     &["traces"],
-    &["config", "machine", "outbound", "task"],
+    &["config", "machine", "outbound", "sync", "task"],
 ];
 
 #[test]

@@ -9,8 +9,17 @@ use tokio::{task::block_in_place, time::sleep};
 use crate::support::{
     Client, TestServer,
     handlers::{COMPUTES, GATE, Gate, READS, misbehaving},
+    on_both_runtimes,
     process::{Process, token},
 };
+
+on_both_runtimes!(
+    a_user_with_many_connections_leaves_places_to_others,
+    users_take_turns_and_a_user_holds_a_quarter_while_others_wait,
+    a_request_is_answered_in_time_while_others_have_their_turn,
+    a_read_ends_with_its_connection_and_a_change_runs_to_its_end,
+    a_read_whose_connection_ended_while_it_waited_for_its_turn_is_not_begun,
+);
 
 async fn start(settings: &[(&str, &str)]) -> (TestServer, Gate) {
     let gate = Gate::closed();
@@ -23,7 +32,6 @@ async fn ask(client: &mut Client, pkg_id: i64, requests: usize) {
     }
 }
 
-#[tokio::test]
 async fn a_user_with_many_connections_leaves_places_to_others() {
     let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "8")]).await;
     let mut of_ann = Vec::new();
@@ -40,7 +48,6 @@ async fn a_user_with_many_connections_leaves_places_to_others() {
     gate.release(100);
 }
 
-#[tokio::test]
 async fn users_take_turns_and_a_user_holds_a_quarter_while_others_wait() {
     let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "8")]).await;
     let mut clients = Vec::new();
@@ -100,7 +107,6 @@ async fn requests_that_wait_for_places_begin_in_their_order() {
     }
 }
 
-#[tokio::test]
 async fn a_request_is_answered_in_time_while_others_have_their_turn() {
     let settings = [("WS_HANDLER_CONCURRENCY", "1"), ("WS_HANDLER_TIMEOUT", "500ms")];
     let (server, gate) = start(&settings).await;
@@ -123,7 +129,6 @@ async fn a_request_is_answered_in_time_while_others_have_their_turn() {
     gate.release(10);
 }
 
-#[tokio::test]
 async fn a_read_ends_with_its_connection_and_a_change_runs_to_its_end() {
     let (server, gate) = start(&[]).await;
     let (mut reader, mut writer) = (server.client("ann").await, server.client("ann").await);
@@ -143,7 +148,6 @@ async fn a_read_ends_with_its_connection_and_a_change_runs_to_its_end() {
     assert_eq!(gate.cancelled(), 3);
 }
 
-#[tokio::test]
 async fn a_read_whose_connection_ended_while_it_waited_for_its_turn_is_not_begun() {
     let (server, gate) = start(&[("WS_HANDLER_CONCURRENCY", "1")]).await;
     let (mut first, mut second) = (server.client("ann").await, server.client("bob").await);

@@ -17,7 +17,20 @@ use tokio_tungstenite::tungstenite::{
 };
 use uuid::Uuid;
 
-use crate::support::{Client, Closed, TestServer};
+use crate::support::{Client, Closed, TestServer, on_both_runtimes};
+
+on_both_runtimes!(
+    a_first_frame_that_says_it_is_too_long_is_refused_by_its_header,
+    the_first_message_is_limited_over_all_its_fragments,
+    a_first_frame_of_the_limit_is_read,
+    a_smaller_limit_of_messages_is_the_limit_of_the_first_frame_too,
+    a_large_request_may_follow_the_auth_frame_at_once,
+    a_token_of_the_upgrade_lifts_the_limit_at_once,
+    frames_that_come_in_one_piece_with_the_upgrade_follow_the_same_rules,
+    ten_control_frames_are_taken_before_the_auth_frame,
+    an_eleventh_control_frame_before_the_auth_frame_is_refused,
+    an_auth_frame_in_fragments_is_read,
+);
 
 const LIMIT: usize = 20 * 1024;
 
@@ -47,7 +60,6 @@ async fn assert_refused(mut client: Client, code: u16, case: &str) {
     assert!(begun.elapsed() < Duration::from_secs(2), "{case}: {:?}", begun.elapsed());
 }
 
-#[tokio::test]
 async fn a_first_frame_that_says_it_is_too_long_is_refused_by_its_header() {
     let server = TestServer::start(&[("WS_MAX_MESSAGE_BYTES", "1MiB")]).await;
     for bytes in [LIMIT as u64 + 1, 64 * 1024, 1024 * 1024, u64::MAX] {
@@ -59,7 +71,6 @@ async fn a_first_frame_that_says_it_is_too_long_is_refused_by_its_header() {
     server.until_metric(r#"ws_connections_total{status="rejected_auth"}"#, 4.0).await;
 }
 
-#[tokio::test]
 async fn the_first_message_is_limited_over_all_its_fragments() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -69,7 +80,6 @@ async fn the_first_message_is_limited_over_all_its_fragments() {
     assert_refused(client, 1009, "fragments").await;
 }
 
-#[tokio::test]
 async fn a_first_frame_of_the_limit_is_read() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -78,7 +88,6 @@ async fn a_first_frame_of_the_limit_is_read() {
     assert_eq!((&seen[0]["code"], closed), (&json!("unauthorized"), Closed::Code(4001)));
 }
 
-#[tokio::test]
 async fn a_smaller_limit_of_messages_is_the_limit_of_the_first_frame_too() {
     let server = TestServer::start(&[("WS_MAX_MESSAGE_BYTES", "2KiB")]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -95,7 +104,6 @@ fn large() -> Message {
     Message::text(json!({ "pkg_id": 100, "req_id": Uuid::nil(), "data": data }).to_string())
 }
 
-#[tokio::test]
 async fn a_large_request_may_follow_the_auth_frame_at_once() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -104,7 +112,6 @@ async fn a_large_request_may_follow_the_auth_frame_at_once() {
     assert_eq!(client.receive().await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_token_of_the_upgrade_lifts_the_limit_at_once() {
     let server = TestServer::start(&[]).await;
     let header = format!("Bearer {}", server.token("ann"));
@@ -140,7 +147,6 @@ fn masked(text: &str) -> Vec<u8> {
     [&[0x81, 0x80 | 126][..], &length, &[0; 4], text.as_bytes()].concat()
 }
 
-#[tokio::test]
 async fn frames_that_come_in_one_piece_with_the_upgrade_follow_the_same_rules() {
     let server = TestServer::start(&[]).await;
     let auth = auth(&server).into_text().unwrap();
@@ -164,7 +170,6 @@ fn empty_fragment() -> Message {
     part(Vec::new(), Data::Continue, false)
 }
 
-#[tokio::test]
 async fn ten_control_frames_are_taken_before_the_auth_frame() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -176,7 +181,6 @@ async fn ten_control_frames_are_taken_before_the_auth_frame() {
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn an_eleventh_control_frame_before_the_auth_frame_is_refused() {
     let server = TestServer::start(&[]).await;
     let first = part(Vec::new(), Data::Text, false);
@@ -197,7 +201,6 @@ async fn an_eleventh_control_frame_before_the_auth_frame_is_refused() {
     server.until_metric(r#"ws_connections_total{status="rejected_auth"}"#, 4.0).await;
 }
 
-#[tokio::test]
 async fn an_auth_frame_in_fragments_is_read() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;

@@ -6,7 +6,19 @@ use switchboard::handlers::roles;
 use tokio_tungstenite::tungstenite::Message;
 use uuid::Uuid;
 
-use crate::support::{Client, Database, TestServer, on_both};
+use crate::support::{Client, Database, TestServer, on_both, on_both_runtimes};
+
+on_both_runtimes!(
+    a_pkg_id_without_handler_is_answered_and_the_connection_lives,
+    a_message_that_is_no_request_is_answered_with_the_ids_that_could_be_read,
+    optional_members_may_be_absent_or_null_and_unknown_ones_are_ignored,
+    every_spelling_of_a_req_id_comes_back_in_lower_case_with_dashes,
+    a_missing_role_is_named,
+    the_handler_is_looked_for_before_the_role_and_the_role_before_the_data,
+    data_that_does_not_fit_is_refused_with_its_path,
+    data_is_json_and_not_text_of_json,
+    deeply_nested_data_harms_nobody,
+);
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 const ID: &str = "550e8400-e29b-41d4-a716-446655440000";
@@ -23,7 +35,6 @@ async fn send_text(client: &mut Client, text: &str) -> Value {
     answer
 }
 
-#[tokio::test]
 async fn a_pkg_id_without_handler_is_answered_and_the_connection_lives() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -36,7 +47,6 @@ async fn a_pkg_id_without_handler_is_answered_and_the_connection_lives() {
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_message_that_is_no_request_is_answered_with_the_ids_that_could_be_read() {
     let server = TestServer::start(&[("WS_MAX_STRIKES", "0")]).await;
     let mut client = server.client("ann").await;
@@ -74,7 +84,6 @@ async fn a_message_that_is_no_request_is_answered_with_the_ids_that_could_be_rea
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn optional_members_may_be_absent_or_null_and_unknown_ones_are_ignored() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -91,7 +100,6 @@ async fn optional_members_may_be_absent_or_null_and_unknown_ones_are_ignored() {
     }
 }
 
-#[tokio::test]
 async fn every_spelling_of_a_req_id_comes_back_in_lower_case_with_dashes() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -110,7 +118,6 @@ async fn every_spelling_of_a_req_id_comes_back_in_lower_case_with_dashes() {
     }
 }
 
-#[tokio::test]
 async fn a_missing_role_is_named() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client_with("ann", &["admin"], "json").await;
@@ -133,7 +140,6 @@ async fn a_missing_role_is_named() {
     assert_eq!(nobody.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn the_handler_is_looked_for_before_the_role_and_the_role_before_the_data() {
     let server = TestServer::start(&[]).await;
     let mut nobody = server.client_with("ann", &[], "json").await;
@@ -144,7 +150,6 @@ async fn the_handler_is_looked_for_before_the_role_and_the_role_before_the_data(
     assert_eq!(code(&everybody.call(3, bad).await), (2, "invalid_data"));
 }
 
-#[tokio::test]
 async fn data_that_does_not_fit_is_refused_with_its_path() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -317,7 +322,6 @@ async fn page_zero_is_refused_and_no_internal_error(database: Database) {
     assert_eq!(client.call(2, last).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn data_is_json_and_not_text_of_json() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -327,7 +331,6 @@ async fn data_is_json_and_not_text_of_json() {
     assert!(client.call(1, json!({})).await["data"][0].is_object());
 }
 
-#[tokio::test]
 async fn deeply_nested_data_harms_nobody() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;

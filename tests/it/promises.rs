@@ -14,7 +14,25 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::{
     Client, TestServer,
     handlers::{FAILS, GATE, Gate, PANICS, SLEEPS, misbehaving},
+    on_both_runtimes,
 };
+
+on_both_runtimes!(
+    a_handler_that_panics_is_answered_and_counted_and_the_connection_lives,
+    a_failure_shows_no_internals,
+    a_database_that_cannot_be_read_is_unavailable_and_the_connection_lives,
+    a_handler_that_takes_too_long_is_answered_timeout,
+    a_full_handler_queue_is_answered_overloaded_and_harms_no_other_handler,
+    answers_may_overtake_each_other,
+    with_one_in_flight_answers_keep_the_order_of_the_requests,
+    with_all_in_flight_the_server_stops_reading,
+    a_client_that_never_stops_sending_is_held_up_by_its_socket,
+    many_requests_of_every_kind_get_one_answer_each,
+    a_ping_is_answered_while_a_request_waits,
+    the_gauge_of_open_requests_returns_to_zero_also_when_their_client_left,
+    a_request_that_waited_too_long_for_its_turn_times_out_as_well,
+    sixteen_requests_of_a_connection_run_at_once_by_default,
+);
 
 async fn start(settings: &[(&str, &str)]) -> (TestServer, Gate) {
     let gate = Gate::closed();
@@ -36,7 +54,6 @@ async fn answers(client: &mut Client, count: usize) -> HashMap<String, Value> {
     answers
 }
 
-#[tokio::test]
 async fn a_handler_that_panics_is_answered_and_counted_and_the_connection_lives() {
     let (server, _) = start(&[]).await;
     let mut client = server.client("ann").await;
@@ -52,7 +69,6 @@ async fn a_handler_that_panics_is_answered_and_counted_and_the_connection_lives(
     assert_eq!(server.metric(r#"actor_restarts_total{actor="handler"}"#).await, 0.0);
 }
 
-#[tokio::test]
 async fn a_failure_shows_no_internals() {
     let (server, _) = start(&[]).await;
     let mut client = server.client("ann").await;
@@ -65,7 +81,6 @@ async fn a_failure_shows_no_internals() {
     }
 }
 
-#[tokio::test]
 async fn a_database_that_cannot_be_read_is_unavailable_and_the_connection_lives() {
     let data = TempDir::new().unwrap();
     let server = TestServer::start(&[("DATA_DIR", data.path().to_str().unwrap())]).await;
@@ -104,7 +119,6 @@ async fn a_locked_database_is_unavailable_until_it_is_free() {
     assert_eq!(client.call(3, json!({ "name": "Ann" })).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_handler_that_takes_too_long_is_answered_timeout() {
     let (server, gate) = start(&[("WS_HANDLER_TIMEOUT", "100ms")]).await;
     let mut client = server.client("ann").await;
@@ -118,7 +132,6 @@ async fn a_handler_that_takes_too_long_is_answered_timeout() {
     assert_eq!(client.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_full_handler_queue_is_answered_overloaded_and_harms_no_other_handler() {
     let settings = [("WS_HANDLER_CONCURRENCY", "1"), ("WS_HANDLER_QUEUE", "2")];
     let (server, gate) = start(&settings).await;
@@ -140,7 +153,6 @@ async fn a_full_handler_queue_is_answered_overloaded_and_harms_no_other_handler(
     assert_eq!(client.call(GATE, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn answers_may_overtake_each_other() {
     let (server, gate) = start(&[]).await;
     let mut client = server.client("ann").await;
@@ -151,7 +163,6 @@ async fn answers_may_overtake_each_other() {
     assert_eq!(client.receive().await["req_id"], slow.to_string());
 }
 
-#[tokio::test]
 async fn with_one_in_flight_answers_keep_the_order_of_the_requests() {
     let (server, _) = start(&[("WS_MAX_IN_FLIGHT", "1")]).await;
     let mut client = server.client("ann").await;
@@ -171,7 +182,6 @@ async fn with_one_in_flight_answers_keep_the_order_of_the_requests() {
     }
 }
 
-#[tokio::test]
 async fn with_all_in_flight_the_server_stops_reading() {
     let (server, gate) = start(&[("WS_MAX_IN_FLIGHT", "2")]).await;
     let mut client = server.client("ann").await;
@@ -197,7 +207,6 @@ async fn with_all_in_flight_the_server_stops_reading() {
     assert_eq!(kinds, [false, false, true]);
 }
 
-#[tokio::test]
 async fn a_client_that_never_stops_sending_is_held_up_by_its_socket() {
     let (server, gate) = start(&[("WS_MAX_IN_FLIGHT", "1")]).await;
     let mut client = server.client("ann").await;
@@ -218,7 +227,6 @@ async fn a_client_that_never_stops_sending_is_held_up_by_its_socket() {
     assert_eq!(client.receive().await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn many_requests_of_every_kind_get_one_answer_each() {
     let (server, gate) = start(&[("WS_MAX_STRIKES", "0"), ("WS_HANDLER_TIMEOUT", "300ms")]).await;
     gate.release(20);
@@ -240,7 +248,6 @@ async fn many_requests_of_every_kind_get_one_answer_each() {
     client.silent_for(Duration::from_millis(50)).await;
 }
 
-#[tokio::test]
 async fn a_ping_is_answered_while_a_request_waits() {
     let (server, gate) = start(&[]).await;
     let mut client = server.client("ann").await;
@@ -251,7 +258,6 @@ async fn a_ping_is_answered_while_a_request_waits() {
     assert_eq!(client.receive().await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn the_gauge_of_open_requests_returns_to_zero_also_when_their_client_left() {
     let (server, gate) = start(&[]).await;
     let mut client = server.client("ann").await;
@@ -270,7 +276,6 @@ async fn the_gauge_of_open_requests_returns_to_zero_also_when_their_client_left(
     assert_eq!(server.client("bob").await.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_request_that_waited_too_long_for_its_turn_times_out_as_well() {
     let settings = [("WS_HANDLER_TIMEOUT", "200ms"), ("WS_HANDLER_CONCURRENCY", "1")];
     let (server, gate) = start(&settings).await;
@@ -287,7 +292,6 @@ async fn a_request_that_waited_too_long_for_its_turn_times_out_as_well() {
     assert_eq!(client.call(GATE, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn sixteen_requests_of_a_connection_run_at_once_by_default() {
     let (server, gate) = start(&[]).await;
     let (mut client, mut other) = (server.client("ann").await, server.client("ann").await);

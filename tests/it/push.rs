@@ -6,7 +6,20 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use switchboard::handlers::roles;
 
-use crate::support::{Client, TestServer};
+use crate::support::{Client, TestServer, on_both_runtimes};
+
+on_both_runtimes!(
+    a_change_is_pushed_to_all_other_connections_and_not_to_its_author,
+    only_users_who_may_read_authors_are_pushed_their_changes,
+    a_refresh_decides_which_changes_are_pushed_from_then_on,
+    what_changed_nothing_pushes_nothing,
+    changes_are_not_pushed_where_it_is_switched_off,
+    pushes_keep_their_order,
+    a_change_over_rest_is_pushed_to_everyone,
+    an_administrator_broadcasts_to_all_or_to_one_user,
+    only_an_administrator_broadcasts,
+    a_closed_connection_is_no_longer_pushed_to,
+);
 
 const NIL: &str = "00000000-0000-0000-0000-000000000000";
 
@@ -14,7 +27,6 @@ fn assert_push(frame: &Value, pkg_id: i32, data: &Value) {
     assert_eq!(frame, &json!({ "pkg_id": pkg_id, "req_id": NIL, "data": data }));
 }
 
-#[tokio::test]
 async fn a_change_is_pushed_to_all_other_connections_and_not_to_its_author() {
     let server = TestServer::start(&[]).await;
     let mut author = server.client("ann").await;
@@ -61,7 +73,6 @@ async fn sees_changes(client: &mut Client) {
     }
 }
 
-#[tokio::test]
 async fn only_users_who_may_read_authors_are_pushed_their_changes() {
     let server = TestServer::start(&[]).await;
     // Who may change authors may not read them yet.
@@ -90,7 +101,6 @@ async fn refresh(server: &TestServer, client: &mut Client, user: &str, roles: &[
     assert_eq!(client.receive().await["type"], "refresh_ok");
 }
 
-#[tokio::test]
 async fn a_refresh_decides_which_changes_are_pushed_from_then_on() {
     let server = TestServer::start(&[]).await;
     let mut author = server.client("ann").await;
@@ -109,7 +119,6 @@ async fn a_refresh_decides_which_changes_are_pushed_from_then_on() {
     loses.silent_for(Duration::from_millis(100)).await;
 }
 
-#[tokio::test]
 async fn what_changed_nothing_pushes_nothing() {
     let server = TestServer::start(&[]).await;
     let mut author = server.client("ann").await;
@@ -122,7 +131,6 @@ async fn what_changed_nothing_pushes_nothing() {
     other.silent_for(Duration::from_millis(100)).await;
 }
 
-#[tokio::test]
 async fn changes_are_not_pushed_where_it_is_switched_off() {
     let server = TestServer::start(&[("WS_BROADCAST_CHANGES", "false")]).await;
     let (mut author, mut other) = (server.client("ann").await, server.client("bob").await);
@@ -134,7 +142,6 @@ async fn changes_are_not_pushed_where_it_is_switched_off() {
     assert_push(&other.receive().await, 150, &json!({}));
 }
 
-#[tokio::test]
 async fn pushes_keep_their_order() {
     let server = TestServer::start(&[]).await;
     let (mut author, mut other) = (server.client("ann").await, server.client("bob").await);
@@ -161,7 +168,6 @@ async fn pushes_keep_their_order() {
     }
 }
 
-#[tokio::test]
 async fn a_change_over_rest_is_pushed_to_everyone() {
     let server = TestServer::start(&[]).await;
     let mut clients = vec![server.client("rest").await, server.client("bob").await];
@@ -178,7 +184,6 @@ async fn a_change_over_rest_is_pushed_to_everyone() {
     }
 }
 
-#[tokio::test]
 async fn an_administrator_broadcasts_to_all_or_to_one_user() {
     let server = TestServer::start(&[]).await;
     let mut ann = server.client("ann").await;
@@ -203,7 +208,6 @@ async fn an_administrator_broadcasts_to_all_or_to_one_user() {
     ann.silent_for(Duration::from_millis(50)).await;
 }
 
-#[tokio::test]
 async fn only_an_administrator_broadcasts() {
     let server = TestServer::start(&[]).await;
     let mut client = server.client("ann").await;
@@ -215,7 +219,6 @@ async fn only_an_administrator_broadcasts() {
     client.silent_for(Duration::from_millis(50)).await;
 }
 
-#[tokio::test]
 async fn a_closed_connection_is_no_longer_pushed_to() {
     let server = TestServer::start(&[]).await;
     let (mut first, second) = (server.client("ann").await, server.client("ann").await);

@@ -19,7 +19,26 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::support::{
     Client, Closed, TestServer,
     handlers::{GATE, Gate, misbehaving},
+    on_both_runtimes,
 };
+
+on_both_runtimes!(
+    a_token_that_expires_is_warned_of_and_closes_with_4003_within_a_second,
+    a_token_with_less_time_than_the_warning_is_warned_of_at_once,
+    the_warning_may_be_switched_off,
+    a_shorter_token_ends_the_connection_sooner,
+    a_client_that_never_pauses_is_closed_when_its_token_expires,
+    a_refresh_says_which_packages_its_roles_opened_and_closed,
+    a_lost_role_is_refused_and_a_gained_one_works_from_the_next_message_on,
+    a_token_from_the_upgrade_is_refreshed_like_any_other,
+    requests_under_way_finish_with_the_identity_they_came_with,
+    a_token_of_another_user_ends_the_connection,
+    a_bad_token_leaves_the_old_one_in_force,
+    a_failed_refresh_is_a_strike,
+    a_refresh_is_no_way_to_authenticate,
+    a_refresh_may_follow_the_auth_frame_at_once,
+    tokens_expire_and_are_refreshed_during_a_drain_too,
+);
 
 fn seconds(value: u64) -> Duration {
     Duration::from_secs(value)
@@ -79,7 +98,6 @@ async fn assert_stays(client: &mut Client, code: &str, case: &str) {
     assert_eq!((status(client, 1).await, status(client, 3).await), (0, 3), "{case}");
 }
 
-#[tokio::test]
 async fn a_token_that_expires_is_warned_of_and_closes_with_4003_within_a_second() {
     let server = TestServer::start(&[("JWT_LEEWAY", "0s"), ("WS_EXPIRY_WARNING", "2s")]).await;
     let expiry = seconds(now().as_secs() + 4);
@@ -96,7 +114,6 @@ async fn a_token_that_expires_is_warned_of_and_closes_with_4003_within_a_second(
     server.until_metric(r#"ws_disconnections_total{code="4003"}"#, 1.0).await;
 }
 
-#[tokio::test]
 async fn a_token_with_less_time_than_the_warning_is_warned_of_at_once() {
     let server = TestServer::start(&[]).await;
     let mut client = opened(&server, &short(&server, seconds(40))).await;
@@ -108,7 +125,6 @@ async fn a_token_with_less_time_than_the_warning_is_warned_of_at_once() {
     client.silent_for_data(Duration::from_millis(200)).await;
 }
 
-#[tokio::test]
 async fn the_warning_may_be_switched_off() {
     let server = TestServer::start(&[("WS_EXPIRY_WARNING", "0")]).await;
     let mut client = opened(&server, &short(&server, seconds(2))).await;
@@ -133,7 +149,6 @@ async fn a_connection_that_refreshes_stays_through_eight_refreshes() {
     server.until_metric(r#"ws_connections_total{status="accepted"}"#, 1.0).await;
 }
 
-#[tokio::test]
 async fn a_shorter_token_ends_the_connection_sooner() {
     let server = TestServer::start(&[]).await;
     let mut client = opened(&server, &short(&server, seconds(600))).await;
@@ -145,7 +160,6 @@ async fn a_shorter_token_ends_the_connection_sooner() {
     assert!(begun.elapsed() < seconds(3), "{:?}", begun.elapsed());
 }
 
-#[tokio::test]
 async fn a_client_that_never_pauses_is_closed_when_its_token_expires() {
     let text = [&[0x81, 0x80 | 15, 0, 0, 0, 0], &br#"{"type":"ping"}"#[..]].concat();
     // The second is a ping of the WebSocket layer, without payload.
@@ -177,7 +191,6 @@ async fn a_client_that_never_pauses_is_closed_when_its_token_expires() {
     }
 }
 
-#[tokio::test]
 async fn a_refresh_says_which_packages_its_roles_opened_and_closed() {
     let server = TestServer::start(&[]).await;
     let mut client = opened(&server, &of_roles(&server, &[GET_AUTHORS])).await;
@@ -197,7 +210,6 @@ async fn a_refresh_says_which_packages_its_roles_opened_and_closed() {
     }
 }
 
-#[tokio::test]
 async fn a_lost_role_is_refused_and_a_gained_one_works_from_the_next_message_on() {
     let server = TestServer::start(&[]).await;
     for format in ["json", "protobuf"] {
@@ -218,7 +230,6 @@ async fn a_lost_role_is_refused_and_a_gained_one_works_from_the_next_message_on(
     }
 }
 
-#[tokio::test]
 async fn a_token_from_the_upgrade_is_refreshed_like_any_other() {
     let server = TestServer::start(&[]).await;
     let header = format!("Bearer {}", of_roles(&server, &[]));
@@ -249,7 +260,6 @@ impl Handler for WhoAmI {
     }
 }
 
-#[tokio::test]
 async fn requests_under_way_finish_with_the_identity_they_came_with() {
     let gate = Gate::closed();
     let package = Package::new(904, "WHO_AM_I", &[GET_AUTHORS], WhoAmI(gate.clone()));
@@ -267,7 +277,6 @@ async fn requests_under_way_finish_with_the_identity_they_came_with() {
     assert_eq!(client.call(904, json!({})).await["data"], "Ann");
 }
 
-#[tokio::test]
 async fn a_token_of_another_user_ends_the_connection() {
     let server = TestServer::start(&[]).await;
     let mut client = opened(&server, &token(&server, &json!({}))).await;
@@ -281,7 +290,6 @@ async fn a_token_of_another_user_ends_the_connection() {
     server.until_metric("ws_connections_active", 0.0).await;
 }
 
-#[tokio::test]
 async fn a_bad_token_leaves_the_old_one_in_force() {
     let server = TestServer::start(&[]).await;
     let folder = tempfile::TempDir::new().unwrap();
@@ -327,7 +335,6 @@ async fn a_bad_token_leaves_the_old_one_in_force() {
     refresh(&mut client, &of_roles(&server, &ALL)).await;
 }
 
-#[tokio::test]
 async fn a_failed_refresh_is_a_strike() {
     let server = TestServer::start(&[("WS_MAX_STRIKES", "3")]).await;
     let mut client = opened(&server, &token(&server, &json!({}))).await;
@@ -342,7 +349,6 @@ async fn a_failed_refresh_is_a_strike() {
     assert_eq!(seen[0]["code"], "unauthorized");
 }
 
-#[tokio::test]
 async fn a_refresh_is_no_way_to_authenticate() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -352,7 +358,6 @@ async fn a_refresh_is_no_way_to_authenticate() {
     assert_eq!(seen[0]["code"], "unauthorized");
 }
 
-#[tokio::test]
 async fn a_refresh_may_follow_the_auth_frame_at_once() {
     let server = TestServer::start(&[]).await;
     let mut client = Client::open(server.addr, "/web").await;
@@ -363,7 +368,6 @@ async fn a_refresh_may_follow_the_auth_frame_at_once() {
     assert_eq!(client.receive().await["gained"], json!([1, 2]));
 }
 
-#[tokio::test]
 async fn tokens_expire_and_are_refreshed_during_a_drain_too() {
     let gate = Gate::closed();
     let mut server =

@@ -18,7 +18,22 @@ use uuid::Uuid;
 use crate::support::{
     Client, Closed, TestServer,
     handlers::{GATE, Gate, misbehaving},
+    on_both_runtimes,
 };
+
+on_both_runtimes!(
+    a_slow_upload_of_one_large_frame_is_no_dead_peer,
+    a_message_that_does_not_become_whole_ends_with_4006,
+    fragments_and_pings_between_them_do_not_extend_the_time_of_a_message,
+    a_control_frame_that_does_not_become_whole_ends_with_4006,
+    a_client_that_always_is_within_some_message_stays,
+    a_message_that_the_server_does_not_read_is_not_late,
+    a_message_that_is_not_read_on_for_a_while_is_not_late_afterwards,
+    a_client_that_takes_twenty_kibibytes_a_second_of_a_large_answer_stays,
+    a_message_that_waits_behind_a_slow_answer_is_not_late,
+    a_client_that_takes_under_a_kibibyte_a_second_is_closed,
+    while_too_many_bytes_of_answers_wait_no_more_requests_are_read,
+);
 
 /// Three times this is the time of a message.
 const FAST: (&str, &str) = ("WS_WRITE_TIMEOUT", "300ms");
@@ -70,7 +85,6 @@ fn assert_ended((closed, after): (Closed, Duration)) {
     assert!(after < BOUND + Duration::from_millis(1500), "{after:?}");
 }
 
-#[tokio::test]
 async fn a_slow_upload_of_one_large_frame_is_no_dead_peer() {
     let settings = [("WS_PING_INTERVAL", "150ms"), ("WS_PONG_TIMEOUT", "300ms")];
     let server = TestServer::start(&settings).await;
@@ -83,7 +97,6 @@ async fn a_slow_upload_of_one_large_frame_is_no_dead_peer() {
     assert_eq!(client.receive().await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_message_that_does_not_become_whole_ends_with_4006() {
     let server = TestServer::start(&[FAST]).await;
     let mut client = server.client("ann").await;
@@ -92,7 +105,6 @@ async fn a_message_that_does_not_become_whole_ends_with_4006() {
     server.until_metric(r#"ws_disconnections_total{code="4006"}"#, 1.0).await;
 }
 
-#[tokio::test]
 async fn fragments_and_pings_between_them_do_not_extend_the_time_of_a_message() {
     let server = TestServer::start(&[FAST]).await;
     let mut client = server.client("ann").await;
@@ -103,7 +115,6 @@ async fn fragments_and_pings_between_them_do_not_extend_the_time_of_a_message() 
     assert_ended(ended.await);
 }
 
-#[tokio::test]
 async fn a_control_frame_that_does_not_become_whole_ends_with_4006() {
     let server = TestServer::start(&[FAST]).await;
     let mut client = server.client("ann").await;
@@ -111,7 +122,6 @@ async fn a_control_frame_that_does_not_become_whole_ends_with_4006() {
     assert_ended(trickle(&mut client, |n| vec![ping[n]]).await);
 }
 
-#[tokio::test]
 async fn a_client_that_always_is_within_some_message_stays() {
     let server = TestServer::start(&[FAST]).await;
     let mut client = server.client("ann").await;
@@ -126,7 +136,6 @@ async fn a_client_that_always_is_within_some_message_stays() {
     }
 }
 
-#[tokio::test]
 async fn a_message_that_the_server_does_not_read_is_not_late() {
     let gate = Gate::closed();
     let settings = [FAST, ("WS_MAX_IN_FLIGHT", "1")];
@@ -159,7 +168,6 @@ async fn small_window(to: SocketAddr) -> TcpStream {
     socket.connect(to).await.unwrap()
 }
 
-#[tokio::test]
 async fn a_message_that_is_not_read_on_for_a_while_is_not_late_afterwards() {
     let gate = Gate::closed();
     // No tick comes while it is not read.
@@ -180,7 +188,6 @@ async fn a_message_that_is_not_read_on_for_a_while_is_not_late_afterwards() {
     assert_eq!(client.receive().await["pkg_id"], 100);
 }
 
-#[tokio::test]
 async fn a_client_that_takes_twenty_kibibytes_a_second_of_a_large_answer_stays() {
     // Buffers as they come: they take megabytes at once.
     let settings = [("WS_WRITE_TIMEOUT", "1s"), ("WS_MAX_MESSAGE_BYTES", "1MiB")];
@@ -199,7 +206,6 @@ async fn a_client_that_takes_twenty_kibibytes_a_second_of_a_large_answer_stays()
     assert_eq!(server.metric("ws_connections_active").await, 1.0);
 }
 
-#[tokio::test]
 async fn a_message_that_waits_behind_a_slow_answer_is_not_late() {
     let server = TestServer::on(Some(small_buffers()), &[FAST], Vec::new()).await;
     let mut client = Client::over(small_window(server.addr).await).await;
@@ -240,7 +246,6 @@ async fn take_slowly(tcp: &mut (impl AsyncReadExt + Unpin)) -> Option<Vec<u8>> {
     timeout(Duration::from_secs(1), tcp.read_to_end(&mut rest)).await.ok().map(|_| rest)
 }
 
-#[tokio::test]
 async fn a_client_that_takes_under_a_kibibyte_a_second_is_closed() {
     let server = TestServer::on(Some(small_buffers()), &[SLOW], Vec::new()).await;
     let mut client = Client::over(small_window(server.addr).await).await;
@@ -303,7 +308,6 @@ async fn until_an_answer_waits(server: &TestServer) {
     panic!("no answer waits");
 }
 
-#[tokio::test]
 async fn while_too_many_bytes_of_answers_wait_no_more_requests_are_read() {
     let gate = Gate::closed();
     let large = vec![Package::new(904, "LARGE", &[], Large(gate.clone()))];

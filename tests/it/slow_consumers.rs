@@ -6,7 +6,17 @@ use reqwest::Method;
 use serde_json::json;
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::support::{Client, Closed, TestServer};
+use crate::support::{Client, Closed, TestServer, on_both_runtimes};
+
+on_both_runtimes!(
+    a_full_push_queue_closes_the_slow_one_and_nobody_else,
+    a_client_that_reads_nothing_for_the_write_timeout_is_closed,
+    a_client_that_reads_slowly_but_steadily_stays,
+    a_drain_that_came_while_a_write_waited_ends_after_its_grace,
+    pushes_accepted_before_a_drain_are_written_before_the_close,
+    pushes_that_had_to_wait_keep_their_order,
+    a_client_that_pings_and_never_reads_is_closed_and_costs_no_memory,
+);
 
 const DROPPED: &str = r#"ws_send_queue_dropped_total{reason="slow_consumer"}"#;
 
@@ -37,7 +47,6 @@ async fn read_all(client: &mut Client) -> (usize, Closed) {
     }
 }
 
-#[tokio::test]
 async fn a_full_push_queue_closes_the_slow_one_and_nobody_else() {
     let server = TestServer::start(&[("WS_SEND_QUEUE", "4")]).await;
     let mut slow = server.client("slow").await;
@@ -59,7 +68,6 @@ async fn a_full_push_queue_closes_the_slow_one_and_nobody_else() {
     assert_eq!(healthy.receive().await["pkg_id"], 150);
 }
 
-#[tokio::test]
 async fn a_client_that_reads_nothing_for_the_write_timeout_is_closed() {
     let settings = [("WS_WRITE_TIMEOUT", "300ms"), ("WS_SEND_QUEUE", "1000")];
     let server = TestServer::start(&settings).await;
@@ -74,7 +82,6 @@ async fn a_client_that_reads_nothing_for_the_write_timeout_is_closed() {
     assert_eq!(server.metric(DROPPED).await, 0.0);
 }
 
-#[tokio::test]
 async fn a_client_that_reads_slowly_but_steadily_stays() {
     let settings = [("WS_WRITE_TIMEOUT", "500ms"), ("MAX_REQUEST_BODY_SIZE", "32MiB")];
     let server = TestServer::start(&settings).await;
@@ -87,7 +94,6 @@ async fn a_client_that_reads_slowly_but_steadily_stays() {
     assert_eq!(steady.call(100, json!({})).await["status_code"], 0);
 }
 
-#[tokio::test]
 async fn a_drain_that_came_while_a_write_waited_ends_after_its_grace() {
     let settings = [("WS_SEND_QUEUE", "1000"), ("DRAIN_GRACE", "1s"), ("DRAIN_SPREAD", "1s")];
     let mut server = TestServer::start(&settings).await;
@@ -105,7 +111,6 @@ async fn a_drain_that_came_while_a_write_waited_ends_after_its_grace() {
     server.stop().await.unwrap();
 }
 
-#[tokio::test]
 async fn pushes_accepted_before_a_drain_are_written_before_the_close() {
     let settings = [("WS_SEND_QUEUE", "1000"), ("DRAIN_GRACE", "50ms"), ("DRAIN_SPREAD", "1s")];
     let mut server = TestServer::start(&settings).await;
@@ -123,7 +128,6 @@ async fn pushes_accepted_before_a_drain_are_written_before_the_close() {
     server.stop().await.unwrap();
 }
 
-#[tokio::test]
 async fn pushes_that_had_to_wait_keep_their_order() {
     let server = TestServer::start(&[("WS_SEND_QUEUE", "1000")]).await;
     let mut slow = server.client("slow").await;
@@ -138,7 +142,6 @@ async fn pushes_that_had_to_wait_keep_their_order() {
     }
 }
 
-#[tokio::test]
 async fn a_client_that_pings_and_never_reads_is_closed_and_costs_no_memory() {
     // Far below the budget of control frames, which would close it first.
     let settings = [("WS_WRITE_TIMEOUT", "300ms"), ("WS_MESSAGE_RATE_LIMIT", "1000000000")];

@@ -16,6 +16,7 @@ pub(crate) mod process;
 pub(crate) mod programs;
 pub(crate) mod redis;
 pub(crate) mod rest;
+mod runtime;
 pub(crate) mod traefik;
 pub(crate) mod traffic;
 pub(crate) mod users;
@@ -38,6 +39,7 @@ use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
 #[allow(unused_imports)]
 pub(crate) use client::{Client, Closed};
 pub(crate) use database::{Database, on_both};
+pub(crate) use runtime::on_both_runtimes;
 
 /// A server of this process, on a free port and with a data directory of its own.
 pub(crate) struct TestServer {
