@@ -30,7 +30,7 @@ pub(super) struct Job {
     pub(super) data: Option<Box<RawValue>>,
     pub(super) caller: Arc<Caller>,
     pub(super) responder: Responder,
-    /// As many of these are around as jobs that have not begun, and one.
+    /// A share of the count of jobs that have not begun.
     pub(super) queued: Arc<()>,
 }
 

@@ -51,7 +51,7 @@ impl Places {
         Self { limit, taken: AtomicUsize::new(0), table: Mutex::default() }
     }
 
-    /// Whether nobody holds a place, as with a package that never waits.
+    /// Whether nobody holds a place, as with a package whose handlers never wait.
     pub(super) fn are_free(&self) -> bool {
         self.taken.load(Ordering::Relaxed) == 0
     }

@@ -9,9 +9,10 @@ const FACTOR: u32 = 2;
 const LEAST: u32 = 600;
 /// Control frames a minute where messages have no limit: [`FACTOR`] times the default of that.
 const WITHOUT_LIMIT: u32 = 12_000;
-/// Frames that can be sent at once, and the time whose frames can be, if those are more: what the network
-/// held back for a moment comes together. A thousand connections may spend this together.
+/// Frames that can be sent at once. Few, since a thousand connections may spend them together.
 const AT_ONCE: u32 = 100;
+/// The frames of so much time can be sent at once where those are more: the network may hold them back, and
+/// then they come together.
 const HELD_BACK: Duration = Duration::from_millis(500);
 /// Reading pauses no longer than this for what was sent over the budget.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
