@@ -5,9 +5,10 @@ use std::{
     collections::VecDeque,
     mem,
     sync::{Arc, PoisonError},
+    thread,
 };
 
-use tokio::{runtime::Handle, sync::Notify};
+use tokio::sync::Notify;
 use uuid::Uuid;
 
 use super::{Hub, Outbox};
@@ -138,10 +139,10 @@ impl Running {
     }
 }
 
-/// Where it was cut off another one goes on.
+/// After a panic another one goes on. At the end of the server nobody does.
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.done && Handle::try_current().is_ok() {
+        if !self.done && thread::panicking() {
             let mut waiting = self.hub.fanout.waiting();
             waiting.running = false;
             if !waiting.pushes.is_empty() {
