@@ -10,34 +10,16 @@ use std::{
 use prometheus::IntCounter;
 use shuttle::future::{block_on, spawn};
 use tokio_tungstenite::tungstenite::Message;
-use uuid::Uuid;
 
 use super::{Batch, Command, Hub, Outbox, Ready, Recipients, fanout::CHUNK};
 use crate::{
-    auth::{Identity, Remote},
     protocol::{CloseReason, Format, Push},
     sync::{explore, until_alone},
 };
 
 /// The outbox of a connection of a user.
 pub(crate) fn outbox(subject: &str) -> Arc<Outbox> {
-    let identity = Identity {
-        subject: subject.into(),
-        issuer: "issuer".into(),
-        session: None,
-        username: subject.into(),
-        roles: [].into(),
-        issued_at: 0,
-        expires_at: u64::MAX,
-    };
-    let remote = Remote {
-        address: [127, 0, 0, 1].into(),
-        user_agent: None,
-        correlation: "c".into(),
-        trace: None,
-    };
-    let id = Uuid::new_v4();
-    Arc::new(Outbox::new(id, Arc::new(identity), Format::Json, 100, Arc::new(remote)))
+    Arc::new(Outbox::of(subject, 100))
 }
 
 fn push(number: usize) -> Push {

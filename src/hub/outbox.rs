@@ -309,17 +309,14 @@ fn wake(mut state: MutexGuard<'_, State>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{future::poll_fn, task::Waker};
-
-    use super::*;
-
-    fn outbox(push_limit: usize) -> Outbox {
+impl Outbox {
+    /// An outbox of a user without roles, for tests.
+    pub(super) fn of(subject: &str, push_limit: usize) -> Self {
         let identity = Identity {
-            subject: "ann".into(),
+            subject: subject.into(),
             issuer: "issuer".into(),
             session: None,
-            username: "ann".into(),
+            username: subject.into(),
             roles: [].into(),
             issued_at: 0,
             expires_at: u64::MAX,
@@ -330,7 +327,19 @@ mod tests {
             correlation: "c".into(),
             trace: None,
         };
-        Outbox::new(Uuid::nil(), Arc::new(identity), Format::Json, push_limit, Arc::new(remote))
+        let (identity, remote) = (Arc::new(identity), Arc::new(remote));
+        Self::new(Uuid::new_v4(), identity, Format::Json, push_limit, remote)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, task::Waker};
+
+    use super::*;
+
+    fn outbox(push_limit: usize) -> Outbox {
+        Outbox::of("ann", push_limit)
     }
 
     fn ready() -> Ready {

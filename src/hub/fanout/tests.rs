@@ -4,35 +4,13 @@ use prometheus::IntCounter;
 use tokio_tungstenite::tungstenite::Message;
 
 use super::*;
-use crate::{
-    auth::{Identity, Remote},
-    hub::Batch,
-    protocol::Format,
-};
+use crate::{hub::Batch, protocol::Format};
 
 const CONNECTIONS: usize = 10 * CHUNK;
 
 fn hub(connections: usize) -> (Arc<Hub>, Vec<Arc<Outbox>>) {
     let hub = Arc::new(Hub::new(IntCounter::new("dropped", "of a test").unwrap()));
-    let identity = Arc::new(Identity {
-        subject: "ann".into(),
-        issuer: "issuer".into(),
-        session: None,
-        username: "ann".into(),
-        roles: [].into(),
-        issued_at: 0,
-        expires_at: u64::MAX,
-    });
-    let remote = Arc::new(Remote {
-        address: [127, 0, 0, 1].into(),
-        user_agent: None,
-        correlation: "c".into(),
-        trace: None,
-    });
-    let outboxes = (0..connections).map(|_| {
-        let (identity, remote) = (Arc::clone(&identity), Arc::clone(&remote));
-        Arc::new(Outbox::new(Uuid::new_v4(), identity, Format::Json, 1000, remote))
-    });
+    let outboxes = (0..connections).map(|_| Arc::new(Outbox::of("ann", 1000)));
     let outboxes: Vec<_> = outboxes.collect();
     outboxes.iter().for_each(|outbox| hub.insert(Arc::clone(outbox)));
     (hub, outboxes)
