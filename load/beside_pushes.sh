@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The latency of messages while pushes go to 10,000 connections on the same core, and without. Who receives the
-# pushes runs on the client's core when nobody else does, so that only the server is seen.
+# Measures the latency of messages while pushes go to 10,000 connections on the same core, and without pushes. The
+# process that receives the pushes has idle priority on the client's core, so that it delays no measurement.
 #
 #   load/beside_pushes.sh [SERVER]
 #

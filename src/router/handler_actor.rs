@@ -30,7 +30,7 @@ pub(super) struct Job {
     pub(super) data: Option<Box<RawValue>>,
     pub(super) caller: Arc<Caller>,
     pub(super) responder: Responder,
-    /// A share of the count of jobs that have not begun.
+    /// Each job has one of these until it begins; its lane counts them.
     pub(super) queued: Arc<()>,
 }
 
@@ -187,8 +187,7 @@ impl Work {
         }
     }
 
-    /// Waits for the outcome until the time is over. Nobody needs what a connection that has ended wanted to
-    /// read.
+    /// Waits for the outcome until the time is over. A read is given up when its connection ends.
     async fn complete(&self, running: Running, responder: Responder, begun: Instant) {
         let deadline = responder.received() + self.config.timeout;
         tokio::select! {

@@ -193,8 +193,8 @@ impl Route {
     /// Whether more than `limit` jobs are on their way, with one to `lane` that has just been counted.
     fn is_full(&self, lane: usize, limit: usize) -> bool {
         let on_way = |lane: &Lane| Arc::strong_count(&lane.queued) - 1;
-        // The others are looked at where this one is not nearly empty: each of their counts is another core's.
-        // So an eighth more may be on their way.
+        // The other lanes are counted only where this one has some jobs, since their counts lie in the caches of
+        // other cores. So an eighth more than the limit may be on their way.
         on_way(&self.lanes[lane]) > limit / self.lanes.len() / 8
             && self.lanes.iter().map(on_way).sum::<usize>() > limit
     }

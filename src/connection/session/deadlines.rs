@@ -38,7 +38,7 @@ impl Session {
 
     /// When the message has to be there that has arrived in part.
     pub(super) fn arrival(&self) -> Option<Instant> {
-        // A message that is not read on has all the time that there is.
+        // The time of a message does not run while the server does not read.
         let begun = self.begun.filter(|_| self.held.is_none());
         begun.map(|begun| begun + self.shared.config.write_timeout * ARRIVAL)
     }

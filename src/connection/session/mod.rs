@@ -267,7 +267,7 @@ impl Session {
         let mut departure = Departure::default();
         let mut flow = Flow::Continue(());
         let full = self.is_full();
-        // For the client, and not for room.
+        // Whether reading stopped because nothing more has arrived.
         let mut waits = false;
         while flow.is_continue()
             && self.in_flight < self.shared.config.max_in_flight
