@@ -15,6 +15,7 @@ use crate::{
     script::Wire,
     server::{MAX_CONNECTIONS, Program, Server, ServerOption},
     timeline::millis,
+    workers,
 };
 
 const COLUMNS: [Column; 7] = [
@@ -83,8 +84,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
         let samples = round(&programs, &machine, options.load.duration(), connections, &mut rates)?;
         rounds.push(samples);
     }
+    let threads = workers::rounds(&programs[JSON], &Machine::shared(), &options.load)?;
     println!("{rounds}");
-    println!("{}", bars(&rounds, &rates).join("\n"));
+    println!("{}", bars(&rounds, &rates, &threads).join("\n"));
     println!(
         "- {} rounds, medians (lowest–highest), ratios within a round; {CONNECTIONS} connections under \
          load, {connections} idle ones; latencies at {:.0} messages/s, half of what the weakest answers \
@@ -153,7 +155,7 @@ fn latency(server: &Server, rate: f64, duration: Duration) -> anyhow::Result<[f6
 }
 
 /// A line for each bar.
-fn bars(rounds: &Rounds, rates: &Rates) -> Vec<String> {
+fn bars(rounds: &Rounds, rates: &Rates, threads: &Rounds) -> Vec<String> {
     let ratio = |one, other, column| rounds.ratio(one, other, column);
     let p99 = Spread::of(rates.p99.iter().copied());
     let own = Spread::of(rates.own.iter().copied()).median;
@@ -167,6 +169,8 @@ fn bars(rounds: &Rounds, rates: &Rates) -> Vec<String> {
         bar(&half, &p99, "×", 1.5),
         bar("an idle connection", &rounds.figure(JSON, IDLE), " KiB", 11.0),
         bar("to connect with a token seen before", &rounds.figure(JSON, CONNECT), " µs", 150.0),
+        bar("two threads beside one, 1 in flight", &threads.ratio(1, 0, 0), "×", workers::MOST[0]),
+        bar("two threads beside one, 16 in flight", &threads.ratio(1, 0, 1), "×", workers::MOST[1]),
     ]
 }
 

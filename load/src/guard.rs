@@ -1,8 +1,8 @@
 //! `guard`: what the server costs in figures that hold still, compared with those that were committed and
 //! with a frozen base: many small steps must not add up unnoticed.
 //!
-//! Instructions are counted by valgrind's callgrind. The server has one core and so one thread. Each figure
-//! is the median of five counts, all of whose messages are answered: a timer or a rare task that falls into
+//! Instructions are counted by valgrind's callgrind. The server has one core and so one thread, but where a
+//! message on two threads is compared with one. Each figure is the median of five counts, all of whose messages are answered: a timer or a rare task that falls into
 //! one of them does not move it. The kernel's share is in none of them, nor are clock readings, which cost no
 //! instruction here.
 
@@ -19,7 +19,7 @@ use std::{
 use anyhow::{Context as _, ensure};
 
 use crate::{
-    bench::{idle, measure},
+    bench::{idle, measure, measure_with},
     client::Client,
     fanout::Broadcast,
     http::Endpoint,
@@ -27,6 +27,7 @@ use crate::{
     mix::{ECHO, Mix},
     script::{Script, Wire},
     server::{Server, ServerOption, USERS},
+    workers,
 };
 
 /// The committed figures, one `name value` a line.
@@ -86,11 +87,17 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
     figures.insert(IDLE.to_owned(), memory.kib);
     let program = program.under(callgrind);
     measure(&program, &machine, |server| instructions(server, &profile, &mut figures))?;
+    let threads = [("TOKIO_WORKER_THREADS", "2")];
+    measure_with(&program, &machine, &threads, |server| {
+        let mut callgrind = Callgrind::of(server, &profile)?;
+        messages(server, &mut callgrind, Wire::Json, "_2_threads", &mut figures)
+    })?;
     let known = |file: &Option<PathBuf>| file.as_deref().map_or(Ok(Figures::new()), read);
     let (committed, base) = (known(&options.baseline)?, known(&options.base)?);
     print!("{}\n{machine}", table(&figures, &committed, &base));
     let Some(file) = &options.baseline else { return Ok(()) };
     let mut faults = over_base(&figures, &base);
+    faults.extend(over_one_thread(&figures));
     if options.update {
         write(file, &figures)?;
     } else {
@@ -105,19 +112,9 @@ pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
 
 /// Counts what each thing costs, on a server that runs under callgrind.
 fn instructions(server: &Server, profile: &Path, figures: &mut Figures) -> anyhow::Result<()> {
-    let pid = server.probe.pid.context("the server has no process")?;
-    let mut callgrind = Callgrind { pid, profile: profile.to_owned(), taken: 0 };
+    let mut callgrind = Callgrind::of(server, profile)?;
     for wire in [Wire::Json, Wire::Protobuf] {
-        let mix = Mix::parse(ECHO)?;
-        let script = Script::new(&server.address.to_string(), wire, &server.tokens, &mix)?;
-        let mut client = Client::new(vec![server.address], script, mix.parts().len())?;
-        client.open(1)?;
-        for in_flight in [1, 16] {
-            ask(&mut client, in_flight, FIRST_MESSAGES)?;
-            let name = format!("message_{}_{in_flight}", wire.name());
-            let cost = callgrind.count(&name, || ask(&mut client, in_flight, MESSAGES))?;
-            figures.insert(name, cost);
-        }
+        messages(server, &mut callgrind, wire, "", figures)?;
     }
     let mut client = server.client()?.opening(1, None);
     // Every token is remembered from here on.
@@ -138,6 +135,27 @@ fn instructions(server: &Server, profile: &Path, figures: &mut Figures) -> anyho
         Ok((PUSHES * client.ready()) as u64)
     })?;
     figures.insert("push_delivery".to_owned(), cost);
+    Ok(())
+}
+
+/// Counts what a message costs, at 1 and at 16 in flight; `on` ends the names of the figures.
+fn messages(
+    server: &Server,
+    callgrind: &mut Callgrind,
+    wire: Wire,
+    on: &str,
+    figures: &mut Figures,
+) -> anyhow::Result<()> {
+    let mix = Mix::parse(ECHO)?;
+    let script = Script::new(&server.address.to_string(), wire, &server.tokens, &mix)?;
+    let mut client = Client::new(vec![server.address], script, mix.parts().len())?;
+    client.open(1)?;
+    for in_flight in [1, 16] {
+        ask(&mut client, in_flight, FIRST_MESSAGES)?;
+        let name = format!("message_{}_{in_flight}{on}", wire.name());
+        let cost = callgrind.count(&name, || ask(&mut client, in_flight, MESSAGES))?;
+        figures.insert(name, cost);
+    }
     Ok(())
 }
 
@@ -179,6 +197,12 @@ struct Callgrind {
 }
 
 impl Callgrind {
+    /// Of a server that was started under it.
+    fn of(server: &Server, profile: &Path) -> anyhow::Result<Self> {
+        let pid = server.probe.pid.context("the server has no process")?;
+        Ok(Self { pid, profile: profile.to_owned(), taken: 0 })
+    }
+
     /// Instructions for each of what `work` does and counts: the median of several counts.
     fn count(
         &mut self,
@@ -317,6 +341,18 @@ fn over_base(figures: &Figures, base: &Figures) -> Vec<String> {
     faults
 }
 
+/// A message that costs more on two threads than it may beside one.
+fn over_one_thread(figures: &Figures) -> Vec<String> {
+    let fault = |(in_flight, most): (u32, f64)| {
+        let one = figures.get(&format!("message_json_{in_flight}"))?;
+        let name = format!("message_json_{in_flight}_2_threads");
+        let ratio = figures.get(&name)? / one;
+        (ratio > most)
+            .then(|| format!("{name} is {ratio:.2} times that on one thread, {most} is the most"))
+    };
+    [1, 16].into_iter().zip(workers::MOST).filter_map(fault).collect()
+}
+
 /// What costs so much less that it is worth keeping.
 fn gains(figures: &Figures, committed: &Figures) -> Vec<String> {
     let gain = |(name, now): (&String, &f64)| {
@@ -330,7 +366,9 @@ fn gains(figures: &Figures, committed: &Figures) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Figures, IDLE, gains, over_base, over_committed, without_open_calls};
+    use super::{
+        Figures, IDLE, gains, over_base, over_committed, over_one_thread, without_open_calls,
+    };
 
     #[test]
     fn a_call_that_began_before_costs_its_caller_nothing() {
@@ -368,6 +406,15 @@ mod tests {
         ] {
             assert_eq!([faults(name, within)[1], faults(name, over)[1]], [0, 1], "{name}");
         }
+    }
+
+    #[test]
+    fn a_message_on_two_threads_has_a_bound_beside_one() {
+        let faults = |many: f64| {
+            let figures = [("message_json_16", 100.0), ("message_json_16_2_threads", many)];
+            over_one_thread(&figures.map(|(name, value)| (name.to_owned(), value)).into()).len()
+        };
+        assert_eq!([faults(114.9), faults(115.1)], [0, 1]);
     }
 
     #[test]
