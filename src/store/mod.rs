@@ -26,7 +26,7 @@ use sqlx::{
 };
 
 pub use actions::Action;
-pub(crate) use actions::ActionFilter;
+pub(crate) use actions::{ActionFilter, ActionPage, Place};
 pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};
 use postgres::Postgres;

@@ -7,6 +7,7 @@ mod audit;
 mod audit_faults;
 mod audit_flood;
 mod audit_logs;
+mod audit_pages;
 mod auth_routes;
 mod authentication;
 mod backchannel;
