@@ -4,6 +4,7 @@
 //! a batch as one text of JSON. SQLite works in this process, where its time counts: values are bound,
 //! since it would search the JSON once for each column, and many batches share a transaction.
 
+mod erase;
 mod page;
 
 use std::sync::Arc;

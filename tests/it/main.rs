@@ -4,6 +4,8 @@
 
 mod admin;
 mod audit;
+mod audit_erase;
+mod audit_events;
 mod audit_faults;
 mod audit_flood;
 mod audit_logs;
