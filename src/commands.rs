@@ -1,6 +1,6 @@
 //! What can be typed on the command line, as `--help` shows it.
 
-use clap::{Arg, Command};
+use clap::{Arg, ArgAction, Command};
 use switchboard::{config::SETTINGS, handlers::roles};
 
 /// Every command with its flags; those of settings stand before the command or after it.
@@ -38,7 +38,8 @@ pub(crate) fn all() -> Command {
             Command::new("audit")
                 .about("Works with the audit trail")
                 .subcommand_required(true)
-                .subcommand(export().args(&settings)),
+                .subcommand(export().args(&settings))
+                .subcommand(erase().args(&settings)),
         )
         .subcommand(token().args(&settings))
         .subcommand(doctor().args(&settings))
@@ -88,6 +89,31 @@ fn export() -> Command {
         .arg(flag("until").value_name("TIME").help("Up to this, a whole day included"))
         .arg(flag("format").value_name("FORMAT").default_value("jsonl").help("csv or jsonl"))
         .arg(flag("output").value_name("FILE").help("Write to this file, which is replaced"))
+}
+
+fn erase() -> Command {
+    let flag = |name: &'static str| Arg::new(name).long(name).allow_hyphen_values(true);
+    Command::new("erase")
+        .about(
+            "Takes a person out of the audit trail: a random pseudonym stands there from then on",
+        )
+        .arg(flag("subject").value_name("SUB").required(true).help("The person's sub (user_id)"))
+        .arg(
+            flag("username").value_name("NAME").action(ArgAction::Append).help(
+                "A name of the person, for rows without a user_id; may be given several times",
+            ),
+        )
+        .arg(
+            flag("pseudonym")
+                .value_name("PSEUDONYM")
+                .help("Go on with the pseudonym of an earlier run [default: a new one]"),
+        )
+        .arg(
+            Arg::new("dry-run")
+                .long("dry-run")
+                .action(ArgAction::SetTrue)
+                .help("Say how many rows would be changed, and change none"),
+        )
 }
 
 fn doctor() -> Command {

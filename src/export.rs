@@ -1,7 +1,7 @@
 //! `switchboard audit export`: the audit trail as CSV or as lines of JSON, oldest first.
 //!
 //! Read in parts that begin after the last row seen, so that neither memory nor the database notices how
-//! long the trail is. Nothing is migrated or changed.
+//! long the trail is. Nothing is migrated, and nothing is written but a row that says who exports what.
 
 use std::{
     fs::OpenOptions,
@@ -12,8 +12,11 @@ use std::{
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+use uuid::Uuid;
 
 use crate::{
+    audit::{self, Deed},
     config::{Config, StoreConfig},
     metrics::Metrics,
     store::{Action, ActionFilter, OpenError, Since, Store, StoreError, Until},
@@ -40,6 +43,13 @@ impl Format {
             _ => Err("csv or jsonl"),
         }
     }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Jsonl => "jsonl",
+        }
+    }
 }
 
 /// Which rows are written; an end that is not set is open.
@@ -57,6 +67,9 @@ pub enum ExportError {
     /// The database.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The row that says who exports what.
+    #[error("nothing was exported: the trail does not take the row that says so: {0}")]
+    Unrecorded(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A statement.
     #[error("cannot read the audit trail: {0}")]
     Read(Box<dyn std::error::Error + Send + Sync>),
@@ -82,19 +95,7 @@ pub async fn export(
     let metrics = Metrics::new(&[], config.environment.as_str());
     let as_it_is = StoreConfig { auto_migrate: false, ..config.store.clone() };
     let store = Store::open(&as_it_is, metrics.db, None).await?;
-    let written = match file {
-        None => write(&store, range, format, io::stdout().lock()).await,
-        Some(path) => {
-            // Who did what is for its owner alone.
-            let file = OpenOptions::new()
-                .write(true)
-                .create(true)
-                .truncate(true)
-                .mode(0o600)
-                .open(path)?;
-            write(&store, range, format, file).await
-        }
-    };
+    let written = record_and_write(&store, range, format, file).await;
     store.close().await;
     match written {
         Err(ExportError::Write(error)) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -102,19 +103,44 @@ pub async fn export(
     }
 }
 
+/// The row comes first: no export goes without one.
+async fn record_and_write(
+    store: &Store,
+    range: &Range,
+    format: Format,
+    file: Option<&Path>,
+) -> Result<(), ExportError> {
+    let what = json!({
+        "since": range.since,
+        "until": range.until,
+        "format": format.name(),
+        "output": file.map(|path| path.display().to_string()),
+    });
+    let own = audit::leave(store, Deed::Export, what).await;
+    let own = own.map_err(|error| ExportError::Unrecorded(error.into()))?;
+    let Some(path) = file else {
+        return write(store, range, format, own, io::stdout().lock()).await;
+    };
+    // Who did what is for its owner alone.
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    write(store, range, format, own, file).await
+}
+
+/// Writes all but the export's `own` row.
 async fn write(
     store: &Store,
     range: &Range,
     format: Format,
+    own: Uuid,
     out: impl Write,
 ) -> Result<(), ExportError> {
-    let progress = progress(store, range).await?;
+    let progress = progress(store, range).await;
     let mut rows = Rows::new(format, out)?;
     let (since, until) = (range.since.as_ref(), range.until.as_ref());
     let mut last: Option<Action> = None;
     loop {
         let mut part = store.actions_after(last.as_ref(), since, until, PART).await?;
-        for action in &part {
+        for action in part.iter().filter(|action| action.id != own) {
             rows.write(action)?;
         }
         progress.inc(part.len() as u64);
@@ -128,17 +154,20 @@ async fn write(
     Ok(())
 }
 
-/// A bar where somebody looks; the rows are counted for it alone.
-async fn progress(store: &Store, range: &Range) -> Result<ProgressBar, ExportError> {
+/// A bar where somebody looks; the rows are counted for it alone, if the database has the time.
+async fn progress(store: &Store, range: &Range) -> ProgressBar {
     if !io::stderr().is_terminal() {
-        return Ok(ProgressBar::hidden());
+        return ProgressBar::hidden();
     }
     let (since, until) = (range.since.clone(), range.until.clone());
     let filter = ActionFilter { since, until, ..ActionFilter::default() };
-    let rows = u64::try_from(store.count_actions(&filter).await?).unwrap_or_default();
+    let Ok(rows) = store.count_actions(&filter, i64::MAX).await else {
+        return ProgressBar::hidden();
+    };
+    let rows = u64::try_from(rows).unwrap_or_default();
     let style =
         ProgressStyle::with_template("{wide_bar} {human_pos} of {human_len} rows, {eta} left");
-    Ok(ProgressBar::new(rows).with_style(style.expect("the template is well-formed")))
+    ProgressBar::new(rows).with_style(style.expect("the template is well-formed"))
 }
 
 /// Where rows go, as what.

@@ -13,7 +13,7 @@
 //!
 //! What happened stands in the audit trail ([`audit`]), which no message waits for. [`doctor`] says beforehand what would keep all that from working, with the same parts.
 //!
-//! [`export`] writes out the audit trail. [`healthcheck`] asks a server that runs whether it is ready.
+//! [`export`] writes out the audit trail, [`erase`] takes a person out of it. [`migrate`] brings the schema up to date. [`healthcheck`] asks a server that runs whether it is ready.
 //!
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others, and
 //! counts the connections of each user on all of them.
@@ -29,6 +29,7 @@ mod cluster;
 pub mod config;
 mod connection;
 pub mod doctor;
+pub mod erase;
 pub mod export;
 pub mod handlers;
 pub mod healthcheck;
@@ -37,6 +38,7 @@ mod hub;
 mod limits;
 pub mod machine;
 pub mod metrics;
+pub mod migrate;
 mod outbound;
 pub mod protocol;
 mod redis;

@@ -1,7 +1,7 @@
 //! What is asked of the operating system: memory back to it, room for files, its own address.
 
 use std::{
-    io,
+    fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     os::fd::{AsRawFd, BorrowedFd},
     path::Path,
@@ -9,7 +9,7 @@ use std::{
 
 use rustix::{
     fs::{Access, access},
-    process::{Resource, Rlimit, getrlimit, setrlimit},
+    process::{Resource, Rlimit, getrlimit, getuid, setrlimit},
 };
 
 /// Open files beside the sockets of clients: the database, Redis, a margin.
@@ -27,6 +27,25 @@ pub fn raise_file_limit() -> Option<u64> {
     // Where this is refused, the old limit stays and is what the caller learns.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     getrlimit(Resource::Nofile).current
+}
+
+/// The user of the operating system that this process is of: the name, or else the number.
+pub(crate) fn user() -> String {
+    let id = getuid().as_raw().to_string();
+    let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let of_id = |line: &str| {
+        let mut fields = line.split(':');
+        let (name, number) = (fields.next()?, fields.nth(1)?);
+        (number == id).then(|| name.to_owned())
+    };
+    users.lines().find_map(of_id).unwrap_or(id)
+}
+
+/// The name of this machine.
+pub(crate) fn host() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim();
+    if name.is_empty() { "unknown host".to_owned() } else { name.to_owned() }
 }
 
 /// How this machine reaches what listens on an address, which may stand for all that it has.

@@ -1,4 +1,4 @@
-//! The command line: `serve`, `migrate`, `audit export`, `token`, `packages`, `config`, `doctor`,
+//! The command line: `serve`, `migrate`, `audit export`, `audit erase`, `token`, `packages`, `config`, `doctor`,
 //! `healthcheck`. Everything else is the library's.
 
 mod commands;
@@ -20,11 +20,12 @@ use switchboard::{
     auth::DevIssuer,
     config::{Config, ConfigErrors, SETTINGS, Source, Sources},
     doctor::{self, Question},
+    erase::{Erasure, Pseudonym, erase},
     export::{Format, Range, export},
     handlers::{self, roles},
-    healthcheck, machine,
+    healthcheck, machine, migrate,
     server::{self, Listeners},
-    store::{self, Schema, Since, Until},
+    store::{Schema, Since, Until},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -62,9 +63,10 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     let done = match matches.subcommand() {
         None => serve(&sources(&[matches])),
         Some(("serve", own)) => serve(&sources(&[matches, own])),
-        Some(("migrate", own)) => migrate(&sources(&[matches, own])),
+        Some(("migrate", own)) => migrate_database(&sources(&[matches, own])),
         Some(("audit", audit)) => match audit.subcommand() {
             Some(("export", own)) => export_audit(&sources(&[matches, own]), own),
+            Some(("erase", own)) => erase_audit(&sources(&[matches, own]), own),
             _ => anyhow::bail!("audit needs a command"),
         },
         Some(("token", own)) => token(&sources(&[matches, own]), own),
@@ -144,10 +146,10 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn migrate(sources: &Sources) -> anyhow::Result<()> {
+fn migrate_database(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Schema { has, needs, pending } = runtime.block_on(store::migrate(&config.store))?;
+    let Schema { has, needs, pending } = runtime.block_on(migrate::migrate(&config))?;
     if pending.is_empty() {
         println!("nothing to do: the schema has version {has}, this program needs {needs}");
     }
@@ -176,6 +178,44 @@ fn export_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     Ok(runtime.block_on(export(&config, &range, format, file))?)
+}
+
+fn erase_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
+    let config = sources.config()?;
+    let name = |text: String| match text.is_empty() || text.contains('\0') {
+        true => Err("a text that is not empty, without NUL"),
+        false => Ok(text),
+    };
+    let subject =
+        flag("subject", own.get_one("subject"), name)?.context("--subject is required")?;
+    let usernames = own.get_many::<String>("username").unwrap_or_default();
+    let usernames = usernames.filter_map(|text| flag("username", Some(text), name).transpose());
+    let pseudonym = flag("pseudonym", own.get_one("pseudonym"), Pseudonym::try_from)?;
+    let erasure = Erasure {
+        subject,
+        usernames: usernames.collect::<Result<_, _>>()?,
+        pseudonym: pseudonym.unwrap_or_else(Pseudonym::random),
+        dry_run: own.get_flag("dry-run"),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let erased = runtime.block_on(erase(&config, &erasure))?;
+    if erasure.dry_run {
+        println!("would change {erased}; nothing was changed");
+    } else {
+        println!("changed {erased}; the person is now {}", erasure.pseudonym);
+    }
+    let others: Vec<&str> = erased.names.iter().map(|name| &**name).collect();
+    let unnamed = others.iter().any(|name| !erasure.usernames.iter().any(|known| known == name));
+    if unnamed {
+        println!(
+            "rows of the subject have the names {others:?}: rows of failed logins have a name alone, \
+             and are found with --username"
+        );
+    }
+    if erased.spooled {
+        println!("rows wait in DATA_DIR/audit: erase again when they are in the database");
+    }
+    Ok(())
 }
 
 /// The value of a flag of a command, if it is there.

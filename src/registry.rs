@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use crate::{
-    audit::Event,
+    audit::{Event, session_data},
     cluster::Lease,
     config::ConnectionPolicy,
     connection::{Admission, Connection, Shared},
@@ -292,6 +292,7 @@ impl Registry {
             let (outcome, remote) = (AuditOutcome::Success, &entry.outbox.remote);
             let id = entry.outbox.id.to_string();
             self.shared.audit.record(Event {
+                data: session_data(&entry.outbox.identity()),
                 user: Some(entry.outbox.identity()),
                 ..Event::of_connection("DISCONNECT", id, outcome, remote, reason)
             });

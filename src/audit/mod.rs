@@ -4,6 +4,8 @@
 //! wait in a bounded queue; the `writer`, an actor, makes rows of them (`redact`) and writes them in
 //! batches to the database, or to the `spool` on disk while the database is away or slow.
 
+mod logins;
+mod own;
 mod redact;
 mod retention;
 mod spool;
@@ -25,6 +27,8 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+pub(crate) use logins::session_data;
+pub(crate) use own::{Deed, leave, leave_migrated};
 pub(crate) use writer::AuditWriter;
 
 use crate::{
@@ -33,6 +37,7 @@ use crate::{
     metrics::{AuditErrorKind, AuditMetrics, AuditOutcome},
     protocol::CloseReason,
 };
+use logins::Sessions;
 use spool::{AppendError, Spool};
 use summary::{Scope, Summary};
 
@@ -74,6 +79,8 @@ pub(crate) enum Cause {
     Breach,
     /// Requests, and what administrators and logouts do to connections.
     Other,
+    /// No client: the server itself, or an operator.
+    Server,
 }
 
 impl Event {
@@ -111,9 +118,16 @@ impl Event {
         self.user.as_deref().map(|user| &*user.username).or(self.claimed.as_deref())
     }
 
+    /// Whether nobody known is behind it.
+    fn is_unknown(&self) -> bool {
+        let failed = self.user.is_none() && self.outcome != AuditOutcome::Success;
+        failed && self.cause != Cause::Server
+    }
+
     /// Whether a user was kept from something.
     fn is_denial(&self) -> bool {
-        self.cause != Cause::Other || self.outcome == AuditOutcome::PermissionDenied
+        matches!(self.cause, Cause::User | Cause::Breach)
+            || self.outcome == AuditOutcome::PermissionDenied
     }
 }
 
@@ -136,9 +150,12 @@ struct Entry {
 
 impl Entry {
     fn new(event: Event, scope: Option<Scope>) -> Arc<Self> {
-        let failed = || event.user.is_none() && event.outcome != AuditOutcome::Success;
-        let unknown = scope.map_or_else(failed, Scope::is_unknown);
-        let (id, at, since) = (Uuid::now_v7(), Timestamp::now(), Instant::now());
+        Self::with_id(Uuid::now_v7(), event, scope)
+    }
+
+    fn with_id(id: Uuid, event: Event, scope: Option<Scope>) -> Arc<Self> {
+        let unknown = scope.map_or_else(|| event.is_unknown(), Scope::is_unknown);
+        let (at, since) = (Timestamp::now(), Instant::now());
         Arc::new(Self { id, at, since, event, scope, unknown })
     }
 }
@@ -147,6 +164,8 @@ impl Entry {
 pub(crate) struct Audit {
     config: AuditConfig,
     metrics: AuditMetrics,
+    /// Logins that have their row.
+    sessions: Sessions,
     /// What shares rows, until its interval ends.
     summary: Summary,
     /// Oldest first. An entry leaves when it is safe: in the database or in the spool.
@@ -181,6 +200,7 @@ impl Audit {
         Ok(Self {
             config: config.clone(),
             metrics,
+            sessions: Sessions::new(),
             summary: Summary::new(config),
             queue: Mutex::default(),
             filled: Notify::new(),
@@ -210,6 +230,9 @@ impl Audit {
     pub(crate) fn record(&self, event: Event) {
         if !self.is_on() {
             return;
+        }
+        if event.cause == Cause::Server {
+            return self.enter(Entry::new(event, None));
         }
         self.metrics.actions.inc(event.outcome);
         match self.summary.take(event) {

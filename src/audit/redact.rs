@@ -7,7 +7,7 @@ use serde_json::{
     value::{RawValue, to_raw_value},
 };
 
-use super::{Entry, summary::Scope};
+use super::{Cause, Entry, summary::Scope};
 use crate::{config::network_of, metrics::Label, store::Action};
 
 /// Bytes of request data in a row.
@@ -48,8 +48,8 @@ pub(super) fn row(entry: &Entry) -> Action {
     let user = event.user.as_deref();
     let claimed = || event.claimed.as_deref().map(|name| cut(name).into());
     let correlation = || indexed(&event.remote.correlation);
-    // Of a row that sums up many callers nothing is one caller's.
-    let of_one = !entry.scope.is_some_and(Scope::is_other);
+    // Of a row that sums up many callers nothing is one caller's, and a server's own has no caller.
+    let of_one = !entry.scope.is_some_and(Scope::is_other) && event.cause != Cause::Server;
     let request_id = event.req_id.map_or_else(correlation, |id| id.to_string().into());
     Action {
         id: entry.id,

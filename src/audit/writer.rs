@@ -38,6 +38,8 @@ const COMPLAINT: Duration = Duration::from_secs(60);
 pub(crate) struct AuditWriter {
     audit: Arc<Audit>,
     store: Arc<Store>,
+    /// As rows of this server name it.
+    node: Arc<str>,
 }
 
 /// Ends with the actor.
@@ -48,9 +50,11 @@ impl AuditWriter {
     pub(crate) async fn start(
         audit: Arc<Audit>,
         store: Arc<Store>,
+        node: Arc<str>,
         supervisor: ActorCell,
     ) -> Result<ActorCell, SpawnErr> {
-        let (actor, _) = Actor::spawn_linked(None, Self { audit, store }, (), supervisor).await?;
+        let writer = Self { audit, store, node };
+        let (actor, _) = Actor::spawn_linked(None, writer, (), supervisor).await?;
         Ok(actor.get_cell())
     }
 
@@ -85,7 +89,8 @@ impl Actor for AuditWriter {
         let (audit, store) = parts();
         tasks.push(task::owned(&myself, Replayer(Rows { audit, store }).run()));
         if let Some(keep) = self.audit.config.retention {
-            tasks.push(task::owned(&myself, retention::run(Arc::clone(&self.store), keep)));
+            let ((audit, store), node) = (parts(), Arc::clone(&self.node));
+            tasks.push(task::owned(&myself, retention::run(audit, store, node, keep)));
         }
         Ok(Tasks(tasks))
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     provider::{Answer, Provider, ProviderError},
-    revocations::{Logout, MAX_NAME},
+    revocations::MAX_NAME,
 };
 use crate::metrics::{AuthMetrics, LoginCounters, LoginMethod, LoginOutcome, ProviderOperation};
 
@@ -30,6 +30,12 @@ pub(crate) struct Tokens {
     /// Seconds; Keycloak's own addition.
     refresh_expires_in: Option<u64>,
     token_type: String,
+}
+
+/// Whose session a refresh token is of, as it says itself.
+pub(crate) struct SessionOf {
+    pub(crate) sid: Arc<str>,
+    pub(crate) subject: Option<Arc<str>>,
 }
 
 /// Why there are no tokens.
@@ -71,49 +77,51 @@ impl Logins {
         self.granted(answer, LoginMethod::Password)
     }
 
-    /// Fresh tokens for a refresh token.
+    /// Fresh tokens for a refresh token, and its session, where the token says so.
     pub(crate) async fn refresh(
         &self,
         refresh_token: &str,
         correlation: &str,
-    ) -> Result<Tokens, LoginError> {
+    ) -> Result<(Tokens, Option<SessionOf>), LoginError> {
         let form = [
             ("grant_type", "refresh_token"),
             ("client_id", &*self.client_id),
             ("refresh_token", refresh_token),
         ];
         let answer = self.ask(ProviderOperation::Refresh, &form, correlation).await;
-        self.granted(answer, LoginMethod::Refresh)
+        let tokens = self.granted(answer, LoginMethod::Refresh)?;
+        Ok((tokens, self.session(refresh_token)))
     }
 
-    /// Ends the session of a refresh token; returns what that ends here, where the token says so.
+    /// Ends the session of a refresh token; returns which it is, where the token says so.
     pub(crate) async fn logout(
         &self,
         refresh_token: &str,
         correlation: &str,
-    ) -> Result<Option<Logout>, LoginError> {
+    ) -> Result<Option<SessionOf>, LoginError> {
         let form = [("client_id", &*self.client_id), ("refresh_token", refresh_token)];
         let answer = self.ask(ProviderOperation::Logout, &form, correlation).await?;
         match answer.status {
             // No other status: some providers answer 200 to anything, with a page for a browser.
-            StatusCode::NO_CONTENT => Ok(self.session(refresh_token).map(Logout::Session)),
+            StatusCode::NO_CONTENT => Ok(self.session(refresh_token)),
             _ => Err(refusal(&answer)),
         }
     }
 
     /// The session of a refresh token that the provider has just accepted: the signature is for it
     /// alone to check.
-    fn session(&self, refresh_token: &str) -> Option<Arc<str>> {
+    fn session(&self, refresh_token: &str) -> Option<SessionOf> {
         #[derive(Deserialize)]
         struct Claims {
             iss: String,
             sid: Arc<str>,
+            sub: Option<Arc<str>>,
         }
         let claims = refresh_token.split('.').nth(1)?;
         let claims = BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?;
         let claims: Claims = serde_json::from_slice(&claims).ok()?;
         let fits = claims.iss == self.provider.issuer() && claims.sid.len() <= MAX_NAME;
-        fits.then_some(claims.sid)
+        fits.then_some(SessionOf { sid: claims.sid, subject: claims.sub })
     }
 
     fn granted(

@@ -60,12 +60,12 @@ impl LogoutReader {
         }
     }
 
-    /// What a token whose header has this `typ` ends.
+    /// What a token whose header has this `typ` ends, and the user's `sub`, where it says so.
     pub(super) fn logout(
         &self,
         header_typ: Option<&str>,
         claims: LogoutClaims,
-    ) -> Result<Logout, AuthError> {
+    ) -> Result<(Logout, Option<Arc<str>>), AuthError> {
         let is_logout = header_typ.is_none_or(|typ| {
             let known = ["jwt", "logout+jwt", "application/jwt", "application/logout+jwt"];
             known.contains(&&*typ.to_ascii_lowercase())
@@ -89,6 +89,7 @@ impl LogoutReader {
             return Err(AuthError::Expired);
         }
         // With both, the session alone: the user's other sessions go on.
+        let subject = claims.sub.clone();
         let logout = match (claims.sid, claims.sub) {
             (Some(sid), sub) if !sid.is_empty() && sub.as_deref() != Some("") => {
                 Logout::Session(sid)
@@ -104,7 +105,7 @@ impl LogoutReader {
         if claims.jti.is_empty() || claims.jti.len() > MAX_NAME || !self.is_new(claims.jti) {
             return Err(AuthError::Invalid("the token was used before, or has no name"));
         }
-        Ok(logout)
+        Ok((logout, subject))
     }
 
     /// The last of the checks: a token that was refused has not been used.

@@ -24,7 +24,7 @@ use std::{
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 
 pub use dev::DevIssuer;
-pub(crate) use login::{LoginError, Logins, Tokens};
+pub(crate) use login::{LoginError, Logins, SessionOf, Tokens};
 pub(crate) use provider::{Provider, ProviderError};
 pub(crate) use revocations::{Logout, MAX_NAME};
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};

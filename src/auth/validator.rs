@@ -135,8 +135,11 @@ impl Validator {
         result
     }
 
-    /// Reads a logout token, each once.
-    pub(crate) async fn logout(&self, token: &str) -> Result<Logout, AuthError> {
+    /// Reads a logout token, each once: what it ends, and the user's `sub`, where it says so.
+    pub(crate) async fn logout(
+        &self,
+        token: &str,
+    ) -> Result<(Logout, Option<Arc<str>>), AuthError> {
         if token.len() > MAX_TOKEN {
             return Err(AuthError::Invalid("the token is too large"));
         }

@@ -18,6 +18,7 @@ mod users;
 
 use std::{
     borrow::Cow,
+    cell::OnceCell,
     cmp::Reverse,
     collections::HashMap,
     sync::{
@@ -38,7 +39,7 @@ pub(crate) use link::ClusterLink;
 pub(crate) use users::{NamedBy, User};
 
 use crate::{
-    auth::{Logout, Validator},
+    auth::{Identity, Logout, Validator},
     config::Config,
     hub::{Hub, Outbox, Recipients},
     protocol::{CloseReason, Push},
@@ -255,11 +256,21 @@ impl Cluster {
     }
 
     /// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
-    pub(crate) fn log_out(&self, logout: &Logout) {
+    /// Returns the user, if a connection here tells who it is.
+    pub(crate) fn log_out(&self, logout: &Logout) -> Option<Identity> {
         self.validator.revoke(logout);
-        let connections = self.hub.close_of(|user| logout.ends(user), REVOKED);
+        let user = OnceCell::new();
+        let is_meant = |identity: &Identity| {
+            let ends = logout.ends(identity);
+            if ends {
+                user.get_or_init(|| identity.clone());
+            }
+            ends
+        };
+        let connections = self.hub.close_of(is_meant, REVOKED);
         tracing::info!(connections, "a logout closes its connections");
         self.tell(logout.clone());
+        user.into_inner()
     }
 
     /// Ends connections of other nodes, which learn it like a logout: when they are back if they are away.

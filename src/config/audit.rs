@@ -20,6 +20,8 @@ pub struct AuditConfig {
     pub enabled: bool,
     /// `AUDIT_READS`.
     pub reads: bool,
+    /// `AUDIT_LOGINS`: logins and refreshes over WebSocket.
+    pub logins: bool,
     /// `AUDIT_QUEUE`, in rows.
     pub queue: usize,
     /// `AUDIT_BATCH_SIZE`, in rows.
@@ -45,6 +47,7 @@ impl Reader<'_> {
         let config = AuditConfig {
             enabled: self.get("AUDIT_ENABLED"),
             reads: self.get("AUDIT_READS"),
+            logins: self.get("AUDIT_LOGINS"),
             queue: self.count("AUDIT_QUEUE"),
             batch_size: self.count("AUDIT_BATCH_SIZE"),
             batch_timeout: self.get("AUDIT_BATCH_TIMEOUT"),

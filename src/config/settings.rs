@@ -78,6 +78,12 @@ pub const SETTINGS: &[Setting] = &[
     ),
     setting("AUDIT_READS", "false", "BOOL", "Keep reads in the audit trail too"),
     setting(
+        "AUDIT_LOGINS",
+        "true",
+        "BOOL",
+        "Keep logins and refreshes over WebSocket in the audit trail: one row for each session and fresh token",
+    ),
+    setting(
         "AUDIT_QUEUE",
         "10000",
         "COUNT",

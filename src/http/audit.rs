@@ -16,7 +16,7 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{Api, Problem, problem::Told, remote};
 use crate::{
@@ -35,12 +35,39 @@ struct Notes {
     user: OnceLock<Arc<Identity>>,
     claimed: OnceLock<String>,
     body: OnceLock<Box<str>>,
+    session: OnceLock<Box<str>>,
 }
 
 impl Noted {
     /// Who asks.
     pub(super) fn user(&self, user: &Arc<Identity>) {
         self.0.user.get_or_init(|| Arc::clone(user));
+    }
+
+    /// Whose session a request refreshes or ends: the user as a connection knows it, or else by `sub` alone.
+    pub(super) fn session(
+        &self,
+        sid: Option<&Arc<str>>,
+        subject: Option<&Arc<str>>,
+        known: Option<Identity>,
+    ) {
+        let by_subject = || {
+            subject.map(|subject| Identity {
+                subject: Arc::clone(subject),
+                issuer: "".into(),
+                session: None,
+                username: Arc::clone(subject),
+                roles: Arc::default(),
+                issued_at: 0,
+                expires_at: 0,
+            })
+        };
+        if let Some(user) = known.or_else(by_subject) {
+            self.user(&Arc::new(user));
+        }
+        if let Some(sid) = sid {
+            self.0.session.get_or_init(|| json!({ "sid": sid }).to_string().into());
+        }
     }
 
     /// Who somebody without a token says to be.
@@ -148,7 +175,7 @@ impl Recording {
             resource: self.uri.path().into(),
             route: self.route.as_ref().map_or("unmatched", MatchedPath::as_str).into(),
             outcome,
-            data: notes.body.get().cloned().or(query),
+            data: notes.session.get().or_else(|| notes.body.get()).cloned().or(query),
             status: status.as_u16().into(),
             error,
             took: Some(begun.elapsed()),

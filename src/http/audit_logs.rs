@@ -8,6 +8,7 @@ use axum::{
     extract::{RawPathParams, State, rejection::RawPathParamsRejection},
     http::Request,
 };
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -24,8 +25,12 @@ use crate::{
         roles,
     },
     protocol::Meta,
-    store::{Action, ActionFilter, Since, Until},
+    store::{Action, ActionFilter, ActionPage, Place, Since, Store, StoreError, Until},
 };
+
+/// Rows that pages by number reach, and that are counted, at most: the database reads all that it passes
+/// over. A cursor has no such end.
+const DEPTH: i64 = 10_000;
 
 type Asked = Request<Body>;
 /// A part of the path that is not UTF-8 is refused like any other that does not fit.
@@ -34,6 +39,8 @@ type Path = Result<RawPathParams, RawPathParamsRejection>;
 const PARAMETERS: &[Parameter] = &[
     Parameter("page", "page", Kind::Number),
     Parameter("per_page", "per_page", Kind::Number),
+    Parameter("cursor", "cursor", Kind::Cursor),
+    Parameter("total", "total", Kind::Text),
     Parameter("user_id", "user_id", Kind::Text),
     Parameter("username", "username", Kind::Text),
     Parameter("action_type", "action_type", Kind::Text),
@@ -57,10 +64,50 @@ impl TryFrom<String> for Outcome {
     }
 }
 
+/// Whether matches are counted.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Counted(bool);
+
+impl TryFrom<String> for Counted {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse().map(Self).map_err(|_| "total is true or false")
+    }
+}
+
+/// Where a walk stands: after an action, or at the newest one. Opaque to clients.
+#[derive(Debug, Deserialize)]
+#[serde(try_from = "String")]
+struct Cursor(Option<Place>);
+
+impl TryFrom<String> for Cursor {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        let place = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
+        let place = place.and_then(|text| Place::try_from(String::from_utf8(text).ok()?).ok());
+        place
+            .map(|place| Self(Some(place)))
+            .ok_or("a cursor is a next_cursor of this server, or empty to start")
+    }
+}
+
+/// The cursor of what comes after an action.
+fn cursor_after(action: &Action) -> String {
+    BASE64_URL_SAFE_NO_PAD.encode(Place::of(action).to_string())
+}
+
 #[derive(Debug, Deserialize)]
 struct Query {
     page: Option<PageNumber>,
     per_page: Option<PerPage>,
+    cursor: Option<Cursor>,
+    total: Option<Counted>,
     user_id: Option<Exact>,
     username: Option<Exact>,
     action_type: Option<Exact>,
@@ -73,7 +120,15 @@ struct Query {
 #[derive(Debug, Serialize)]
 pub(super) struct Page {
     items: Vec<Action>,
+    meta: LogMeta,
+}
+
+#[derive(Debug, Serialize)]
+struct LogMeta {
+    #[serde(flatten)]
     meta: Meta,
+    /// Or else `total` and `pages` are lower bounds.
+    total_is_exact: bool,
 }
 
 pub(super) async fn list(
@@ -126,10 +181,80 @@ async fn page(api: &Api, query: Query) -> Result<Json<Page>, Problem> {
     };
     let (page, per_page) = (query.page.unwrap_or_default(), query.per_page.unwrap_or_default());
     let store = &api.context.store;
-    let part = store.actions(&filter, page.skip(per_page), per_page.items());
-    let items = part.await.map_err(HandlerError::from)?;
-    let total = store.count_actions(&filter).await.map_err(HandlerError::from)?;
-    Ok(Json(Page { items, meta: page.meta(per_page, total) }))
+    match query.cursor {
+        Some(Cursor(place)) => page_after(store, &filter, place, per_page).await,
+        None => {
+            let is_counted = query.total.is_none_or(|counted| counted.0);
+            page_number(store, &filter, page, per_page, is_counted).await
+        }
+    }
+}
+
+/// A page of a walk, which counts nothing.
+async fn page_after(
+    store: &Store,
+    filter: &ActionFilter,
+    place: Option<Place>,
+    per_page: PerPage,
+) -> Result<Json<Page>, Problem> {
+    let part = place.map_or(ActionPage::Offset(0), ActionPage::After);
+    let (items, next_cursor) = part_of(store, filter, &part, per_page).await?;
+    let (per_page, has_more) = (per_page.items(), next_cursor.is_some());
+    let meta = Meta { page: 1, per_page, total: 0, pages: 0, next_cursor, has_more };
+    Ok(Json(Page { items, meta: LogMeta { meta, total_is_exact: false } }))
+}
+
+async fn page_number(
+    store: &Store,
+    filter: &ActionFilter,
+    page: PageNumber,
+    per_page: PerPage,
+    is_counted: bool,
+) -> Result<Json<Page>, Problem> {
+    let skip = page.skip(per_page);
+    if skip >= DEPTH {
+        let msg = format!("pages reach the newest {DEPTH} rows: beyond them, follow next_cursor");
+        return Err(invalid("page", &msg));
+    }
+    let (items, next_cursor) = part_of(store, filter, &ActionPage::Offset(skip), per_page).await?;
+    let seen = skip + i64::try_from(items.len()).unwrap_or(i64::MAX);
+    let is_last = next_cursor.is_none() && (skip == 0 || !items.is_empty());
+    let (total, total_is_exact) = match (is_last, is_counted) {
+        (true, _) => (seen, true),
+        (false, true) => count(store, filter, seen).await?,
+        (false, false) => (0, false),
+    };
+    let has_more = next_cursor.is_some();
+    let meta = Meta { next_cursor, has_more, ..page.meta(per_page, total) };
+    Ok(Json(Page { items, meta: LogMeta { meta, total_is_exact } }))
+}
+
+/// A part of the actions that match, and the cursor of what comes after it.
+async fn part_of(
+    store: &Store,
+    filter: &ActionFilter,
+    part: &ActionPage,
+    per_page: PerPage,
+) -> Result<(Vec<Action>, Option<String>), Problem> {
+    // One more than asked for tells whether there is more, without counting.
+    let items = store.actions(filter, part, per_page.items() + 1).await;
+    let mut items = items.map_err(HandlerError::from)?;
+    let wanted = usize::try_from(per_page.items()).unwrap_or(usize::MAX);
+    let has_more = items.len() > wanted;
+    items.truncate(wanted);
+    let next_cursor = items.last().filter(|_| has_more).map(cursor_after);
+    Ok((items, next_cursor))
+}
+
+/// How many actions match, and whether that is all of them. Conditions that seldom meet may take the
+/// database longer than it has: then what was seen is the answer, and the page is there all the same.
+async fn count(store: &Store, filter: &ActionFilter, seen: i64) -> Result<(i64, bool), Problem> {
+    match store.count_actions(filter, DEPTH + 1).await {
+        Ok(total) if total > DEPTH => Ok((DEPTH, false)),
+        Ok(total) => Ok((total, true)),
+        Err(StoreError::Unavailable(_)) => Ok((seen, false)),
+        Err(error) => Err(HandlerError::from(error).into()),
+    }
 }
 
 /// The one parameter of a path, decoded.

@@ -11,7 +11,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
-use super::{Api, Problem, input, remote};
+use super::{Api, Problem, audit::Noted, input, remote};
 use crate::{
     auth::{AuthError, Logout},
     metrics::LimitType,
@@ -25,6 +25,7 @@ const OF_BROWSERS: [HeaderName; 2] = [header::ORIGIN, HeaderName::from_static("s
 
 pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {
     let address = remote(request.extensions()).address;
+    let noted = request.extensions().get::<Noted>().cloned();
     // Not counted: visitors of such a page may share the provider's address.
     if OF_BROWSERS.iter().any(|name| request.headers().contains_key(name)) {
         let body = ErrorBody::new("permission_denied", "This route is for identity providers");
@@ -36,8 +37,15 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
             Problem::too_many("Too many refused logout tokens", wait).into_response()
         }
         None => match read(&api, request).await {
-            Ok(logout) => {
-                api.context.cluster.log_out(&logout);
+            Ok((logout, subject)) => {
+                let user = api.context.cluster.log_out(&logout);
+                let sid = match &logout {
+                    Logout::Session(sid) => Some(sid),
+                    _ => None,
+                };
+                if let Some(noted) = noted {
+                    noted.session(sid, subject.as_ref(), user);
+                }
                 StatusCode::OK.into_response()
             }
             Err(problem) => {
@@ -52,7 +60,8 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
     answer
 }
 
-async fn read(api: &Api, request: Request<Body>) -> Result<Logout, Problem> {
+/// What a request ends, and the user's `sub`, where its token says so.
+async fn read(api: &Api, request: Request<Body>) -> Result<(Logout, Option<Arc<str>>), Problem> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {

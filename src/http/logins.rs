@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{Api, Problem, audit::Noted, input, remote};
 use crate::{
-    auth::{LoginError, Logins, Tokens},
+    auth::{LoginError, Logins, Logout, SessionOf, Tokens},
     handlers::HandlerError,
     metrics::AuthOutcome,
     protocol::ErrorBody,
@@ -97,12 +97,17 @@ pub(super) async fn refresh(
 ) -> Result<Response, Problem> {
     let logins = logins(&api)?;
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
+    let noted = request.extensions().get::<Noted>().cloned();
     let RefreshToken { refresh_token: Hidden(token) } =
         input::body(&api, request, max_body(&api)).await?;
     // Not a failed authentication of the address: nobody guesses one of these, and a session that
     // ended overnight is no attack.
-    let tokens = logins.refresh(&token, &correlation).await;
-    tokens.map(answer).map_err(|error| refused(error, ENDED))
+    let granted = logins.refresh(&token, &correlation).await;
+    let (tokens, session) = granted.map_err(|error| refused(error, ENDED))?;
+    if let (Some(noted), Some(SessionOf { sid, subject })) = (noted, session) {
+        noted.session(Some(&sid), subject.as_ref(), None);
+    }
+    Ok(answer(tokens))
 }
 
 pub(super) async fn logout(
@@ -111,14 +116,18 @@ pub(super) async fn logout(
 ) -> Result<StatusCode, Problem> {
     logins(&api)?;
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
+    let noted = request.extensions().get::<Noted>().cloned();
     let RefreshToken { refresh_token: Hidden(token) } =
         input::body(&api, request, max_body(&api)).await?;
     // In a task of its own: a page that logs out is often gone before the answer, and a handler ends
     // with its client.
     let ending = async move {
         let ended = logins(&api)?.logout(&token, &correlation).await;
-        if let Some(logout) = ended.map_err(|error| refused(error, ENDED))? {
-            api.context.cluster.log_out(&logout);
+        if let Some(SessionOf { sid, subject }) = ended.map_err(|error| refused(error, ENDED))? {
+            let user = api.context.cluster.log_out(&Logout::Session(Arc::clone(&sid)));
+            if let Some(noted) = noted {
+                noted.session(Some(&sid), subject.as_ref(), user);
+            }
         }
         Ok(StatusCode::NO_CONTENT)
     };

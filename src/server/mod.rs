@@ -9,7 +9,13 @@ mod root;
 mod stream;
 mod upgrade;
 
-use std::{io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use ractor::Actor;
 use tokio::{
@@ -120,6 +126,9 @@ pub async fn run(
         server = Server::open(config, packages) => server?,
         () = &mut shutdown => return Ok(()),
     };
+    let started = Instant::now();
+    let Context { audit, store, cluster, .. } = &*server.context;
+    audit.started(store, cluster.node()).await;
     let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
     ClusterLink::begin(&server.context.cluster).await;
     let accepting = server.accept(listeners);
@@ -136,6 +145,7 @@ pub async fn run(
         root.stop(None);
         drop(root_ended.await);
     }
+    audit.stopped(cluster.node(), supervision.is_ok(), started.elapsed());
     AuditWriter::finish(&server.context.audit, &server.context.store).await;
     server.context.store.close().await;
     if let Some(traces) = &server.shared.traces {

@@ -120,8 +120,9 @@ impl Root {
                 self.registry.start(hub, shared, supervisor).await?
             }
             Child::Audit => {
-                let Context { audit, store, .. } = &*self.context;
-                AuditWriter::start(Arc::clone(audit), Arc::clone(store), supervisor).await?
+                let Context { audit, store, cluster, .. } = &*self.context;
+                let node = cluster.node().into();
+                AuditWriter::start(Arc::clone(audit), Arc::clone(store), node, supervisor).await?
             }
             Child::Cluster => {
                 ClusterLink::start(Arc::clone(&self.context.cluster), supervisor).await?

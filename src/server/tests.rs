@@ -21,7 +21,7 @@ use crate::{
     handlers::{AnyHandler, Caller, Outcome},
     hub::Outbox,
     protocol::{CloseReason, Format, ReplyHead},
-    store::ActionFilter,
+    store::{ActionFilter, ActionPage},
 };
 
 type Client = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
@@ -189,7 +189,8 @@ async fn what_was_summed_up_outlives_the_writer_of_the_audit_trail() {
     refused().await;
     let rows = loop {
         let all = ActionFilter::default();
-        let rows = running.server.context.store.actions(&all, 0, 10).await.unwrap();
+        let rows =
+            running.server.context.store.actions(&all, &ActionPage::Offset(0), 10).await.unwrap();
         if !rows.is_empty() {
             break rows;
         }

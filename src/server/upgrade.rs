@@ -309,6 +309,7 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         }
     };
     let budget = web.shared.limits.messages(&identity.subject).await;
+    let (user, connection) = (Arc::clone(&identity), outbox.id);
     let admission = Box::new(Admission { socket, identity, outbox, budget, lease });
     let (refused, refusal) = oneshot::channel();
     let admit = RegistryMessage::Admit { admission, place, refused };
@@ -319,12 +320,13 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         // Admitted: the sender is dropped unused.
         _ => refusal.await.ok(),
     };
-    if let Some((admission, reason)) = refused {
-        let Admission { socket, lease, .. } = *admission;
-        // Not held while the client takes its time.
-        drop(lease);
-        refuse(web, socket, reason.into(), &remote).await;
-    }
+    let Some((admission, reason)) = refused else {
+        return web.shared.audit.logged_in(&user, &remote, connection);
+    };
+    let Admission { socket, lease, .. } = *admission;
+    // Not held while the client takes its time.
+    drop(lease);
+    refuse(web, socket, reason.into(), &remote).await;
 }
 
 /// Waits for the token of a socket, which holds its place among those that wait until then.

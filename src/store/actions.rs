@@ -4,6 +4,9 @@
 //! a batch as one text of JSON. SQLite works in this process, where its time counts: values are bound,
 //! since it would search the JSON once for each column, and many batches share a transaction.
 
+mod erase;
+mod page;
+
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -17,6 +20,8 @@ use super::{
     moment::{Since, Until},
     statement, with_conditions,
 };
+pub(crate) use page::{ActionPage, Place};
+
 use crate::metrics::{DbOperation, DbShare};
 
 /// Somebody did something, or was kept from it. Texts are shared: the same ones come again and again.
@@ -180,10 +185,15 @@ impl Store {
     pub(crate) async fn actions(
         &self,
         filter: &ActionFilter,
-        skip: i64,
+        page: &ActionPage,
         take: i64,
     ) -> Result<Vec<Action>, StoreError> {
-        let sql = self.matching(filter, self.either(SELECT_SQLITE, SELECT_POSTGRES), NEWEST_FIRST);
+        let (skip, place) = match page {
+            ActionPage::Offset(skip) => (*skip, None),
+            ActionPage::After(place) => (0, Some(place)),
+        };
+        let head = self.either(SELECT_SQLITE, SELECT_POSTGRES);
+        let sql = self.matching(filter, place.is_some(), head, NEWEST_FIRST);
         let rows: Vec<Row> = statement!(
             self,
             AuditReads,
@@ -198,16 +208,25 @@ impl Store {
                 filter.since.as_ref().map(Since::as_str),
                 filter.until.as_ref().map(Until::as_str),
                 take,
-                skip
+                skip,
+                place.map(|place| &*place.timestamp),
+                place.map(|place| place.key.to_string())
             ),
             fetch_all
         )?;
         rows.into_iter().map(action).collect()
     }
 
-    /// How many actions match.
-    pub(crate) async fn count_actions(&self, filter: &ActionFilter) -> Result<i64, StoreError> {
-        let sql = self.matching(filter, "SELECT COUNT(*) FROM user_actions", "");
+    /// How many actions match, `at_most` so many: no more are looked at.
+    pub(crate) async fn count_actions(
+        &self,
+        filter: &ActionFilter,
+        at_most: i64,
+    ) -> Result<i64, StoreError> {
+        // In an order that an index has, or Postgres might read the table from its start.
+        let head = "SELECT COUNT(*) FROM (SELECT 1 FROM user_actions";
+        let tail = " ORDER BY user_actions.timestamp DESC LIMIT $8) AS counted";
+        let sql = self.matching(filter, false, head, tail);
         statement!(
             self,
             AuditReads,
@@ -220,7 +239,8 @@ impl Store {
                 &filter.resource,
                 &filter.outcome,
                 filter.since.as_ref().map(Since::as_str),
-                filter.until.as_ref().map(Until::as_str)
+                filter.until.as_ref().map(Until::as_str),
+                at_most
             ),
             fetch_one
         )
@@ -295,8 +315,19 @@ impl Store {
         Ok(gone.len())
     }
 
-    /// A statement with the conditions of a filter as `$1` to `$7`.
-    fn matching(&self, filter: &ActionFilter, head: &str, tail: &str) -> AssertSqlSafe<String> {
+    /// A statement with the conditions of a filter as `$1` to `$7`, and the place after which a page begins
+    /// as `$10` and `$11`.
+    fn matching(
+        &self,
+        filter: &ActionFilter,
+        after_place: bool,
+        head: &str,
+        tail: &str,
+    ) -> AssertSqlSafe<String> {
+        let after = self.either(
+            "(timestamp, id) < ($10, $11)",
+            "(timestamp, id) < ($10::timestamptz, $11::uuid)",
+        );
         let (since, until) = self.either(
             ("timestamp >= $6", "timestamp < $7"),
             ("timestamp >= $6::timestamptz", "timestamp < $7::timestamptz"),
@@ -309,6 +340,7 @@ impl Store {
             (filter.outcome.is_some(), "outcome = $5"),
             (filter.since.is_some(), since),
             (filter.until.is_some(), until),
+            (after_place, after),
         ];
         with_conditions(head, &conditions, tail)
     }

@@ -26,7 +26,7 @@ use sqlx::{
 };
 
 pub use actions::Action;
-pub(crate) use actions::ActionFilter;
+pub(crate) use actions::{ActionFilter, ActionPage, Place};
 pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};
 use postgres::Postgres;
@@ -118,6 +118,7 @@ pub(crate) struct Store {
     metrics: DbMetrics,
     slow_query: Duration,
     traces: Option<Arc<Traces>>,
+    found: Schema,
 }
 
 enum Database {
@@ -184,12 +185,18 @@ impl Store {
             }
         };
         if schema.is_newer() {
-            let Schema { has, needs, .. } = schema;
+            let Schema { has, needs, .. } = &schema;
             tracing::warn!(has, needs, "the schema is that of a newer program");
         }
-        let store = Self { database, metrics, slow_query: config.slow_query, traces };
+        let store =
+            Self { database, metrics, slow_query: config.slow_query, traces, found: schema };
         store.measure();
         Ok(store)
+    }
+
+    /// How the schema was found, before it was brought up to date.
+    pub(crate) fn found(&self) -> &Schema {
+        &self.found
     }
 
     /// Whether the database answers.

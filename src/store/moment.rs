@@ -8,7 +8,7 @@ use jiff::{
     civil::{Date, Time},
     tz::TimeZone,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// What is allowed, for people.
 const ALLOWED: &str = "a day such as 2026-11-22, in UTC, or a time of RFC 3339 with its offset, \
@@ -17,12 +17,12 @@ const ALLOWED: &str = "a day such as 2026-11-22, in UTC, or a time of RFC 3339 w
 const FIRST: i64 = -62_135_596_800_000_000;
 
 /// Where a range begins: RFC 3339 in UTC with six decimals, included.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Since(String);
 
 /// Where a range ends: RFC 3339 in UTC with six decimals, excluded.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String")]
 pub struct Until(String);
 

@@ -10,6 +10,8 @@ use crate::support::{
 };
 
 const DAY: &str = "2026-11-22";
+/// Servers that read the trail, and leave nothing in it themselves.
+const QUIET: (&str, &str) = ("AUDIT_ENABLED", "false");
 
 async fn get(server: &TestServer, path: &str) -> Value {
     let answer = server.rest(Method::GET, path).send().await.unwrap();
@@ -32,7 +34,7 @@ async fn found(server: &TestServer, path: &str, query: &[(&str, &str)]) -> Vec<S
 
 async fn an_item_has_all_columns_under_their_names(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[]).await;
+    let server = place.server(&[QUIET]).await;
     let full = json!({
         "id": "019aaa00-0000-7000-8000-000000000001",
         "timestamp": "2026-11-22T10:00:00.123456Z",
@@ -64,7 +66,7 @@ async fn an_item_has_all_columns_under_their_names(database: Database) {
     let page = get(&server, "/audit-logs").await;
     assert_eq!(page["items"], json!([full, bare]));
     let meta = json!({ "page": 1, "per_page": 20, "total": 2, "pages": 1,
-                       "next_cursor": null, "has_more": false });
+                       "next_cursor": null, "has_more": false, "total_is_exact": true });
     assert_eq!(page["meta"], meta);
     assert_eq!(page.as_object().unwrap().len(), 2);
     for item in [full, bare] {
@@ -78,7 +80,7 @@ async fn an_item_has_all_columns_under_their_names(database: Database) {
 
 async fn each_filter_counts_alone_and_together_with_others(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[]).await;
+    let server = place.server(&[QUIET]).await;
     place
         .audit(&[
             json!({ "request_id": "a", "user_id": "1", "username": "ann", "action_type": "POST",
@@ -136,7 +138,7 @@ async fn each_filter_counts_alone_and_together_with_others(database: Database) {
 
 async fn a_range_includes_both_of_its_ends(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[]).await;
+    let server = place.server(&[QUIET]).await;
     let at = |name: &str, time: &str| json!({ "request_id": name, "timestamp": time });
     place
         .audit(&[
@@ -168,7 +170,7 @@ async fn a_range_includes_both_of_its_ends(database: Database) {
 
 async fn pages_are_newest_first_and_rows_of_one_moment_have_an_order(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[]).await;
+    let server = place.server(&[QUIET]).await;
     // Of 45 rows, the last 30 are of one moment.
     let rows: Vec<_> = (0..45)
         .map(|i| {
@@ -181,7 +183,7 @@ async fn pages_are_newest_first_and_rows_of_one_moment_have_an_order(database: D
         .collect();
     place.audit(&rows).await;
     let mut seen = Vec::new();
-    for (number, count) in [(1, 20), (2, 20), (3, 5), (4, 0), (2_147_483_647, 0)] {
+    for (number, count) in [(1, 20), (2, 20), (3, 5), (4, 0), (500, 0)] {
         let page = get(&server, &format!("/audit-logs?page={number}&username=ann")).await;
         let items = page["items"].as_array().unwrap();
         assert_eq!(items.len(), count, "{number}");
@@ -197,9 +199,14 @@ async fn pages_are_newest_first_and_rows_of_one_moment_have_an_order(database: D
 
 async fn bad_input_is_422_and_says_what_is_allowed(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[]).await;
+    let server = place.server(&[QUIET]).await;
     for (url, expected, allowed) in [
         ("/audit-logs?page=0", "page", "1 to"),
+        ("/audit-logs?page=501", "page", "follow next_cursor"),
+        ("/audit-logs?page=2147483647&per_page=1", "page", "follow next_cursor"),
+        ("/audit-logs?cursor=x", "cursor", "next_cursor"),
+        ("/audit-logs?cursor=MjAyNg", "cursor", "next_cursor"),
+        ("/audit-logs?total=maybe", "total", "true or false"),
         ("/audit-logs?per_page=101", "per_page", "1 to 100"),
         ("/audit-logs?per_page=x", "per_page", "i64"),
         ("/audit-logs?outcome=failed", "outcome", "success, error or permission_denied"),
@@ -243,7 +250,7 @@ async fn bad_input_is_422_and_says_what_is_allowed(database: Database) {
 
 async fn only_administrators_read_it_and_others_learn_nothing_of_it(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[]).await;
+    let server = place.server(&[QUIET]).await;
     place.audit(&[json!({})]).await;
     let id = uuid::Uuid::nil();
     let others: Vec<_> = roles::ALL.into_iter().filter(|role| *role != roles::ADMIN).collect();
@@ -273,7 +280,7 @@ async fn only_administrators_read_it_and_others_learn_nothing_of_it(database: Da
 
 async fn it_stays_with_the_clients_where_operations_have_an_address(database: Database) {
     let place = database.place().await;
-    let server = place.server(&[("OPS_ADDR", "127.0.0.1:0")]).await;
+    let server = place.server(&[QUIET, ("OPS_ADDR", "127.0.0.1:0")]).await;
     get(&server, "/audit-logs").await;
     let ops = server.ops_addr.unwrap();
     let request = reqwest::Client::new().get(format!("http://{ops}/audit-logs"));

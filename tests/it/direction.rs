@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 const ORDER: &[&[&str]] = &[
     &["main"],
     &["commands"],
-    &["doctor", "server", "export", "healthcheck"],
+    &["doctor", "server", "export", "erase", "migrate", "healthcheck"],
     &["http", "registry"],
     &["connection"],
     &["router"],

@@ -4,9 +4,12 @@
 
 mod admin;
 mod audit;
+mod audit_erase;
+mod audit_events;
 mod audit_faults;
 mod audit_flood;
 mod audit_logs;
+mod audit_pages;
 mod auth_routes;
 mod authentication;
 mod backchannel;

@@ -59,6 +59,7 @@ impl Session {
         if self.shared.validator.is_revoked(&identity) {
             return Flow::Break(CloseReason::SessionRevoked);
         }
+        self.shared.audit.refreshed(&identity, &self.outbox.remote, self.outbox.id);
         self.credential.replace(identity);
         self.rescheduled = true;
         let answer = ServerControl::RefreshOk { expires_in, gained: &gained, lost: &lost };

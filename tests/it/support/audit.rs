@@ -17,8 +17,27 @@ const SQLITE: &str = "SELECT json_object('id', id, 'timestamp', timestamp, 'user
     'duration_ms', duration_ms) FROM user_actions ORDER BY id";
 const POSTGRES: &str = "SELECT row_to_json(u)::text FROM user_actions u ORDER BY id";
 
-/// Every row.
+/// The rows of clients: without those of servers and operators, which every start and stop leaves.
 pub(crate) async fn rows(place: &DatabasePlace) -> Vec<Value> {
+    let mut rows = all_rows(place).await;
+    rows.retain(|row| !is_own(row));
+    rows
+}
+
+/// The rows of servers and operators themselves.
+pub(crate) async fn own_rows(place: &DatabasePlace) -> Vec<Value> {
+    let mut rows = all_rows(place).await;
+    rows.retain(is_own);
+    rows
+}
+
+fn is_own(row: &Value) -> bool {
+    let action = row["action_type"].as_str().unwrap();
+    action.starts_with("SERVER:") || action.starts_with("AUDIT:")
+}
+
+/// Every row.
+pub(crate) async fn all_rows(place: &DatabasePlace) -> Vec<Value> {
     let rows: Vec<String> = match place {
         DatabasePlace::Sqlite(file) => {
             let url = format!("sqlite://{}?mode=ro", file.display());
@@ -34,7 +53,7 @@ pub(crate) async fn rows(place: &DatabasePlace) -> Vec<Value> {
 }
 
 impl TestServer {
-    /// Every row of the trail, once there are `expected`.
+    /// Every row of clients in the trail, once there are `expected`.
     pub(crate) async fn audited(&self, expected: usize) -> Vec<Value> {
         let started = Instant::now();
         loop {

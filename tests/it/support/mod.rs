@@ -79,6 +79,7 @@ impl TestServer {
             ("METRICS_RATE_LIMIT", "0"),
             ("AUDIT_LOG_RETENTION_DAYS", "0"),
             ("AUDIT_SUMMARY_INTERVAL", "100ms"),
+            ("AUDIT_LOGINS", "false"),
             ("DRAIN_DELAY", "0"),
             ("DRAIN_GRACE", "100ms"),
             ("DATA_DIR", data.path().to_str().unwrap()),

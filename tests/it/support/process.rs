@@ -111,6 +111,7 @@ impl Process {
                 ("DATA_DIR", data.to_str().unwrap()),
                 ("DRAIN_DELAY", "0"),
                 ("METRICS_RATE_LIMIT", "0"),
+                ("AUDIT_LOGINS", "false"),
                 ("DRAIN_GRACE", "100ms"),
             ],
             environment,

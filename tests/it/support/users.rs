@@ -117,6 +117,7 @@ impl Users {
 fn refresh_token(issuer: &str, sid: &str, user: &str) -> String {
     let claims = json!({
         "iss": issuer, "typ": "Refresh", "azp": CLIENT, "sid": sid, "user": user, "jti": Uuid::new_v4(),
+        "sub": format!("id-of-{user}"),
     });
     jsonwebtoken::encode(&Header::default(), &claims, &EncodingKey::from_secret(SECRET)).unwrap()
 }
