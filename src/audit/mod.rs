@@ -1,11 +1,14 @@
 //! The audit trail: who did what, or was kept from it.
 //!
 //! Whoever answers a request or ends a connection records an [`Event`] and goes on at once. The events
-//! wait in a bounded queue; the `writer`, an actor, makes rows of them (`redact`) and writes them in
+//! wait in a bounded queue; what was asked is redacted before (`document`, `secrets`). The `writer`, an
+//! actor, makes rows of them (`redact`) and writes them in
 //! batches to the database, or to the `spool` on disk while the database is away or slow.
 
+mod document;
 mod redact;
 mod retention;
+mod secrets;
 mod spool;
 mod summary;
 mod writer;
@@ -25,6 +28,8 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+pub(crate) use document::{Recorded, UNKNOWN};
+pub(crate) use secrets::path_without_secrets;
 pub(crate) use writer::AuditWriter;
 
 use crate::{
@@ -35,9 +40,6 @@ use crate::{
 };
 use spool::{AppendError, Spool};
 use summary::{Scope, Summary};
-
-/// Bytes of request data that are taken along. More is left out, but for its size.
-const MAX_DATA: usize = 16 * 1024;
 
 /// Something that belongs into the trail.
 pub(crate) struct Event {
@@ -55,8 +57,7 @@ pub(crate) struct Event {
     /// The resource without what a caller chooses of it: there are few of these.
     pub(crate) route: Arc<str>,
     pub(crate) outcome: AuditOutcome,
-    /// JSON as it came, from [`taken_along`].
-    pub(crate) data: Option<Box<str>>,
+    pub(crate) data: Option<Recorded>,
     pub(crate) status: i32,
     /// What the client was told.
     pub(crate) error: Option<Cow<'static, str>>,
@@ -115,11 +116,6 @@ impl Event {
     fn is_denial(&self) -> bool {
         self.cause != Cause::Other || self.outcome == AuditOutcome::PermissionDenied
     }
-}
-
-/// Request data for an [`Event`]: a copy, unless it is too large.
-pub(crate) fn taken_along(data: &str) -> Box<str> {
-    if data.len() > MAX_DATA { redact::omitted(data.len()).into() } else { data.into() }
 }
 
 /// An event with its place in time, made once: whatever happens to it, it is one row.

@@ -94,13 +94,12 @@ async fn logins_and_their_failures_stand_in_the_audit_trail_with_the_name_that_w
         .iter()
         .map(|row| json!([row["resource"], row["outcome"], row["username"], row["request_data"]]))
         .collect();
-    let hidden = json!({ "refresh_token": "***" });
     assert_eq!(
         serde_json::Value::from(seen),
         json!([
-            ["/auth/login", "success", "ann", { "username": "ann", "password": "***" }],
+            ["/auth/login", "success", "ann", { "username": "ann" }],
             ["/auth/login", "error", "mallory", { "times": 1 }],
-            ["/auth/logout", "success", null, hidden],
+            ["/auth/logout", "success", null, null],
         ])
     );
 }
