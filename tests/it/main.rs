@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod audit_data;
 mod audit_faults;
 mod audit_flood;
 mod audit_logs;
