@@ -18,7 +18,7 @@
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others, and
 //! counts the connections of each user on all of them.
 //!
-//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `sync`, `outbound`, [`metrics`], [`config`], [`telemetry`], [`traces`],
+//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `sync`, `outbound`, `objects`, [`metrics`], [`config`], [`telemetry`], [`traces`],
 //! [`machine`]. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
@@ -39,6 +39,7 @@ mod limits;
 pub mod machine;
 pub mod metrics;
 pub mod migrate;
+mod objects;
 mod outbound;
 pub mod protocol;
 mod redis;

@@ -13,7 +13,7 @@ use std::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Audit, Cause, Entry, Event};
+use super::{Audit, Cause, Entry, Event, Recorded};
 use crate::{
     auth::{Identity, Remote},
     metrics::AuditOutcome,
@@ -96,8 +96,9 @@ impl Sessions {
 }
 
 /// The session of a user as request data, where the issuer names it.
-pub(crate) fn session_data(identity: &Identity) -> Option<Box<str>> {
-    identity.session.as_ref().map(|sid| json!({ "sid": sid }).to_string().into())
+pub(crate) fn session_data(identity: &Identity) -> Option<Recorded> {
+    let data = |sid| Recorded::document(&json!({ "sid": sid }).to_string());
+    identity.session.as_ref().map(data)
 }
 
 impl Audit {
@@ -141,7 +142,7 @@ impl Audit {
         let (outcome, reason) = (AuditOutcome::Success, CloseReason::Normal);
         let event = Event {
             user: Some(Arc::clone(identity)),
-            data: Some(data.to_string().into()),
+            data: Some(Recorded::document(&data.to_string())),
             status: 0,
             error: None,
             cause: Cause::Other,

@@ -1,13 +1,16 @@
 //! The audit trail: who did what, or was kept from it.
 //!
 //! Whoever answers a request or ends a connection records an [`Event`] and goes on at once. The events
-//! wait in a bounded queue; the `writer`, an actor, makes rows of them (`redact`) and writes them in
+//! wait in a bounded queue; what was asked is redacted before (`document`, `secrets`). The `writer`, an
+//! actor, makes rows of them (`redact`) and writes them in
 //! batches to the database, or to the `spool` on disk while the database is away or slow.
 
+mod document;
 mod logins;
 mod own;
 mod redact;
 mod retention;
+mod secrets;
 mod spool;
 mod summary;
 mod writer;
@@ -27,8 +30,10 @@ use jiff::Timestamp;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+pub(crate) use document::{Recorded, UNKNOWN};
 pub(crate) use logins::session_data;
 pub(crate) use own::{Deed, leave, leave_migrated};
+pub(crate) use secrets::path_without_secrets;
 pub(crate) use writer::AuditWriter;
 
 use crate::{
@@ -40,9 +45,6 @@ use crate::{
 use logins::Sessions;
 use spool::{AppendError, Spool};
 use summary::{Scope, Summary};
-
-/// Bytes of request data that are taken along. More is left out, but for its size.
-const MAX_DATA: usize = 16 * 1024;
 
 /// Something that belongs into the trail.
 pub(crate) struct Event {
@@ -60,8 +62,7 @@ pub(crate) struct Event {
     /// The resource without what a caller chooses of it: there are few of these.
     pub(crate) route: Arc<str>,
     pub(crate) outcome: AuditOutcome,
-    /// JSON as it came, from [`taken_along`].
-    pub(crate) data: Option<Box<str>>,
+    pub(crate) data: Option<Recorded>,
     pub(crate) status: i32,
     /// What the client was told.
     pub(crate) error: Option<Cow<'static, str>>,
@@ -129,11 +130,6 @@ impl Event {
         matches!(self.cause, Cause::User | Cause::Breach)
             || self.outcome == AuditOutcome::PermissionDenied
     }
-}
-
-/// Request data for an [`Event`]: a copy, unless it is too large.
-pub(crate) fn taken_along(data: &str) -> Box<str> {
-    if data.len() > MAX_DATA { redact::omitted(data.len()).into() } else { data.into() }
 }
 
 /// An event with its place in time, made once: whatever happens to it, it is one row.

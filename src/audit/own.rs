@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Audit, Cause, Entry, Event, redact};
+use super::{Audit, Cause, Entry, Event, Recorded, redact};
 use crate::{
     auth::Remote,
     machine,
@@ -60,7 +60,7 @@ impl Event {
             resource: node.into(),
             route: deed.action().into(),
             outcome,
-            data: Some(data.to_string().into()),
+            data: Some(Recorded::document(&data.to_string())),
             status: 0,
             error: None,
             took: None,

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use serde_json::json;
 use tokio::{sync::Notify, time::sleep_until};
 
-use super::{Cause, Event};
+use super::{Cause, Event, Recorded};
 use crate::{
     config::{AuditConfig, network_of},
     metrics::AuditOutcome,
@@ -284,7 +284,7 @@ impl Sum {
             (event.user, event.claimed) = (None, None);
         }
         event.resource = Arc::clone(&event.route);
-        event.data = Some(data.to_string().into());
+        event.data = Some(Recorded::document(&data.to_string()));
         event.took = None;
         if self.scope.is_other() {
             let whose = if self.scope.is_unknown() { "unknown callers" } else { "users" };

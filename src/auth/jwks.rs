@@ -106,8 +106,8 @@ impl KeySet {
             // One by one: a key that cannot be read must not spoil the others.
             keys: Vec<serde_json::Value>,
         }
-        let document: Document =
-            serde_json::from_slice(text).map_err(|error| format!("this is no key set: {error}"))?;
+        let document: Document = crate::objects::read_bytes(text)
+            .map_err(|error| format!("this is no key set: {error}"))?;
         let mut keys = HashMap::new();
         for key in document.keys {
             let Ok(jwk) = serde_json::from_value::<Jwk>(key) else { continue };

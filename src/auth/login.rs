@@ -11,7 +11,10 @@ use super::{
     provider::{Answer, Provider, ProviderError},
     revocations::MAX_NAME,
 };
-use crate::metrics::{AuthMetrics, LoginCounters, LoginMethod, LoginOutcome, ProviderOperation};
+use crate::{
+    metrics::{AuthMetrics, LoginCounters, LoginMethod, LoginOutcome, ProviderOperation},
+    objects,
+};
 
 /// Asks the identity provider on behalf of users.
 pub(crate) struct Logins {
@@ -119,7 +122,7 @@ impl Logins {
         }
         let claims = refresh_token.split('.').nth(1)?;
         let claims = BASE64_URL_SAFE_NO_PAD.decode(claims).ok()?;
-        let claims: Claims = serde_json::from_slice(&claims).ok()?;
+        let claims: Claims = objects::read_bytes(&claims).ok()?;
         let fits = claims.iss == self.provider.issuer() && claims.sid.len() <= MAX_NAME;
         fits.then_some(SessionOf { sid: claims.sid, subject: claims.sub })
     }
@@ -130,7 +133,7 @@ impl Logins {
         method: LoginMethod,
     ) -> Result<Tokens, LoginError> {
         let granted = answer.and_then(|answer| match answer.status {
-            StatusCode::OK => serde_json::from_slice(&answer.body).map_err(|_| {
+            StatusCode::OK => objects::read_bytes(&answer.body).map_err(|_| {
                 // Its text would be a part of the tokens.
                 tracing::error!("the identity provider's answer to a login has no tokens");
                 LoginError::Unavailable
@@ -165,7 +168,7 @@ impl Logins {
 /// Whose fault a refusal is. Keycloak answers 400 and 401 to wrong passwords, to broken requests and
 /// to clients that it does not know: its `error` tells them apart.
 fn refusal(answer: &Answer) -> LoginError {
-    let refusal: Option<Refusal> = serde_json::from_slice(&answer.body).ok();
+    let refusal: Option<Refusal> = objects::read_bytes(&answer.body).ok();
     let error = refusal.map(|refusal| refusal.error).unwrap_or_default();
     let of_the_user = matches!(&*error, "invalid_grant" | "invalid_request")
         && matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::UNAUTHORIZED);

@@ -30,7 +30,7 @@ pub(crate) use revocations::{Logout, MAX_NAME};
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
 pub(crate) use validator::{AuthError, Validator};
 
-use crate::traces::SpanContext;
+use crate::{objects, traces::SpanContext};
 
 /// A user, as a valid token describes it.
 #[derive(Debug, Clone)]
@@ -85,7 +85,7 @@ pub(crate) fn claims_to_be_expired(token: &str) -> bool {
         exp: f64,
     }
     let claims = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
-    let expiry = claims.and_then(|claims| serde_json::from_slice::<Expiry>(&claims).ok());
+    let expiry = claims.and_then(|claims| objects::read_bytes::<Expiry>(&claims).ok());
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     expiry.is_some_and(|expiry| expiry.exp < now.as_secs_f64())
 }

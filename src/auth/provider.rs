@@ -13,6 +13,7 @@ use crate::{
     breaker::Breaker,
     config::ProviderConfig,
     metrics::{BreakerSeries, Histograms, ProviderOperation},
+    objects,
     outbound::{client, with_causes},
     traces::{Traces, called},
 };
@@ -174,7 +175,7 @@ impl Provider {
         }
         let url = self.discovery_url();
         let text = self.read(&url).await?;
-        let mut endpoints: Endpoints = serde_json::from_slice(&text).map_err(|error| {
+        let mut endpoints: Endpoints = objects::read_bytes(&text).map_err(|error| {
             ProviderError::Malformed(format!("{url} is no discovery document: {error}"))
         })?;
         let ProviderConfig { issuer, address, .. } = &self.config;

@@ -4,7 +4,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use serde_json::json;
 
 use super::HandlerError;
-use crate::protocol::ErrorBody;
+use crate::{objects, protocol::ErrorBody};
 
 /// What a column has to be equal to.
 #[derive(Debug, Clone, Deserialize)]
@@ -20,11 +20,11 @@ impl TryFrom<String> for Exact {
     }
 }
 
-/// Reads JSON text. The path to a fault is looked for only when there is one: it costs a second pass.
+/// Reads JSON text; structs from objects alone. The path to a fault is looked for only when there is one: it costs a second pass.
 pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, HandlerError> {
-    serde_json::from_str(text).map_err(|first| {
+    objects::read(text).map_err(|first| {
         let again = &mut serde_json::Deserializer::from_str(text);
-        match serde_path_to_error::deserialize::<_, T>(again) {
+        match serde_path_to_error::deserialize::<_, T>(objects::only(again)) {
             Err(error) => HandlerError::InvalidData {
                 path: match error.path().to_string() {
                     path if path == "." => String::new(),
@@ -78,6 +78,8 @@ mod tests {
             (r#"{"inner":{"id":"x"}}"#, "inner.id", r#"invalid type: string "x", expected i32"#),
             (r#"{"inner":{"id":1},"b":2}"#, "b", "unknown field `b`, expected `inner`"),
             ("{}", "", "missing field `inner`"),
+            (r#"[{"id":1}]"#, "", "invalid type: sequence, expected an object"),
+            (r#"{"inner":[1]}"#, "inner", "invalid type: sequence, expected an object"),
         ] {
             match read::<Outer>(text) {
                 Err(HandlerError::InvalidData { path: p, msg: m }) => {

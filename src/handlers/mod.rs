@@ -18,7 +18,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use crate::{
-    audit::Audit,
+    audit::{Audit, Recorded},
     auth::{Identity, Remote},
     cluster::{Audience, Cluster},
     hub::Hub,
@@ -79,7 +79,9 @@ pub enum Effect {
 
 /// What a package does.
 pub trait Handler: Send + Sync + 'static {
-    /// Read from `data`; what does not fit is answered `invalid_data` before the handler is called.
+    /// Read from `data`; what does not fit is answered `invalid_data` before the handler is called. The
+    /// audit trail shows the members that it has; others by name alone, so no `serde(flatten)` or `untagged`
+    /// here: they hide from the trail which members there are.
     type Input: DeserializeOwned + Send;
     /// Written to `data`.
     type Output: Serialize + Send;
@@ -247,6 +249,8 @@ pub struct Package {
     pub effect: Effect,
     /// Its requests wait for the database: no more at once than may use it.
     pub(crate) uses_store: bool,
+    /// What the audit trail has of a request's `data`, also of one that the handler never sees.
+    pub(crate) recorded: fn(&str) -> Recorded,
     pub(crate) handler: Arc<dyn AnyHandler>,
 }
 
@@ -268,6 +272,7 @@ impl Package {
             output,
             effect,
             uses_store: false,
+            recorded: Recorded::input::<H::Input>,
             handler: Arc::new(handler),
         }
     }

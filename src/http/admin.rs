@@ -59,8 +59,9 @@ pub(super) async fn connections(
     State(api): State<Arc<Api>>,
     request: Request<Body>,
 ) -> Result<Json<Page>, Problem> {
+    let query = input::query(&request, PARAMETERS);
     caller(&request, roles::ADMIN)?;
-    let Query { page, per_page, user, by } = input::query(&request, PARAMETERS)?;
+    let Query { page, per_page, user, by } = query?;
     let (page, per_page) = (page.unwrap_or_default(), per_page.unwrap_or_default());
     let user = match &user {
         Some(Exact(text)) => Some(self::user(&api, text, by).await?),
@@ -168,8 +169,9 @@ pub(super) async fn disconnect_user(
     path: RawPathParams,
     request: Request<Body>,
 ) -> Result<StatusCode, Problem> {
+    let query = input::query(&request, &[BY]);
     caller(&request, roles::ADMIN)?;
-    let Named { by } = input::query(&request, &[BY])?;
+    let Named { by } = query?;
     let user = user(&api, parameter(&path), by).await?;
     api.context.cluster.close_user(user);
     Ok(StatusCode::NO_CONTENT)

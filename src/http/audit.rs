@@ -16,11 +16,12 @@ use axum::{
     middleware::Next,
     response::{IntoResponse, Response},
 };
-use serde_json::{Map, Value, json};
+use serde::Serializer;
+use serde_json::json;
 
-use super::{Api, Problem, problem::Told, remote};
+use super::{Api, Problem, input::Parameter, problem::Told, remote};
 use crate::{
-    audit::{self, Audit, Cause, Event},
+    audit::{Audit, Cause, Event, Recorded, UNKNOWN, path_without_secrets},
     auth::{Identity, Remote},
     metrics::AuditOutcome,
     traces,
@@ -34,8 +35,9 @@ pub(super) struct Noted(Arc<Notes>);
 struct Notes {
     user: OnceLock<Arc<Identity>>,
     claimed: OnceLock<String>,
-    body: OnceLock<Box<str>>,
-    session: OnceLock<Box<str>>,
+    body: OnceLock<Recorded>,
+    session: OnceLock<Recorded>,
+    parameters: OnceLock<&'static [Parameter]>,
 }
 
 impl Noted {
@@ -66,7 +68,7 @@ impl Noted {
             self.user(&Arc::new(user));
         }
         if let Some(sid) = sid {
-            self.0.session.get_or_init(|| json!({ "sid": sid }).to_string().into());
+            self.0.session.get_or_init(|| Recorded::document(&json!({ "sid": sid }).to_string()));
         }
     }
 
@@ -76,8 +78,13 @@ impl Noted {
     }
 
     /// What is asked.
-    pub(super) fn body(&self, json: &str) {
-        self.0.body.get_or_init(|| audit::taken_along(json));
+    pub(super) fn body(&self, body: Recorded) {
+        self.0.body.get_or_init(|| body);
+    }
+
+    /// What its query may say.
+    pub(super) fn parameters(&self, parameters: &'static [Parameter]) {
+        self.0.parameters.get_or_init(|| parameters);
     }
 }
 
@@ -121,11 +128,31 @@ pub(super) async fn audit(
     }
 }
 
-fn parameters(query: &str) -> String {
-    let pairs = form_urlencoded::parse(query.as_bytes());
-    let members: Map<_, _> =
-        pairs.map(|(name, value)| (name.into_owned(), Value::from(value))).collect();
-    Value::from(members).to_string()
+/// What was asked: the body, or the query where there is none. Of a login or a logout nothing but the name
+/// that was given, or the session: all else there may be a password or a token.
+fn data(route: &str, query: Option<&str>, notes: &Notes) -> Option<Recorded> {
+    if let Some(session) = notes.session.get() {
+        return Some(session.clone());
+    }
+    if route.starts_with("/auth/") {
+        let name = notes.claimed.get()?;
+        return Some(Recorded::document(&json!({ "username": name }).to_string()));
+    }
+    notes.body.get().cloned().or_else(|| {
+        let known = notes.parameters.get().copied().unwrap_or_default();
+        query.map(|query| parameters(query, known))
+    })
+}
+
+/// A query with the values of the parameters that its route knows. One that stands twice is there twice.
+fn parameters(query: &str, known: &[Parameter]) -> Recorded {
+    let pairs = form_urlencoded::parse(query.as_bytes()).map(|(name, value)| {
+        let is_known = known.iter().any(|parameter| parameter.0 == name);
+        (name, if is_known { value } else { UNKNOWN.into() })
+    });
+    let mut json = serde_json::Serializer::new(Vec::new());
+    json.collect_map(pairs).expect("texts are written as JSON");
+    Recorded::document(&String::from_utf8_lossy(&json.into_inner()))
 }
 
 /// A request until it is recorded.
@@ -148,6 +175,10 @@ impl Recording {
         matches!(self.method, Method::GET | Method::HEAD | Method::OPTIONS)
     }
 
+    fn route(&self) -> &str {
+        self.route.as_ref().map_or("unmatched", MatchedPath::as_str)
+    }
+
     fn end(&mut self, status: StatusCode, error: Option<Cow<'static, str>>) {
         let Some(begun) = self.begun.take() else { return };
         let outcome = match status {
@@ -165,17 +196,16 @@ impl Recording {
             return;
         }
         let notes = &self.noted.0;
-        let query = self.uri.query().map(|query| audit::taken_along(&parameters(query)));
         self.audit.record(Event {
             user: notes.user.get().cloned(),
             claimed: notes.claimed.get().cloned(),
             remote: Arc::clone(&self.remote),
             req_id: None,
             action: self.method.as_str().into(),
-            resource: self.uri.path().into(),
-            route: self.route.as_ref().map_or("unmatched", MatchedPath::as_str).into(),
+            resource: path_without_secrets(self.uri.path()).into(),
+            route: self.route().into(),
             outcome,
-            data: notes.session.get().or_else(|| notes.body.get()).cloned().or(query),
+            data: data(self.route(), self.uri.query(), notes),
             status: status.as_u16().into(),
             error,
             took: Some(begun.elapsed()),
@@ -192,5 +222,39 @@ impl Drop for Recording {
         // The status that proxies log for this.
         let gone = StatusCode::from_u16(499).expect("a status has three digits");
         self.end(gone, Some("nobody waited for the answer".into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::input::Kind, *};
+
+    fn shown(route: &str, query: &str, notes: &Notes) -> Option<serde_json::Value> {
+        data(route, Some(query), notes).map(|data| serde_json::from_str(&data).unwrap())
+    }
+
+    #[test]
+    fn of_a_login_nothing_but_the_name_is_recorded_whatever_came() {
+        let notes = Notes::default();
+        notes.body.set(Recorded::document(r#"{"passwd":"hush","hint":"hush"}"#)).unwrap();
+        for route in ["/auth/login", "/auth/refresh", "/auth/logout", "/auth/backchannel-logout"] {
+            assert_eq!(shown(route, "password=hush&x=hush", &notes), None, "{route}");
+        }
+        notes.claimed.set("ann".to_owned()).unwrap();
+        let name = Some(json!({ "username": "ann" }));
+        assert_eq!(shown("/auth/login", "password=hush", &notes), name);
+    }
+
+    #[test]
+    fn of_a_query_what_the_route_does_not_know_is_recorded_by_name_alone() {
+        let notes = Notes::default();
+        let query = "name=a+b&name=&hint=hush&otp=hush&page=1";
+        let unknown = json!({ "name": "…", "name#2": "…", "hint": "…", "otp": "***", "page": "…" });
+        assert_eq!(shown("/authors", query, &notes), Some(unknown));
+        const KNOWN: &[Parameter] =
+            &[Parameter("name", "name", Kind::Text), Parameter("page", "page", Kind::Number)];
+        notes.parameters.set(KNOWN).unwrap();
+        let known = json!({ "name": "a b", "name#2": "", "hint": "…", "otp": "***", "page": "1" });
+        assert_eq!(shown("/authors", query, &notes), Some(known));
     }
 }

@@ -135,8 +135,9 @@ pub(super) async fn list(
     State(api): State<Arc<Api>>,
     request: Asked,
 ) -> Result<Json<Page>, Problem> {
+    let query = input::query(&request, PARAMETERS);
     caller(&request, roles::ADMIN)?;
-    page(&api, input::query(&request, PARAMETERS)?).await
+    page(&api, query?).await
 }
 
 pub(super) async fn of_user(
@@ -144,11 +145,11 @@ pub(super) async fn of_user(
     path: Path,
     request: Asked,
 ) -> Result<Json<Page>, Problem> {
+    let query = input::query(&request, PARAMETERS);
     caller(&request, roles::ADMIN)?;
     let user = Exact::try_from(parameter(&path, "user_id")?)
         .map_err(|allowed| invalid("user_id", allowed))?;
-    let query: Query = input::query(&request, PARAMETERS)?;
-    page(&api, Query { user_id: Some(user), ..query }).await
+    page(&api, Query { user_id: Some(user), ..query? }).await
 }
 
 pub(super) async fn read(

@@ -31,7 +31,6 @@ pub(super) async fn list(
     State(api): State<Arc<Api>>,
     request: Asked,
 ) -> Result<Json<Vec<Author>>, Problem> {
-    caller(&request, roles::GET_AUTHORS)?;
     let query = input::query(
         &request,
         &[
@@ -39,12 +38,12 @@ pub(super) async fn list(
             Parameter("name", "name", Kind::Text),
             Parameter("search", "search_term", Kind::Text),
         ],
-    )?;
-    Ok(Json(authors::list(&api.context, query).await?))
+    );
+    caller(&request, roles::GET_AUTHORS)?;
+    Ok(Json(authors::list(&api.context, query?).await?))
 }
 
 pub(super) async fn page(State(api): State<Arc<Api>>, request: Asked) -> Result<Response, Problem> {
-    caller(&request, roles::GET_AUTHORS)?;
     let query = input::query(
         &request,
         &[
@@ -54,8 +53,9 @@ pub(super) async fn page(State(api): State<Arc<Api>>, request: Asked) -> Result<
             Parameter("id", "filters.id", Kind::Number),
             Parameter("name", "filters.name", Kind::Text),
         ],
-    )?;
-    let answer = authors::page(&api.context, query).await?;
+    );
+    caller(&request, roles::GET_AUTHORS)?;
+    let answer = authors::page(&api.context, query?).await?;
     Ok(Json(json!({ "items": answer.data, "meta": answer.meta })).into_response())
 }
 

@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::{Api, Problem, audit::Noted, remote};
 use crate::{
+    audit::Recorded,
     handlers::{HandlerError, input},
     limits::{Full, Share},
     protocol::ErrorBody,
@@ -23,24 +24,40 @@ use crate::{
 /// Time for a whole body.
 pub(super) const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reads a JSON body of at most `limit` bytes.
+/// Reads a JSON body of at most `limit` bytes, and notes it for the audit trail.
 pub(super) async fn body<T: DeserializeOwned>(
     api: &Api,
     request: Request<Body>,
     limit: usize,
 ) -> Result<T, Problem> {
+    let noted = request.extensions().get::<Noted>().cloned();
+    let (text, _memory) = text(api, request, limit).await?;
+    if let Some(noted) = noted {
+        noted.body(Recorded::input::<T>(&text));
+    }
+    Ok(input::read(&text)?)
+}
+
+/// As [`body`], for one of which the audit trail has nothing.
+pub(super) async fn unrecorded_body<T: DeserializeOwned>(
+    api: &Api,
+    request: Request<Body>,
+    limit: usize,
+) -> Result<T, Problem> {
+    let (text, _memory) = text(api, request, limit).await?;
+    Ok(input::read(&text)?)
+}
+
+/// The text of a JSON body, and the memory that it takes.
+async fn text(api: &Api, request: Request<Body>, limit: usize) -> Result<(String, Share), Problem> {
     if !is_json(request.headers()) {
         let body = ErrorBody::new("unsupported_media_type", "The body must be application/json");
         return Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, body));
     }
-    let noted = request.extensions().get::<Noted>().cloned();
     let mut memory = memory(api, &request)?;
     let bytes = bytes(request.into_body(), limit, BODY_TIMEOUT, &mut memory).await?;
-    let text = std::str::from_utf8(&bytes).map_err(|_| invalid("", "the body is not UTF-8"))?;
-    if let Some(noted) = noted {
-        noted.body(text);
-    }
-    Ok(input::read(text)?)
+    let text = String::from_utf8(bytes.into()).map_err(|_| invalid("", "the body is not UTF-8"))?;
+    Ok((text, memory))
 }
 
 fn is_json(headers: &HeaderMap) -> bool {
@@ -113,10 +130,11 @@ async fn collect(mut body: Limited<Body>, memory: &mut Share) -> Result<Bytes, B
 }
 
 /// A parameter of a query: its name there, the path of the member it becomes, and what it holds.
+#[derive(Debug)]
 pub(super) struct Parameter(pub(super) &'static str, pub(super) &'static str, pub(super) Kind);
 
 /// What a parameter holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
     /// A number; anything else is left to be refused by the type it is read into.
     Number,
@@ -126,11 +144,15 @@ pub(super) enum Kind {
     Cursor,
 }
 
-/// Reads the known parameters of a query; unknown ones are ignored.
+/// Reads the known parameters of a query; unknown ones are ignored. Called before the role is checked, so
+/// that the audit trail knows the parameters of a denied read as well.
 pub(super) fn query<T: DeserializeOwned>(
     request: &Request<Body>,
-    parameters: &[Parameter],
+    parameters: &'static [Parameter],
 ) -> Result<T, Problem> {
+    if let Some(noted) = request.extensions().get::<Noted>() {
+        noted.parameters(parameters);
+    }
     let query = request.uri().query().unwrap_or_default();
     let mut object = Map::new();
     for (name, value) in form_urlencoded::parse(query.as_bytes()) {

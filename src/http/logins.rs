@@ -65,7 +65,7 @@ pub(super) async fn login(
     let remote = remote(request.extensions());
     let noted = request.extensions().get::<Noted>().cloned();
     let Credentials { username: Hidden(username), password: Hidden(password) } =
-        input::body(&api, request, max_body(&api)).await?;
+        input::unrecorded_body(&api, request, max_body(&api)).await?;
     if let Some(noted) = noted {
         noted.claim(&username);
     }
@@ -99,7 +99,7 @@ pub(super) async fn refresh(
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let noted = request.extensions().get::<Noted>().cloned();
     let RefreshToken { refresh_token: Hidden(token) } =
-        input::body(&api, request, max_body(&api)).await?;
+        input::unrecorded_body(&api, request, max_body(&api)).await?;
     // Not a failed authentication of the address: nobody guesses one of these, and a session that
     // ended overnight is no attack.
     let granted = logins.refresh(&token, &correlation).await;
@@ -118,7 +118,7 @@ pub(super) async fn logout(
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let noted = request.extensions().get::<Noted>().cloned();
     let RefreshToken { refresh_token: Hidden(token) } =
-        input::body(&api, request, max_body(&api)).await?;
+        input::unrecorded_body(&api, request, max_body(&api)).await?;
     // In a task of its own: a page that logs out is often gone before the answer, and a handler ends
     // with its client.
     let ending = async move {

@@ -20,7 +20,6 @@ use responder::Audited;
 pub(crate) use responder::Responder;
 
 use crate::{
-    audit::taken_along,
     auth::Identity,
     config::HandlerConfig,
     handlers::{Caller, Context, Effect, Package},
@@ -151,7 +150,7 @@ impl Router {
                 caller: Arc::clone(caller),
                 action: Arc::clone(&route.action),
                 resource: Arc::clone(&route.resource),
-                data: request.data.as_deref().map(|data| taken_along(data.get())),
+                data: request.data.as_deref().map(|data| (package.recorded)(data.get())),
             });
         }
         if !allowed {

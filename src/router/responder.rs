@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    audit::{Audit, Cause, Event},
+    audit::{Audit, Cause, Event, Recorded},
     handlers::Caller,
     hub::{Outbox, Ready},
     metrics::{AuditOutcome, PackageMetrics},
@@ -24,7 +24,7 @@ pub(super) struct Audited {
     pub(super) caller: Arc<Caller>,
     pub(super) action: Arc<str>,
     pub(super) resource: Arc<str>,
-    pub(super) data: Option<Box<str>>,
+    pub(super) data: Option<Recorded>,
 }
 
 /// Answers a request once. Dropped unanswered (a panic, a dead actor), it answers `internal_error`.

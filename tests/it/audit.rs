@@ -183,10 +183,12 @@ async fn secrets_never_reach_the_database(database: Database) {
     assert_eq!(client.call(3, long).await["status_code"], 2);
 
     let rows = server.audited(3).await;
-    let shown = json!({ "name": "Ann", "Password": "***", "a": [{ "cardNumber": "***" }] });
+    // A member that the package does not know is there by name alone.
+    let shown = json!({ "name": "Ann", "Password": "***", "a": "…" });
     assert_eq!(rows[0]["request_data"], shown);
     assert_eq!(rows[1]["request_data"], json!({ "name": "a\u{fffd}b" }));
-    assert_eq!(rows[2]["request_data"], json!({ "_omitted_bytes": 20_011 }));
+    let long = format!("{}… (20000 bytes)", "x".repeat(1024));
+    assert_eq!(rows[2]["request_data"], json!({ "name": long }));
     let all = Value::from(rows).to_string();
     assert!(!all.contains("hush") && !all.contains("4711"), "{all}");
 }

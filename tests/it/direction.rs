@@ -19,7 +19,7 @@ const ORDER: &[&[&str]] = &[
     &["protocol"],
     &["telemetry"],
     &["traces"],
-    &["config", "machine", "outbound", "sync", "task"],
+    &["config", "machine", "objects", "outbound", "sync", "task"],
 ];
 
 #[test]

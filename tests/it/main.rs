@@ -4,6 +4,7 @@
 
 mod admin;
 mod audit;
+mod audit_data;
 mod audit_erase;
 mod audit_events;
 mod audit_faults;

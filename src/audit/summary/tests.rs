@@ -177,7 +177,7 @@ fn breaches_of_many_users_of_one_network_share_a_row_and_what_honest_users_cause
     let event = sums.into_iter().next().unwrap().into_event();
     assert!(event.user.is_none());
     let data = event.data.unwrap();
-    assert!(data.contains(r#""usernames":["user-3","user-4""#), "{data}");
+    assert!(data.contains(r#""usernames":["user-3","user-4""#), "{data:?}");
 }
 
 #[test]
