@@ -17,7 +17,7 @@ use super::secrets::{HIDDEN, is_card_number, is_secret, names_secret, without_se
 use crate::objects::{self, EVERYTHING, Known};
 
 /// Bytes of request data in a row.
-const MAX_DATA: usize = 4096;
+pub(super) const MAX_DATA: usize = 4096;
 /// Stands for the value of a member that the request's type does not know, and for the rest of what is cut.
 pub(crate) const UNKNOWN: &str = "…";
 /// Bytes of a text that are looked at past those that are shown: a token may begin there.

@@ -13,7 +13,7 @@ use std::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Audit, Cause, Entry, Event, Recorded};
+use super::{Audit, Cause, Event, Recorded};
 use crate::{
     auth::{Identity, Remote},
     metrics::AuditOutcome,
@@ -149,7 +149,7 @@ impl Audit {
             ..Event::of_connection(action, resource, outcome, remote, reason)
         };
         self.metrics.actions.inc(outcome);
-        self.enter(Entry::with_id(name.id(identity), event, None));
+        self.enter(name.id(identity), event, None, None);
     }
 }
 

@@ -2,14 +2,17 @@
 //!
 //! Whoever answers a request or ends a connection records an [`Event`] and goes on at once. The events
 //! wait in a bounded queue; what was asked is redacted before (`document`, `secrets`). The `writer`, an
-//! actor, makes rows of them (`redact`) and writes them in
-//! batches to the database, or to the `spool` on disk while the database is away or slow.
+//! actor, makes rows of them (`redact`) and writes them in batches to the database, or to the `spool` on
+//! disk while the database is away or slow. A request that must be recorded takes `room` in the queue
+//! before it begins.
 
+mod disk;
 mod document;
 mod logins;
 mod own;
 mod redact;
 mod retention;
+mod room;
 mod secrets;
 mod spool;
 mod summary;
@@ -27,7 +30,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::timeout_at};
 use uuid::Uuid;
 
 pub(crate) use document::{Recorded, UNKNOWN};
@@ -39,12 +42,22 @@ pub(crate) use writer::AuditWriter;
 use crate::{
     auth::{Identity, Remote},
     config::AuditConfig,
-    metrics::{AuditErrorKind, AuditMetrics, AuditOutcome},
+    metrics::{AuditMetrics, AuditOutcome},
     protocol::CloseReason,
 };
+use disk::Disk;
+use document::MAX_DATA;
 use logins::Sessions;
-use spool::{AppendError, Spool};
+use room::{Part, Room, Space};
 use summary::{Scope, Summary};
+
+/// Bytes of a request's row beside its data, until they are known: names, roles, what the client was told.
+const ESTIMATE: usize = 512;
+/// Time that a request waits for room in the queue. It gets some as soon as the disk has taken what waits.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+/// What the row says of a request that ends with the server.
+pub(crate) const CUT_OFF: &str =
+    "The server stopped before the request was through: what came of it is unknown";
 
 /// Something that belongs into the trail.
 pub(crate) struct Event {
@@ -119,10 +132,21 @@ impl Event {
         self.user.as_deref().map(|user| &*user.username).or(self.claimed.as_deref())
     }
 
-    /// Whether nobody known is behind it.
-    fn is_unknown(&self) -> bool {
-        let failed = self.user.is_none() && self.outcome != AuditOutcome::Success;
-        failed && self.cause != Cause::Server
+    /// Whether nobody known is behind it, or behind what it sums up.
+    fn is_unknown(&self, scope: Option<Scope>) -> bool {
+        let failed = || self.user.is_none() && self.outcome != AuditOutcome::Success;
+        scope.map_or_else(|| failed() && self.cause != Cause::Server, Scope::is_unknown)
+    }
+
+    /// Bytes that the event keeps in memory. The user is shared with others, but may outlive them.
+    fn bytes(&self) -> usize {
+        let of_user = |user: &Identity| {
+            let roles: usize = user.roles.iter().map(|role| role.len()).sum();
+            user.subject.len() + user.username.len() + roles
+        };
+        let texts = [self.claimed.as_deref(), self.error.as_deref(), self.data.as_deref()];
+        let texts: usize = texts.into_iter().flatten().map(str::len).sum();
+        texts + self.resource.len() + self.user.as_deref().map_or(0, of_user)
     }
 
     /// Whether a user was kept from something.
@@ -150,11 +174,22 @@ impl Entry {
     }
 
     fn with_id(id: Uuid, event: Event, scope: Option<Scope>) -> Arc<Self> {
-        let unknown = scope.map_or_else(|| event.is_unknown(), Scope::is_unknown);
+        let unknown = event.is_unknown(scope);
         let (at, since) = (Timestamp::now(), Instant::now());
         Arc::new(Self { id, at, since, event, scope, unknown })
     }
 }
+
+/// An entry that waits in memory, and the room that it takes.
+struct Waiting {
+    entry: Arc<Entry>,
+    _room: Room,
+}
+
+/// What a request that must be recorded has in hand before it begins: room for its row. None where the row
+/// needs none, or where no room can be had and the row may be lost.
+#[derive(Default)]
+pub(crate) struct Reserved(Option<Room>);
 
 /// The trail as its recorders see it.
 pub(crate) struct Audit {
@@ -165,15 +200,17 @@ pub(crate) struct Audit {
     /// What shares rows, until its interval ends.
     summary: Summary,
     /// Oldest first. An entry leaves when it is safe: in the database or in the spool.
-    queue: Mutex<VecDeque<Arc<Entry>>>,
+    queue: Mutex<VecDeque<Waiting>>,
+    /// What of the queue's bounds is taken, by entries and by requests that will have one.
+    space: Arc<Space>,
     /// Told of a first entry and of each full batch.
     filled: Notify,
     /// Told of rows in the spool.
     spooled: Notify,
     /// The database does not take rows.
     away: AtomicBool,
-    /// The spool has refused rows, and none have left the queue since: the whole queue is not encoded
-    /// for each entry that finds no room in it.
+    /// The spool has refused rows, and none have left the queue since: it is offered a few at a time, and
+    /// nobody waits for room.
     cramped: AtomicBool,
     /// The server stops: entries go straight to the spool.
     closed: AtomicBool,
@@ -181,7 +218,7 @@ pub(crate) struct Audit {
     /// that was ended may still be at it when its successor reads the same rows.
     turn: AtomicU64,
     /// None where there is no trail.
-    spool: Option<Mutex<Spool>>,
+    disk: Option<Disk>,
     /// Rows lost and not complained about yet.
     lost: AtomicU64,
 }
@@ -189,8 +226,8 @@ pub(crate) struct Audit {
 impl Audit {
     /// Opens the spool, with what an earlier process left in it.
     pub(crate) fn open(config: &AuditConfig, metrics: AuditMetrics) -> io::Result<Self> {
-        let spool = match config.enabled {
-            true => Some(Mutex::new(Spool::open(&config.spool, config.spool_limit)?)),
+        let disk = match config.enabled {
+            true => Some(Disk::open(&config.spool, config.spool_limit)?),
             false => None,
         };
         Ok(Self {
@@ -199,20 +236,21 @@ impl Audit {
             sessions: Sessions::new(),
             summary: Summary::new(config),
             queue: Mutex::default(),
+            space: Space::new(config.queue, config.queue_bytes),
             filled: Notify::new(),
             spooled: Notify::new(),
             away: AtomicBool::new(false),
             cramped: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             turn: AtomicU64::new(0),
-            spool,
+            disk,
             lost: AtomicU64::new(0),
         })
     }
 
     /// Whether there is a trail.
     pub(crate) fn is_on(&self) -> bool {
-        self.spool.is_some()
+        self.disk.is_some()
     }
 
     /// Whether reads belong into it.
@@ -220,77 +258,138 @@ impl Audit {
         self.is_on() && self.config.reads
     }
 
-    /// Records an event: as a row, or as a part of one that sums up many. Waits for nothing, unless the
-    /// queue is full: then for the disk, so that whoever acts faster than can be written down is slowed
-    /// down and nothing is lost.
+    /// Room for the row of a request with so much data, if there is some now. The request may begin with it.
+    pub(crate) fn try_reserve(&self, data: usize, known: bool) -> Option<Reserved> {
+        if !self.is_on() {
+            return Some(Reserved(None));
+        }
+        let part = if known { Part::Request } else { Part::Unknown };
+        match self.space.take(data.min(MAX_DATA) + ESTIMATE, part) {
+            Some(room) => Some(Reserved(Some(room))),
+            None => self.has_no_room_for_anybody().then_some(Reserved(None)),
+        }
+    }
+
+    /// Waits for room; none where there is none in time: the request is not to begin.
+    pub(crate) async fn reserve(
+        &self,
+        data: usize,
+        known: bool,
+        until: Instant,
+    ) -> Option<Reserved> {
+        let reserved = self.space.wait(|| self.try_reserve(data, known));
+        let reserved = timeout_at(until.into(), reserved).await.ok();
+        if reserved.is_none() {
+            self.metrics.refused.inc();
+        }
+        reserved
+    }
+
+    /// Whether waiting for room is no use: the spool refuses rows, or the server stops.
+    fn has_no_room_for_anybody(&self) -> bool {
+        self.is_cramped() || self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Records an event that cannot wait: as a row, or as a part of one that sums up many. Where the queue is
+    /// full, it is summed up too.
     pub(crate) fn record(&self, event: Event) {
+        self.record_in(Reserved(None), event);
+    }
+
+    /// Records what came of a request that has reserved room.
+    pub(crate) fn record_in(&self, reserved: Reserved, event: Event) {
         if !self.is_on() {
             return;
         }
         if event.cause == Cause::Server {
-            return self.enter(Entry::new(event, None));
+            return self.enter_own(Entry::new(event, None));
         }
         self.metrics.actions.inc(event.outcome);
         match self.summary.take(event) {
-            Some(event) => self.enter(Entry::new(event, None)),
+            Some(event) => self.enter(Uuid::now_v7(), event, None, reserved.0),
             None => self.metrics.aggregated.inc(),
         }
     }
 
-    /// Makes rows of what was summed up. In the worst case it waits for the disk.
-    fn sum_up(&self) {
+    /// Makes rows of what was summed up. They wait for room.
+    async fn sum_up(&self) {
         for sum in self.summary.end() {
             let scope = sum.scope;
-            self.enter(Entry::new(sum.into_event(), Some(scope)));
+            let event = sum.into_event();
+            let part = if scope.is_unknown() { Part::Unknown } else { Part::Known };
+            let room = self.space.wait(|| match self.space.take(event.bytes(), part) {
+                None if !self.has_no_room_for_anybody() => None,
+                room => Some(room),
+            });
+            let room = room.await;
+            self.enter(Uuid::now_v7(), event, Some(scope), room);
         }
     }
 
-    fn enter(&self, entry: Arc<Entry>) {
-        if let Some(entry) = self.push(entry) {
-            self.make_room(entry);
+    /// Makes rows of the last sums. These are few, and nobody would come back for them.
+    fn sum_up_at_once(&self) {
+        self.summary.close();
+        for sum in self.summary.end() {
+            let scope = sum.scope;
+            let event = sum.into_event();
+            let room = self.space.take_over(event.bytes());
+            self.enter(Uuid::now_v7(), event, Some(scope), Some(room));
         }
     }
 
-    /// Puts an entry into the queue; gives it back where there is no room.
-    fn push(&self, entry: Arc<Entry>) -> Option<Arc<Entry>> {
-        let reserved = if entry.unknown { self.config.queue.div_ceil(4) } else { 0 };
+    /// Puts an entry into the queue, in the room that it has or finds.
+    fn enter(&self, id: Uuid, event: Event, scope: Option<Scope>, room: Option<Room>) {
+        let unknown = event.is_unknown(scope);
+        let bytes = event.bytes();
+        let room = match room {
+            Some(mut room) => {
+                room.fit(bytes);
+                Some(room)
+            }
+            None => self.space.take(bytes, if unknown { Part::Unknown } else { Part::Known }),
+        };
+        if room.is_none() && !self.closed.load(Ordering::Relaxed) {
+            return self.overflow(event, scope);
+        }
+        self.push(Entry::with_id(id, event, scope), room);
+    }
+
+    /// Enters a server's own row, whatever waits: these are few.
+    fn enter_own(&self, entry: Arc<Entry>) {
+        let room = self.space.take_over(entry.event.bytes());
+        self.push(entry, Some(room));
+    }
+
+    fn push(&self, entry: Arc<Entry>, room: Option<Room>) {
         let mut queue = self.queue();
-        if queue.len() >= self.config.queue - reserved || self.closed.load(Ordering::Relaxed) {
-            return Some(entry);
-        }
-        queue.push_back(entry);
+        let room = room.filter(|_| !self.closed.load(Ordering::Relaxed));
+        let Some(room) = room else {
+            drop(queue);
+            // The server has stopped, and nobody is kept waiting.
+            let kept = self.keep(&[entry]);
+            return self.lose(u64::from(!kept));
+        };
+        queue.push_back(Waiting { entry, _room: room });
         let waiting = queue.len();
         drop(queue);
         if waiting == 1 || waiting.is_multiple_of(self.config.batch_size) {
             self.filled.notify_one();
         }
-        None
     }
 
-    /// Writes the whole queue to the spool at once, with an entry that found no room in it: one by one,
-    /// each would wait for the disk.
-    fn make_room(&self, entry: Arc<Entry>) {
-        let row = texts(std::slice::from_ref(&entry));
-        let Some(mut spool) = self.spool() else { return };
-        // Another may have made room, while this one waited for the spool.
-        if self.push(entry).is_none() {
-            return;
+    /// What becomes of an event for which there is no room: while the disk is slow it is summed up, and lost
+    /// where the spool refuses rows.
+    fn overflow(&self, event: Event, scope: Option<Scope>) {
+        if scope.is_some() || self.is_cramped() {
+            return self.lose(1);
         }
-        if !self.is_cramped() {
-            let waiting = self.oldest(usize::MAX);
-            let mut rows = texts(&waiting);
-            rows.extend_from_slice(&row);
-            if self.append(&mut spool, &rows) {
-                self.forget(&waiting);
-                self.spooled.notify_one();
-                return;
+        match self.summary.absorb(event) {
+            None => self.metrics.aggregated.inc(),
+            // The server is about to stop.
+            Some(event) => {
+                let room = self.space.take_over(event.bytes());
+                self.enter(Uuid::now_v7(), event, None, Some(room));
             }
-        }
-        // One may fit where all do not.
-        if self.append(&mut spool, &row) {
-            self.spooled.notify_one();
-        } else {
-            self.lose(1);
         }
     }
 
@@ -308,30 +407,19 @@ impl Audit {
             let _queue = self.queue();
             self.closed.store(true, Ordering::Relaxed);
         }
+        self.space.wake();
         let waiting = self.oldest(usize::MAX);
         let lost = (waiting.len() - self.keep_oldest(&waiting)) as u64;
         self.forget(&waiting);
         self.lose(lost);
     }
 
-    /// Writes as many entries to the spool as it takes, the oldest first; returns how many.
-    fn keep_oldest(&self, entries: &[Arc<Entry>]) -> usize {
-        if self.keep(entries) {
-            return entries.len();
-        }
-        if entries.len() < 2 {
-            return 0;
-        }
-        let (older, younger) = entries.split_at(entries.len() / 2);
-        let kept = self.keep_oldest(older);
-        if kept < older.len() { kept } else { kept + self.keep_oldest(younger) }
-    }
-
-    /// Sets the gauges.
+    /// Sets the gauges. Waits for no disk.
     pub(crate) fn measure(&self) {
-        let spooled = self.spool().map_or(0, |spool| spool.rows());
-        self.metrics.queue.set(i64::try_from(self.waiting()).unwrap_or(i64::MAX));
-        self.metrics.spool.set(i64::try_from(spooled).unwrap_or(i64::MAX));
+        let count = |amount: u64| i64::try_from(amount).unwrap_or(i64::MAX);
+        self.metrics.queue.set(count(self.waiting() as u64));
+        self.metrics.queue_bytes.set(count(self.space.taken().1));
+        self.metrics.spool.set(count(self.disk.as_ref().map_or(0, Disk::rows)));
     }
 
     /// What is in memory to sum events up.
@@ -346,144 +434,39 @@ impl Audit {
 
     /// Since when the oldest entry has waited.
     fn oldest_since(&self) -> Option<Instant> {
-        self.queue().front().map(|entry| entry.since)
+        self.queue().front().map(|waiting| waiting.entry.since)
     }
 
     /// The oldest entries, which stay until [`Audit::forget`].
     fn oldest(&self, count: usize) -> Vec<Arc<Entry>> {
-        self.queue().iter().take(count).map(Arc::clone).collect()
+        self.queue().iter().take(count).map(|waiting| Arc::clone(&waiting.entry)).collect()
     }
 
     /// Takes entries that are safe out of the queue: the oldest ones, or what is left of them, since
-    /// the writer and one that makes room may have made the same ones safe.
+    /// the writer and the one that makes room may have made the same ones safe.
     fn forget(&self, entries: &[Arc<Entry>]) {
+        let mut gone = Vec::with_capacity(entries.len());
         let mut queue = self.queue();
         for entry in entries {
-            if queue.front().is_some_and(|oldest| Arc::ptr_eq(oldest, entry)) {
-                queue.pop_front();
-            }
+            let is_oldest = |oldest: &mut Waiting| Arc::ptr_eq(&oldest.entry, entry);
+            gone.extend(queue.pop_front_if(is_oldest));
         }
+        drop(queue);
         self.cramped.store(false, Ordering::Relaxed);
+        // Gives their room back, which wakes others: not while they would find the queue locked.
+        drop(gone);
     }
 
-    /// Writes entries to the spool, and waits for the disk; false where they are not there.
-    fn keep(&self, entries: &[Arc<Entry>]) -> bool {
-        // Before the spool is taken: whoever makes room waits for it.
-        let rows = texts(entries);
-        self.spool().is_some_and(|mut spool| self.append(&mut spool, &rows))
-    }
-
-    /// Near the limit of the spool rows of unknown callers are left out, and lost: what is left is for
-    /// rows of users.
-    fn append(&self, spool: &mut Spool, rows: &[Text]) -> bool {
-        let all = || rows.iter().map(|row| &*row.json);
-        let is_short = spool.is_short_of(all().map(str::len).sum());
-        let kept: Vec<_> = match is_short {
-            true => rows.iter().filter(|row| !row.unknown).map(|row| &*row.json).collect(),
-            false => all().collect(),
-        };
-        match spool.append(&kept) {
-            Ok(()) => {
-                self.metrics.spooled.inc_by(kept.len() as u64);
-                if kept.len() < rows.len() {
-                    self.lose((rows.len() - kept.len()) as u64);
-                }
-                true
-            }
-            Err(error) => {
-                self.cramped.store(true, Ordering::Relaxed);
-                self.metrics.errors.inc(AuditErrorKind::Spool);
-                tracing::debug!(%error, "the spool takes no rows");
-                false
-            }
-        }
-    }
-
-    /// Whether the spool is not worth being offered the whole queue.
+    /// Whether the spool refuses rows.
     fn is_cramped(&self) -> bool {
         self.cramped.load(Ordering::Relaxed)
     }
 
-    /// The oldest rows of the spool, which come again until they are confirmed, and the number of this
-    /// look at them.
-    fn next_spooled(&self, count: usize) -> (u64, Vec<String>) {
-        let Some(mut spool) = self.spool() else { return (0, Vec::new()) };
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
-        let rows = spool.next(count);
-        let damaged = spool.take_damaged();
-        self.lose(spool.take_unkept());
-        if damaged > 0 {
-            self.metrics.errors.inc(AuditErrorKind::Damaged);
-            tracing::error!(rows = damaged, "audit rows were damaged on disk and set aside");
-        }
-        let rows = rows.unwrap_or_else(|error| {
-            self.metrics.errors.inc(AuditErrorKind::Spool);
-            tracing::error!(%error, "the spool of the audit trail cannot be read");
-            Vec::new()
-        });
-        (turn, rows)
-    }
-
-    /// The first rows of a look are settled.
-    fn confirm(&self, turn: u64, count: usize) {
-        let Some(mut spool) = self.spool() else { return };
-        // Once, and only the last look.
-        if self.turn.compare_exchange(turn, turn + 1, Ordering::Relaxed, Ordering::Relaxed).is_err()
-        {
-            return;
-        }
-        if let Err(error) = spool.confirm(count) {
-            self.metrics.errors.inc(AuditErrorKind::Spool);
-            tracing::error!(%error, "a file of the spool of the audit trail cannot be deleted");
-        }
-    }
-
-    /// Sets a row aside that the database refuses for good, or loses it where too many are set aside;
-    /// false where the disk does not take it.
-    fn reject(&self, row: &str, why: &str) -> bool {
-        let Some(rejected) = self.spool().map(|spool| spool.reject(row, why)) else { return false };
-        match rejected {
-            Ok(()) => tracing::error!(
-                error = why,
-                "the database refuses an audit row, which is set aside"
-            ),
-            // Counted, and told of once a minute.
-            Err(AppendError::Full { .. }) => self.lose(1),
-            Err(AppendError::Io(_)) => return false,
-        }
-        self.metrics.rejected.inc();
-        true
-    }
-
-    /// Takes over what processes have left that died.
-    fn adopt(&self) {
-        if let Some(Err(error)) = self.spool().map(|mut spool| spool.adopt()) {
-            self.metrics.errors.inc(AuditErrorKind::Spool);
-            tracing::error!(%error, "the spool of the audit trail cannot be read");
-        }
-    }
-
     fn is_spool_empty(&self) -> bool {
-        self.spool().is_none_or(|spool| spool.is_empty())
+        self.disk.as_ref().is_none_or(Disk::is_empty)
     }
 
-    fn spool(&self) -> Option<MutexGuard<'_, Spool>> {
-        self.spool.as_ref().map(|spool| spool.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn queue(&self) -> MutexGuard<'_, VecDeque<Arc<Entry>>> {
+    fn queue(&self) -> MutexGuard<'_, VecDeque<Waiting>> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A row as the spool has it.
-#[derive(Clone)]
-struct Text {
-    json: String,
-    unknown: bool,
-}
-
-fn texts(entries: &[Arc<Entry>]) -> Vec<Text> {
-    let text = |entry: &Arc<Entry>| Text { json: writer::text(entry), unknown: entry.unknown };
-    entries.iter().map(text).collect()
 }

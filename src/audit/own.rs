@@ -121,7 +121,7 @@ impl Audit {
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!("the database does not take the audit rows of the start, which wait");
             for entry in entries {
-                self.enter(entry);
+                self.enter_own(entry);
             }
         }
     }

@@ -138,10 +138,7 @@ impl Summary {
         if table.closed {
             return Some(event);
         }
-        if table.begun.is_none() {
-            table.begun = Some(Instant::now());
-            self.begun.notify_one();
-        }
+        self.begin(&mut table);
         if let Caller::Network(_) = caller {
             table.of_unknown.add(caller, event, UNKNOWN_ROWS);
             return None;
@@ -156,6 +153,35 @@ impl Summary {
             return None;
         }
         Some(event)
+    }
+
+    /// Counts an event that would be a row of its own, for which the queue has no room; gives it back where
+    /// nobody would make a row of it any more.
+    pub(super) fn absorb(&self, event: Event) -> Option<Event> {
+        let mut table = self.table();
+        if table.closed {
+            return Some(event);
+        }
+        self.begin(&mut table);
+        match &event.user {
+            Some(user) => {
+                let caller = Caller::User(Arc::clone(&user.subject));
+                table.of_users.add(caller, event, USER_ROWS);
+            }
+            None => {
+                let caller = Caller::Network(network_of(event.remote.address));
+                table.of_unknown.add(caller, event, UNKNOWN_ROWS);
+            }
+        }
+        None
+    }
+
+    /// Begins an interval with its first event.
+    fn begin(&self, table: &mut Table) {
+        if table.begun.is_none() {
+            table.begun = Some(Instant::now());
+            self.begun.notify_one();
+        }
     }
 
     /// Takes a denial from the budget of a caller.

@@ -61,9 +61,7 @@ impl AuditWriter {
     /// Writes what still waits, when the actor has been told to end: into the database as far as time
     /// allows, the rest into the spool. What is recorded later goes there too.
     pub(crate) async fn finish(audit: &Arc<Audit>, store: &Arc<Store>) {
-        audit.summary.close();
-        let summed = Arc::clone(audit);
-        drop(spawn_blocking(move || summed.sum_up()).await);
+        audit.sum_up_at_once();
         let mut writer = Writer::new(Arc::clone(audit), Arc::clone(store));
         writer.patience = LAST;
         writer.fresh = Duration::MAX;
@@ -88,6 +86,8 @@ impl Actor for AuditWriter {
         tasks.push(task::owned(&myself, sum_up(Arc::clone(&self.audit))));
         let (audit, store) = parts();
         tasks.push(task::owned(&myself, Replayer(Rows { audit, store }).run()));
+        let (audit, store) = parts();
+        tasks.push(task::owned(&myself, relieve(Rows { audit, store })));
         if let Some(keep) = self.audit.config.retention {
             let ((audit, store), node) = (parts(), Arc::clone(&self.node));
             tasks.push(task::owned(&myself, retention::run(audit, store, node, keep)));
@@ -101,8 +101,25 @@ async fn sum_up(audit: Arc<Audit>) {
     loop {
         audit.summary.ended().await;
         let summed = Arc::clone(&audit);
-        // The panic hook has logged a panic.
-        drop(spawn_blocking(move || summed.sum_up()).await);
+        // In a task of its own: what was summed up is in its hands alone. The panic hook has logged a panic.
+        drop(tokio::spawn(async move { summed.sum_up().await }).await);
+    }
+}
+
+/// Moves the queue into the spool while it is nearly full, whatever the writer waits for.
+async fn relieve(rows: Rows) {
+    loop {
+        rows.audit.space.until_pressed().await;
+        if rows.audit.waiting() == 0 {
+            // Requests that run have all of it.
+            continue;
+        }
+        let few = rows.audit.config.batch_size;
+        let moved = rows.spool(move |audit| audit.move_to_spool(few)).await.unwrap_or(false);
+        rows.audit.spooled.notify_one();
+        if !moved {
+            sleep(RETRY).await;
+        }
     }
 }
 
@@ -232,16 +249,8 @@ impl Writer {
             return true;
         }
         // All that wait, since one more of them costs next to nothing.
-        let waiting = audit.oldest(usize::MAX);
         let size = batch.len();
-        let keep = move |audit: &Audit| {
-            // Near its limit the spool may take a few where it does not take all.
-            let few = &waiting[..size.min(waiting.len())];
-            let parts: &[&[_]] = if audit.is_cramped() { &[few] } else { &[&waiting, few] };
-            let kept = parts.iter().find(|part| audit.keep(part));
-            kept.map(|part| audit.forget(part)).is_some()
-        };
-        let kept = self.rows.spool(keep).await.unwrap_or(false);
+        let kept = self.rows.spool(move |audit| audit.move_to_spool(size)).await.unwrap_or(false);
         // Also where it failed: the replayer finds out that the database is back.
         audit.spooled.notify_one();
         // Late is better than never.

@@ -5,10 +5,16 @@ use std::{
     time::Duration,
 };
 
-use super::{Reader, value::DiskBytes};
+use super::{
+    Reader,
+    value::{Bytes, DiskBytes},
+};
 
 /// The shortest `AUDIT_BATCH_TIMEOUT` and `AUDIT_SUMMARY_INTERVAL`: a disk has to keep up with them.
 const SHORTEST: Duration = Duration::from_millis(100);
+
+/// The smallest `AUDIT_QUEUE_BYTES`: the largest row has to find room in a part of it.
+const SMALLEST_QUEUE: usize = 256 * 1024;
 
 /// A hundred years: no database has rows from before its calendar.
 const MOST_DAYS: u32 = 36_500;
@@ -24,6 +30,8 @@ pub struct AuditConfig {
     pub logins: bool,
     /// `AUDIT_QUEUE`, in rows.
     pub queue: usize,
+    /// `AUDIT_QUEUE_BYTES`.
+    pub queue_bytes: usize,
     /// `AUDIT_BATCH_SIZE`, in rows.
     pub batch_size: usize,
     /// `AUDIT_BATCH_TIMEOUT`.
@@ -49,6 +57,7 @@ impl Reader<'_> {
             reads: self.get("AUDIT_READS"),
             logins: self.get("AUDIT_LOGINS"),
             queue: self.count("AUDIT_QUEUE"),
+            queue_bytes: self.get::<Bytes>("AUDIT_QUEUE_BYTES").0,
             batch_size: self.count("AUDIT_BATCH_SIZE"),
             batch_timeout: self.get("AUDIT_BATCH_TIMEOUT"),
             spool: data_dir.join("audit"),
@@ -67,11 +76,34 @@ impl Reader<'_> {
                 ));
             }
         }
+        if config.queue_bytes < SMALLEST_QUEUE {
+            self.faults.push(format!(
+                "AUDIT_QUEUE_BYTES: {} is not allowed; allowed: 256KiB to 1GiB",
+                config.queue_bytes
+            ));
+        }
         if days > MOST_DAYS {
             self.faults.push(format!(
                 "AUDIT_LOG_RETENTION_DAYS: {days} is not allowed; allowed: 0 to {MOST_DAYS}"
             ));
         }
         config
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::config::Config;
+
+    #[test]
+    fn a_queue_that_is_smaller_than_its_largest_row_is_a_fault() {
+        let read = |size: &str| {
+            Config::read(|name| (name == "AUDIT_QUEUE_BYTES").then(|| size.to_owned()))
+        };
+        let fault = read("255KiB").unwrap_err().to_string();
+        assert!(fault.contains("AUDIT_QUEUE_BYTES: 261120 is not allowed"), "{fault}");
+        assert!(fault.contains("256KiB to 1GiB"), "{fault}");
+        assert_eq!(read("256KiB").unwrap().audit.queue_bytes, 256 * 1024);
+        assert_eq!(Config::read(|_| None).unwrap().audit.queue_bytes, 32 << 20);
     }
 }

@@ -87,7 +87,13 @@ pub const SETTINGS: &[Setting] = &[
         "AUDIT_QUEUE",
         "10000",
         "COUNT",
-        "Audit rows that wait in memory; one more is written to the spool by whoever makes it",
+        "Audit rows that wait in memory at most; requests that would add more wait for the disk",
+    ),
+    setting(
+        "AUDIT_QUEUE_BYTES",
+        "32MiB",
+        "SIZE",
+        "Bytes of audit rows that wait in memory at most, with those of requests that run",
     ),
     setting("AUDIT_BATCH_SIZE", "100", "COUNT", "Audit rows in one statement at most"),
     setting(

@@ -15,6 +15,7 @@ use std::{future::Future, pin::Pin, sync::Arc};
 
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::value::RawValue;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::{
@@ -105,6 +106,8 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Context {
     pub(crate) store: Arc<Store>,
     pub(crate) audit: Arc<Audit>,
+    /// Changes that have begun, and that a stop waits for, whoever has left meanwhile.
+    pub(crate) changes: TaskTracker,
     pub(crate) hub: Arc<Hub>,
     pub(crate) cluster: Arc<Cluster>,
     pub(crate) broadcast_changes: bool,
@@ -182,6 +185,10 @@ pub enum HandlerError {
     /// A dependency is down; the cause is logged, not sent.
     #[error("unavailable: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A dependency went away in the middle of a change, which may have been made; the cause is logged, not
+    /// sent.
+    #[error("the outcome is unknown: {0}")]
+    Unknown(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A bug; the cause is logged, not sent.
     #[error("internal error: {0}")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -200,18 +207,24 @@ impl HandlerError {
             Self::Unavailable(_) => {
                 ErrorBody::new("unavailable", "A part of the server is down; try again later")
             }
+            Self::Unknown(_) => ErrorBody::new(
+                "unavailable",
+                "A part of the server went away: whether this was done is unknown; look before repeating it",
+            ),
             Self::Internal(_) => ErrorBody::internal(),
         }
     }
 
     /// Whether it is the server's fault, to be logged and counted.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Internal(_))
+        matches!(self, Self::Unavailable(_) | Self::Unknown(_) | Self::Internal(_))
     }
 
     fn status(&self) -> Status {
         match self {
-            Self::NotFound(_) | Self::Unavailable(_) | Self::Internal(_) => Status::Error,
+            Self::NotFound(_) | Self::Unavailable(_) | Self::Unknown(_) | Self::Internal(_) => {
+                Status::Error
+            }
             // Deployed clients expect 2 for a conflict.
             Self::Conflict(_) | Self::InvalidData { .. } | Self::TooManyRows(_) => {
                 Status::InvalidData
@@ -225,6 +238,7 @@ impl From<StoreError> for HandlerError {
         match error {
             StoreError::Conflict => Self::Conflict("This name is taken".into()),
             StoreError::Unavailable(_) => Self::Unavailable(error.into()),
+            StoreError::Unknown(_) => Self::Unknown(error.into()),
             StoreError::Other(_) => Self::Internal(error.into()),
         }
     }

@@ -1,16 +1,20 @@
 //! Records what requests did: every change that was tried, every denial, every token that was refused;
-//! reads where `AUDIT_READS` says so. What a limit refused was not looked at, and is not recorded.
+//! reads where `AUDIT_READS` says so. Room for the row is taken before anything is done. What a limit refused was not looked at, and is not recorded.
 
 use std::{
     borrow::Cow,
+    mem,
     panic::resume_unwind,
-    sync::{Arc, OnceLock},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::Instant,
 };
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     extract::{MatchedPath, State},
     http::{Method, Request, StatusCode, Uri, header},
     middleware::Next,
@@ -21,7 +25,7 @@ use serde_json::json;
 
 use super::{Api, Problem, input::Parameter, problem::Told, remote};
 use crate::{
-    audit::{Audit, Cause, Event, Recorded, UNKNOWN, path_without_secrets},
+    audit::{self, Audit, Cause, Event, Recorded, Reserved, UNKNOWN, path_without_secrets},
     auth::{Identity, Remote},
     metrics::AuditOutcome,
     traces,
@@ -38,6 +42,8 @@ struct Notes {
     body: OnceLock<Recorded>,
     session: OnceLock<Recorded>,
     parameters: OnceLock<&'static [Parameter]>,
+    /// Nobody waits for the answer any more.
+    left: AtomicBool,
 }
 
 impl Noted {
@@ -88,6 +94,17 @@ impl Noted {
     }
 }
 
+/// Notes that nobody waits any more, where it is dropped before the answer.
+struct Waits(Option<Noted>);
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        if let Some(noted) = &self.0 {
+            noted.0.left.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 pub(super) async fn audit(
     State(api): State<Arc<Api>>,
     mut request: Request<Body>,
@@ -105,8 +122,23 @@ pub(super) async fn audit(
         presented: request.headers().contains_key(header::AUTHORIZATION),
         noted: Noted::default(),
         begun: Some(Instant::now()),
+        reserved: Reserved::default(),
     };
-    request.extensions_mut().insert(recording.noted.clone());
+    if recording.always_belongs() {
+        // Before anything is done: what is done has its row.
+        let (audit, data) = (&recording.audit, data_bytes(&request));
+        let until = Instant::now() + audit::PATIENCE;
+        match audit.reserve(data, recording.presented, until).await {
+            Some(reserved) => recording.reserved = reserved,
+            None => {
+                recording.begun = None;
+                return Problem::overloaded("The audit trail is slow: nothing was done")
+                    .into_response();
+            }
+        }
+    }
+    let noted = recording.noted.clone();
+    request.extensions_mut().insert(noted.clone());
     let is_read = recording.is_read();
     let answer = async move {
         let response = next.run(request).await;
@@ -117,8 +149,12 @@ pub(super) async fn audit(
     if is_read {
         return answer.await;
     }
+    let mut waits = Waits(Some(noted));
     // In a task of its own: a change goes on when its client leaves, and its row is to say how it ended.
-    match traces::spawn(answer).await {
+    let change = api.context.changes.track_future(answer);
+    let ended = traces::spawn(change).await;
+    waits.0 = None;
+    match ended {
         Ok(response) => response,
         Err(error) => match error.try_into_panic() {
             Ok(panic) => resume_unwind(panic),
@@ -155,6 +191,13 @@ fn parameters(query: &str, known: &[Parameter]) -> Recorded {
     Recorded::document(&String::from_utf8_lossy(&json.into_inner()))
 }
 
+/// Bytes of what was asked, as far as they are known before it is read.
+fn data_bytes(request: &Request<Body>) -> usize {
+    let body = request.body().size_hint().exact().unwrap_or(u64::MAX);
+    let query = request.uri().query().map_or(0, str::len);
+    usize::try_from(body).unwrap_or(usize::MAX).max(query) + request.uri().path().len()
+}
+
 /// A request until it is recorded.
 struct Recording {
     audit: Arc<Audit>,
@@ -168,6 +211,8 @@ struct Recording {
     noted: Noted,
     /// Taken by the end.
     begun: Option<Instant>,
+    /// Room for the row.
+    reserved: Reserved,
 }
 
 impl Recording {
@@ -177,6 +222,11 @@ impl Recording {
 
     fn route(&self) -> &str {
         self.route.as_ref().map_or("unmatched", MatchedPath::as_str)
+    }
+
+    /// Whether it is recorded, whatever its status but 429.
+    fn always_belongs(&self) -> bool {
+        !self.is_read() || self.audit.has_reads()
     }
 
     fn end(&mut self, status: StatusCode, error: Option<Cow<'static, str>>) {
@@ -190,27 +240,43 @@ impl Recording {
             StatusCode::TOO_MANY_REQUESTS => false,
             StatusCode::FORBIDDEN => true,
             StatusCode::UNAUTHORIZED if self.presented => true,
-            _ => !self.is_read() || self.audit.has_reads(),
+            _ => self.always_belongs(),
         };
         if !belongs {
             return;
         }
         let notes = &self.noted.0;
-        self.audit.record(Event {
-            user: notes.user.get().cloned(),
-            claimed: notes.claimed.get().cloned(),
-            remote: Arc::clone(&self.remote),
-            req_id: None,
-            action: self.method.as_str().into(),
-            resource: path_without_secrets(self.uri.path()).into(),
-            route: self.route().into(),
-            outcome,
-            data: data(self.route(), self.uri.query(), notes),
-            status: status.as_u16().into(),
-            error,
-            took: Some(begun.elapsed()),
-            cause: Cause::Other,
-        });
+        let error = match notes.left.load(Ordering::Relaxed) {
+            true if !self.is_read() => Some(late(error.as_deref())),
+            _ => error,
+        };
+        self.audit.record_in(
+            mem::take(&mut self.reserved),
+            Event {
+                user: notes.user.get().cloned(),
+                claimed: notes.claimed.get().cloned(),
+                remote: Arc::clone(&self.remote),
+                req_id: None,
+                action: self.method.as_str().into(),
+                resource: path_without_secrets(self.uri.path()).into(),
+                route: self.route().into(),
+                outcome,
+                data: data(self.route(), self.uri.query(), notes),
+                status: status.as_u16().into(),
+                error,
+                took: Some(begun.elapsed()),
+                cause: Cause::Other,
+            },
+        );
+    }
+}
+
+/// What the row of a change says that went on without its client.
+fn late(error: Option<&str>) -> Cow<'static, str> {
+    const LATE: &str = "The client had left, or was told `timeout`";
+    match error {
+        None => format!("{LATE}, then it was done").into(),
+        Some(error) => format!("{LATE}, then: {error}").into(),
     }
 }
 
@@ -218,6 +284,10 @@ impl Drop for Recording {
     fn drop(&mut self) {
         if thread::panicking() {
             return self.end(StatusCode::INTERNAL_SERVER_ERROR, Some("a bug".into()));
+        }
+        if !self.is_read() {
+            // A change goes on without its client: only the end of the server drops it.
+            return self.end(StatusCode::SERVICE_UNAVAILABLE, Some(audit::CUT_OFF.into()));
         }
         // The status that proxies log for this.
         let gone = StatusCode::from_u16(499).expect("a status has three digits");

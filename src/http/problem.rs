@@ -45,6 +45,13 @@ impl Problem {
             .with_header(header::RETRY_AFTER, RETRY_AFTER)
     }
 
+    /// 503: it was not begun.
+    pub(crate) fn overloaded(msg: &'static str) -> Self {
+        let body = ErrorBody::new("overloaded", msg);
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, body)
+            .with_header(header::RETRY_AFTER, RETRY_AFTER)
+    }
+
     /// 429, with the time to wait.
     pub(crate) fn too_many(msg: &'static str, wait: Duration) -> Self {
         let retry_after_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).max(1);
@@ -74,7 +81,9 @@ impl From<HandlerError> for Problem {
             HandlerError::InvalidData { .. } | HandlerError::TooManyRows(_) => {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
-            HandlerError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            HandlerError::Unavailable(_) | HandlerError::Unknown(_) => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
             HandlerError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {

@@ -193,6 +193,8 @@ pub(crate) struct AuditMetrics {
     pub(crate) actions: Counters<AuditOutcome>,
     pub(crate) aggregated: IntCounter,
     pub(crate) queue: IntGauge,
+    pub(crate) queue_bytes: IntGauge,
+    pub(crate) refused: IntCounter,
     pub(crate) spool: IntGauge,
     pub(crate) written: IntCounter,
     pub(crate) spooled: IntCounter,
@@ -212,6 +214,14 @@ impl AuditMetrics {
                 "Audited actions that share a row with others of their kind.",
             ),
             queue: family.gauge("audit_queue_size", "Audit rows waiting in memory."),
+            queue_bytes: family.gauge(
+                "audit_queue_bytes",
+                "Bytes of the audit queue that rows take, and requests that will have one.",
+            ),
+            refused: family.counter(
+                "audit_requests_refused_total",
+                "Requests refused because the audit queue had no room for their row.",
+            ),
             spool: family.gauge("audit_spool_rows", "Audit rows waiting in the spool on disk."),
             written: family
                 .counter("audit_logs_written_total", "Audit rows written to the database."),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
-use super::{Counters, Family, Label, WS_BUCKETS};
+use super::{AuditOutcome, Counters, Family, Label, WS_BUCKETS};
 use crate::protocol::{CloseReason, Status};
 
 /// What became of an upgrade request or of the authentication after it.
@@ -68,6 +68,8 @@ pub(crate) struct WsMetrics {
     pub(crate) phase_handler: Histogram,
     pub(crate) phase_write: Histogram,
     pub(crate) requests_in_flight: IntGauge,
+    /// Changes that went on after their client was told `timeout`, when they end.
+    pub(crate) late_changes: Counters<AuditOutcome>,
     /// Pushes that found the lane of their connection full.
     pub(crate) dropped_slow_consumer: IntCounter,
     pub(crate) broadcast_errors: IntCounter,
@@ -130,6 +132,11 @@ impl WsMetrics {
             phase_write: phase.with_label_values(&["write"]),
             requests_in_flight: family
                 .gauge("ws_requests_in_flight", "Requests accepted and not yet answered."),
+            late_changes: family.counters(
+                "ws_late_changes_total",
+                "Changes that ended after their client was told `timeout`, by what came of them.",
+                "outcome",
+            ),
             dropped_slow_consumer: {
                 let dropped = family.counter_vec(
                     "ws_send_queue_dropped_total",

@@ -15,12 +15,12 @@ use serde_json::value::RawValue;
 use smallvec::SmallVec;
 use tokio::{runtime::Handle, time::sleep_until};
 
-use super::{Responder, places::Places};
+use super::{Responder, overloaded, places::Places, responder::Late};
 use crate::{
     config::HandlerConfig,
-    handlers::{Caller, Context, Effect, Outcome, Package},
-    metrics::Metrics,
-    protocol::{ErrorBody, Status},
+    handlers::{Caller, Context, Effect, HandlerError, Outcome, Package},
+    metrics::{AuditOutcome, Metrics},
+    protocol::{ErrorBody, ReplyHead, Status},
     sync::{spawn, yield_now},
     traces::{Trace, within},
 };
@@ -72,7 +72,7 @@ impl Actor for HandlerActor {
         jobs: Jobs,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        self.0.arrive(jobs);
+        self.0.arrive(jobs).await;
         Ok(())
     }
 }
@@ -92,10 +92,19 @@ impl Drop for Place {
 }
 
 impl Work {
-    /// Begins jobs in their order; those that find no place wait for their turn.
-    pub(super) fn arrive(self: &Arc<Self>, jobs: Jobs) {
+    /// Begins jobs in their order; those that find no place wait for their turn. While the audit trail has no
+    /// room for a row, the actor waits: its jobs all need a row, and are to begin in their order.
+    pub(super) async fn arrive(self: &Arc<Self>, jobs: Jobs) {
         let mut now = Instant::now();
-        for job in jobs {
+        for mut job in jobs {
+            if !job.responder.has_room() {
+                job.responder.until_room(self.config.timeout).await;
+                now = Instant::now();
+                if !job.responder.has_room() {
+                    self.find_no_room(job.responder, now);
+                    continue;
+                }
+            }
             if self.places.are_free() {
                 now = self.begin(job, now, None);
             } else if let Some(job) = self.places.admit(job) {
@@ -104,6 +113,15 @@ impl Work {
                 tokio::spawn(Self::watch(Arc::downgrade(self), self.config.timeout));
             }
         }
+    }
+
+    /// Refuses a request before it begins: there would be no row of it, and so there is none of this.
+    fn find_no_room(&self, mut responder: Responder, now: Instant) {
+        responder.leave_unrecorded();
+        if now.saturating_duration_since(responder.received()) >= self.config.timeout {
+            return self.time_out(responder);
+        }
+        responder.refuse(Status::Error, overloaded("The audit trail is slow: nothing was done"));
     }
 
     /// Begins a job at `begun`, and returns the time after it: one clock read for each. One that has waited for
@@ -187,21 +205,31 @@ impl Work {
         }
     }
 
-    /// Waits for the outcome until the time is over. A read is given up when its connection ends.
-    async fn complete(&self, running: Running, responder: Responder, begun: Instant) {
+    /// Waits for the outcome. A read is given up when its time is over or its connection ends. A change is
+    /// not: its client is answered in time, and its row waits for what comes of it.
+    async fn complete(&self, mut running: Running, responder: Responder, begun: Instant) {
         let deadline = responder.received() + self.config.timeout;
+        let is_change = self.package.effect == Effect::Change;
+        let _change = is_change.then(|| self.context.changes.token());
         tokio::select! {
             biased;
-            outcome = running => self.finish(responder, (begun, Instant::now()), outcome),
-            () = tokio::time::sleep_until(deadline.into()) => self.time_out(responder),
-            () = responder.connection_ended(), if self.package.effect != Effect::Change => responder.abandon(),
+            outcome = &mut running => return self.finish(responder, (begun, Instant::now()), outcome),
+            () = sleep_until(deadline.into()) => {}
+            () = responder.connection_ended(), if !is_change => return responder.abandon(),
         }
+        if !is_change {
+            return self.time_out(responder);
+        }
+        self.metrics.errors.count("timeout", self.package.name);
+        let late = responder.answer_before_the_end(timed_out());
+        let outcome = running.await;
+        self.finish_late(late, (begun, Instant::now()), outcome);
     }
 
     /// Answers a request whose time is over, in its handler or before it was begun.
     fn time_out(&self, responder: Responder) {
         self.metrics.errors.count("timeout", self.package.name);
-        responder.refuse(Status::Error, ErrorBody::new("timeout", "The request took too long"));
+        responder.refuse(Status::Error, timed_out());
     }
 
     /// Answers a request whose handler is through; none is the outcome of a panic.
@@ -212,18 +240,58 @@ impl Work {
         outcome: Option<Outcome>,
     ) {
         self.metrics.ws.phase_handler.observe((ready - begun).as_secs_f64());
-        // The panic hook has logged a panic; dropping the responder answers.
+        // The panic hook has logged a panic.
         let Some((reply, error)) = outcome else {
-            return self.metrics.errors.panicked(self.package.name);
+            self.metrics.errors.panicked(self.package.name);
+            return responder.refuse(Status::Error, ErrorBody::internal());
         };
         let Some(error) = error else { return responder.answer(reply, ready) };
         let body = error.body();
-        if error.is_ours() {
-            self.metrics.errors.count(body.code, self.package.name);
-            let head = responder.head();
-            let _trace = responder.trace().map(Trace::attach);
-            tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
-        }
+        let trace = responder.trace();
+        self.report(&error, &body, responder.head(), trace);
         responder.fail(reply, body, ready);
     }
+
+    /// Records a change whose client was told `timeout`, now that it is through.
+    fn finish_late(
+        &self,
+        late: Late,
+        (begun, ready): (Instant, Instant),
+        outcome: Option<Outcome>,
+    ) {
+        self.metrics.ws.phase_handler.observe((ready - begun).as_secs_f64());
+        let (status, error) = match outcome {
+            Some((reply, error)) => (reply.status, error),
+            None => {
+                self.metrics.errors.panicked(self.package.name);
+                (Status::Error, Some(HandlerError::Internal("a panic".into())))
+            }
+        };
+        self.metrics.ws.late_changes.inc(AuditOutcome::from(status));
+        let body = error.as_ref().map(HandlerError::body);
+        if let (Some(error), Some(body)) = (&error, &body) {
+            self.report(error, body, late.head(), None);
+        }
+        late.end(status, body, ready);
+    }
+
+    /// Logs and counts an error that is the server's fault.
+    fn report(
+        &self,
+        error: &HandlerError,
+        body: &ErrorBody,
+        head: ReplyHead,
+        trace: Option<Trace>,
+    ) {
+        if !error.is_ours() {
+            return;
+        }
+        self.metrics.errors.count(body.code, self.package.name);
+        let _trace = trace.map(Trace::attach);
+        tracing::error!(request_id = %head.req_id, pkg_id = head.pkg_id, %error, "a request failed");
+    }
+}
+
+fn timed_out() -> ErrorBody {
+    ErrorBody::new("timeout", "The request took too long")
 }

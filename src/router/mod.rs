@@ -29,7 +29,7 @@ use crate::{
 use handler_actor::{HandlerActor, Job, Jobs, Work};
 use places::Places;
 
-/// What a client is told to wait when a handler's queue is full.
+/// What a client is told to wait when a handler's queue is full, or that of the audit trail.
 const OVERLOADED_RETRY_MS: u64 = 500;
 /// Room for jobs that come with a second one: those of a client with 16 in flight, the default.
 const MORE_JOBS: usize = 15;
@@ -151,6 +151,7 @@ impl Router {
                 action: Arc::clone(&route.action),
                 resource: Arc::clone(&route.resource),
                 data: request.data.as_deref().map(|data| (package.recorded)(data.get())),
+                reserved: None,
             });
         }
         if !allowed {
@@ -162,8 +163,7 @@ impl Router {
         let lane = route.lane_of(caller.connection);
         let queued = Arc::clone(&route.lanes[lane].queued);
         if route.is_full(lane, self.config.queue) {
-            let error = ErrorBody::new("overloaded", "Too many requests wait for this handler")
-                .with(json!({ "retry_after_ms": OVERLOADED_RETRY_MS }));
+            let error = overloaded("Too many requests wait for this handler");
             return responder.refuse(Status::Error, error);
         }
         let caller = Arc::clone(caller);
@@ -179,6 +179,10 @@ impl Router {
             Effect::Nothing => false,
         }
     }
+}
+
+fn overloaded(msg: &'static str) -> ErrorBody {
+    ErrorBody::new("overloaded", msg).with(json!({ "retry_after_ms": OVERLOADED_RETRY_MS }))
 }
 
 impl Route {

@@ -16,6 +16,7 @@ use shuttle::{
 };
 use tempfile::TempDir;
 use tokio::runtime;
+use tokio_util::task::TaskTracker;
 
 use super::*;
 use crate::{
@@ -106,6 +107,7 @@ fn world() -> World {
     let context = Arc::new(Context {
         store: Arc::new(store),
         audit: Arc::new(Audit::open(&config.audit, metrics.audit.clone()).unwrap()),
+        changes: TaskTracker::new(),
         hub,
         cluster: Arc::new(cluster),
         broadcast_changes: false,
@@ -161,7 +163,7 @@ fn actor(work: &Arc<Work>, batches: Vec<Jobs>) -> shuttle::future::JoinHandle<()
     let work = Arc::clone(work);
     spawn(async move {
         for jobs in batches {
-            work.arrive(jobs);
+            work.arrive(jobs).await;
             yield_now().await;
         }
     })

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    audit::{Audit, Cause, Event, Recorded},
+    audit::{Audit, CUT_OFF, Cause, Event, PATIENCE, Recorded, Reserved},
     handlers::Caller,
     hub::{Outbox, Ready},
     metrics::{AuditOutcome, PackageMetrics},
@@ -25,9 +25,43 @@ pub(super) struct Audited {
     pub(super) action: Arc<str>,
     pub(super) resource: Arc<str>,
     pub(super) data: Option<Recorded>,
+    /// Room for the row, before the request begins.
+    pub(super) reserved: Option<Reserved>,
 }
 
-/// Answers a request once. Dropped unanswered (a panic, a dead actor), it answers `internal_error`.
+impl Audited {
+    fn bytes(&self) -> usize {
+        self.data.as_deref().map_or(0, str::len)
+    }
+
+    /// Has the trail know what came of the request.
+    fn enter(
+        self,
+        head: ReplyHead,
+        status: Status,
+        error: Option<Cow<'static, str>>,
+        took: Duration,
+    ) {
+        let event = Event {
+            user: Some(Arc::clone(&self.caller.identity)),
+            claimed: None,
+            remote: Arc::clone(&self.caller.remote),
+            req_id: Some(head.req_id),
+            action: self.action,
+            route: Arc::clone(&self.resource),
+            resource: self.resource,
+            outcome: status.into(),
+            data: self.data,
+            status: status as i32,
+            error,
+            took: Some(took),
+            cause: Cause::Other,
+        };
+        self.audit.record_in(self.reserved.unwrap_or_default(), event);
+    }
+}
+
+/// Answers a request once. Dropped unanswered (a dead actor, a server that stops), it answers `internal_error`.
 pub(crate) struct Responder {
     head: ReplyHead,
     received: Instant,
@@ -36,6 +70,8 @@ pub(crate) struct Responder {
     outbox: Option<Arc<Outbox>>,
     audited: Option<Box<Audited>>,
     trace: Option<Box<MessageSpan>>,
+    /// A handler has seen it.
+    begun: bool,
 }
 
 impl Responder {
@@ -47,7 +83,7 @@ impl Responder {
         outbox: Arc<Outbox>,
         trace: Option<Box<MessageSpan>>,
     ) -> Self {
-        Self { head, received, metrics, outbox: Some(outbox), audited: None, trace }
+        Self { head, received, metrics, outbox: Some(outbox), audited: None, trace, begun: false }
     }
 
     /// What the answer repeats.
@@ -82,8 +118,30 @@ impl Responder {
         self.audited = Some(Box::new(audited));
     }
 
-    /// Notes in the trace that the handler's turn has come.
-    pub(super) fn dequeued(&self, package: &'static str, begun: Instant) {
+    /// Whether the audit trail has room for the row of the request, where it is to have one.
+    pub(super) fn has_room(&mut self) -> bool {
+        let Some(audited) = &mut self.audited else { return true };
+        if audited.reserved.is_none() {
+            audited.reserved = audited.audit.try_reserve(audited.bytes(), true);
+        }
+        audited.reserved.is_some()
+    }
+
+    /// Waits for room, but not past the time of the handler.
+    pub(super) async fn until_room(&mut self, timeout: Duration) {
+        let until = self.received + timeout.min(PATIENCE);
+        let Some(audited) = &mut self.audited else { return };
+        audited.reserved = audited.audit.reserve(audited.bytes(), true, until).await;
+    }
+
+    /// Has no row made of a request for which there is no room.
+    pub(super) fn leave_unrecorded(&mut self) {
+        self.audited = None;
+    }
+
+    /// Notes that the handler's turn has come.
+    pub(super) fn dequeued(&mut self, package: &'static str, begun: Instant) {
+        self.begun = true;
         if let Some(trace) = &self.trace {
             trace.dequeued(package, begun);
         }
@@ -114,12 +172,20 @@ impl Responder {
         self.send_error(status, error);
     }
 
+    /// Answers with an error while the handler goes on. What comes of it is recorded then.
+    pub(super) fn answer_before_the_end(mut self, error: ErrorBody) -> Late {
+        let (head, received, audited) = (self.head, self.received, self.audited.take());
+        let told = error.code;
+        self.send_error(Status::Error, error);
+        Late { head, received, told, audited }
+    }
+
     /// Ends a request whose connection has ended: it is no error of the server, and no metric counts it.
     pub(super) fn abandon(mut self) {
         self.outbox = None;
         let took = self.received.elapsed();
         let error = "The connection ended before the answer";
-        self.enter(AuditOutcome::Error, Status::Error, Some(error.into()), took);
+        self.enter(Status::Error, Some(error.into()), took);
     }
 
     fn send_error(&mut self, status: Status, error: ErrorBody) {
@@ -141,39 +207,60 @@ impl Responder {
             trace.answered(reply.status as i32, error, ready);
         }
         // First: who has seen the answer can rely on the row.
-        let outcome = match reply.status {
-            Status::Ok => AuditOutcome::Success,
-            Status::PermissionDenied => AuditOutcome::PermissionDenied,
-            Status::Error | Status::InvalidData => AuditOutcome::Error,
-        };
-        self.enter(outcome, reply.status, error.map(|error| error.msg), took);
+        self.enter(reply.status, error.map(|error| error.msg), took);
         outbox.reply(reply.frame, Ready { at: ready, trace });
     }
 
     /// Has the audit trail know what came of the request, where it is to.
-    fn enter(
-        &mut self,
-        outcome: AuditOutcome,
-        status: Status,
-        error: Option<Cow<'static, str>>,
-        took: Duration,
-    ) {
-        let Some(audited) = self.audited.take() else { return };
-        audited.audit.record(Event {
-            user: Some(Arc::clone(&audited.caller.identity)),
-            claimed: None,
-            remote: Arc::clone(&audited.caller.remote),
-            req_id: Some(self.head.req_id),
-            action: audited.action,
-            route: Arc::clone(&audited.resource),
-            resource: audited.resource,
-            outcome,
-            data: audited.data,
-            status: status as i32,
-            error,
-            took: Some(took),
-            cause: Cause::Other,
-        });
+    fn enter(&mut self, status: Status, error: Option<Cow<'static, str>>, took: Duration) {
+        if let Some(audited) = self.audited.take() {
+            audited.enter(self.head, status, error, took);
+        }
+    }
+}
+
+impl From<Status> for AuditOutcome {
+    fn from(status: Status) -> Self {
+        match status {
+            Status::Ok => Self::Success,
+            Status::PermissionDenied => Self::PermissionDenied,
+            Status::Error | Status::InvalidData => Self::Error,
+        }
+    }
+}
+
+/// A change that goes on, though its client was told an error. Its row is made when it ends.
+pub(super) struct Late {
+    head: ReplyHead,
+    received: Instant,
+    /// The code.
+    told: &'static str,
+    audited: Option<Box<Audited>>,
+}
+
+impl Late {
+    pub(super) fn head(&self) -> ReplyHead {
+        self.head
+    }
+
+    /// Records what came of it, and what the client was told.
+    pub(super) fn end(mut self, status: Status, error: Option<ErrorBody>, ready: Instant) {
+        let text = match error {
+            None => format!("The client was told `{}`, then it was done", self.told),
+            Some(error) => format!("The client was told `{}`, then: {}", self.told, error.msg),
+        };
+        if let Some(audited) = self.audited.take() {
+            audited.enter(self.head, status, Some(text.into()), ready - self.received);
+        }
+    }
+}
+
+impl Drop for Late {
+    /// The server stops, and waits no longer.
+    fn drop(&mut self) {
+        if let Some(audited) = self.audited.take() {
+            audited.enter(self.head, Status::Error, Some(CUT_OFF.into()), self.received.elapsed());
+        }
     }
 }
 
@@ -188,8 +275,13 @@ fn log_slow(head: ReplyHead, outbox: &Outbox, took: Duration, trace: Option<&Mes
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if self.outbox.is_some() {
-            self.send_error(Status::Error, ErrorBody::internal());
+        if self.outbox.is_none() {
+            return;
         }
+        let error = match self.begun {
+            true => ErrorBody { msg: CUT_OFF.into(), ..ErrorBody::internal() },
+            false => ErrorBody::internal(),
+        };
+        self.send_error(Status::Error, error);
     }
 }

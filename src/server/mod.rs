@@ -2,7 +2,7 @@
 //!
 //! [`run`] opens the parts from the bottom up, starts the root actor, accepts until `shutdown`, and
 //! drains: not ready → time for a balancer to notice → new upgrades refused → every connection told and
-//! closed with 1001 → listeners closed → parts closed.
+//! closed with 1001 → listeners closed → changes that outlived their clients ended → parts closed.
 
 mod accept;
 mod root;
@@ -22,7 +22,7 @@ use tokio::{
     net::{TcpListener, TcpSocket},
     sync::Semaphore,
     task::{JoinHandle, spawn_blocking},
-    time::{sleep, timeout},
+    time::{sleep, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -138,8 +138,9 @@ pub async fn run(
         () = &mut shutdown => Ok(()),
         _ = &mut root_ended => Err(ServeError::Supervision),
     };
-    server.drain().await;
+    let until = server.drain().await;
     accepting.stop().await;
+    server.finish_changes(until).await;
     ClusterLink::finish(&server.context.cluster).await;
     if supervision.is_ok() {
         root.stop(None);
@@ -200,6 +201,7 @@ impl Server {
         let context = Arc::new(Context {
             store: Arc::new(store),
             audit: Arc::clone(&audit),
+            changes: TaskTracker::new(),
             hub,
             cluster: Arc::new(cluster),
             broadcast_changes: config.handlers.broadcast_changes,
@@ -296,7 +298,8 @@ impl Server {
 
     /// Ends every WebSocket: those in their handshake at once, the others when they are quiet. First a
     /// balancer is given the time to notice: whom it sends here until then is still let in.
-    async fn drain(&self) {
+    /// Returns until when a stop waits for changes that were begun.
+    async fn drain(&self) -> Instant {
         let ServerConfig { drain_delay, drain_spread: spread, drain_grace: grace, .. } =
             self.config.server;
         tracing::info!(connections = self.context.hub.len(), "draining");
@@ -309,9 +312,20 @@ impl Server {
             tracing::error!("there is no registry to drain");
         }
         self.shared.tasks.close();
-        let limit = self.config.server.drain_timeout + CLOSING;
+        let drain_timeout = self.config.server.drain_timeout;
+        let (until, limit) = (Instant::now() + drain_timeout, drain_timeout + CLOSING);
         if timeout(limit, self.shared.tasks.wait()).await.is_err() {
             tracing::warn!(connections = self.shared.tasks.len(), "connections are cut off");
+        }
+        until
+    }
+
+    /// Waits for changes that outlive their requests or their connections.
+    async fn finish_changes(&self, until: Instant) {
+        let changes = &self.context.changes;
+        changes.close();
+        if timeout_at(until.into(), changes.wait()).await.is_err() {
+            tracing::warn!(changes = changes.len(), "changes are cut off");
         }
     }
 }

@@ -49,15 +49,30 @@ pub(crate) enum StoreError {
     /// A unique value is taken.
     #[error("a unique value is taken")]
     Conflict,
-    /// The database cannot be reached or does not answer in time. What was to be changed may have been.
+    /// The database cannot be reached or does not answer in time. Nothing was changed.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// The connection ended while the database was at a change: it may have been made.
+    #[error("the database did not say whether it has made a change: {0}")]
+    Unknown(#[source] sqlx::Error),
     /// Anything else: a bug.
     #[error("the database refused: {0}")]
     Other(#[source] sqlx::Error),
 }
 
 impl StoreError {
+    /// The error of a statement on Postgres, where a change may have been `sent`.
+    fn of_change(self, sent: bool) -> Self {
+        match self {
+            Self::Unavailable(error) | Self::Other(error)
+                if sent && postgres::has_ended(&error) =>
+            {
+                Self::Unknown(error)
+            }
+            other => other,
+        }
+    }
+
     /// Whether it is a value that the database does not take: again will not help.
     pub(crate) fn is_about_data(&self) -> bool {
         let Self::Other(sqlx::Error::Database(cause)) = self else {
@@ -144,11 +159,20 @@ macro_rules! statement {
             }
             $crate::store::Database::Postgres(postgres) => {
                 let shares = postgres.shares();
+                let sent = std::sync::atomic::AtomicBool::new(false);
                 let statement = async {
                     let mut taken = shares.of(share).take().await?;
+                    sent.store(true, std::sync::atomic::Ordering::Relaxed);
                     sqlx::$make(sql.clone())$(.bind($parameter))*.$fetch(&mut *taken).await
                 };
-                $store.run(operation, sql.as_str(), postgres.while_up(statement)).await
+                match share {
+                    $crate::metrics::DbShare::Changes => {
+                        let change = postgres.to_its_end(&sent, statement);
+                        let made = $store.run(operation, sql.as_str(), change).await;
+                        made.map_err(|error| error.of_change(sent.into_inner()))
+                    }
+                    _ => $store.run(operation, sql.as_str(), postgres.while_up(statement)).await,
+                }
             }
         }
     }};

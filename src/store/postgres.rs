@@ -2,13 +2,18 @@
 //!
 //! A pool finds out late that its server is gone: it goes on connecting until it may no longer wait, and
 //! statements on connections that nobody answers wait for TCP. So a watcher asks the server all the time.
-//! While there is no answer, every statement is refused at once, those that wait included; when there is
-//! one again, the pools are replaced, since no connection from before can be trusted.
+//! While there is no answer, every statement is refused at once, those that wait included; but a change that
+//! was sent waits for what came of it. When there is an answer again, the pools are replaced, since no
+//! connection from before can be trusted.
 
 use std::{
     future::Future,
     io,
-    sync::Arc,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -16,7 +21,7 @@ use arc_swap::ArcSwap;
 use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool,
     migrate::Migrator,
-    postgres::{PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
 };
 use tokio::{
     sync::watch,
@@ -42,12 +47,17 @@ const PATIENCE: Duration = Duration::from_millis(650);
 const RECONNECT: Duration = Duration::from_millis(350);
 /// The longest wait between attempts at the start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Time for the answer to a change, beside that which the server may take for it: a server that was frozen, or
+/// a network that was, may come back.
+const LATEST: Duration = Duration::from_secs(30);
 /// Time for the connections to be closed in order.
 const CLOSING: Duration = Duration::from_secs(2);
 
 pub(super) struct Postgres {
     shares: Arc<ArcSwap<Shares<sqlx::Postgres>>>,
     up: watch::Receiver<bool>,
+    /// Time for a change, from its wait for a connection to the answer; none where a statement has no limit.
+    longest: Option<Duration>,
     _watcher: AbortOnDropHandle<()>,
 }
 
@@ -69,7 +79,9 @@ impl Postgres {
             up: told,
         };
         let watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(first)));
-        Ok((Self { shares, up, _watcher: watching }, schema))
+        let limit = config.statement_timeout;
+        let longest = (!limit.is_zero()).then(|| config.connect_timeout + limit + LATEST);
+        Ok((Self { shares, up, longest, _watcher: watching }, schema))
     }
 
     pub(super) fn shares(&self) -> Arc<Shares<sqlx::Postgres>> {
@@ -88,11 +100,31 @@ impl Postgres {
         let mut up = self.up.clone();
         tokio::select! {
             biased;
-            Ok(_) = up.wait_for(|up| !up) => Err(sqlx::Error::Io(io::Error::new(
-                io::ErrorKind::NotConnected,
-                "the server is down",
-            ))),
+            Ok(_) = up.wait_for(|up| !up) => Err(down()),
             result = statement => result,
+        }
+    }
+
+    /// Runs a change. Once it is `sent`, the server alone says what came of it, also where it is thought to be
+    /// down meanwhile. A server that says nothing at all is given up late.
+    pub(super) async fn to_its_end<T>(
+        &self,
+        sent: &AtomicBool,
+        change: impl Future<Output = sqlx::Result<T>>,
+    ) -> sqlx::Result<T> {
+        let mut change = pin!(change);
+        let mut up = self.up.clone();
+        let answer = async {
+            tokio::select! {
+                biased;
+                Ok(_) = up.wait_for(|up| !up) => {}
+                result = &mut change => return result,
+            }
+            if sent.load(Ordering::Relaxed) { change.await } else { Err(down()) }
+        };
+        match self.longest {
+            None => answer.await,
+            Some(limit) => timeout(limit, answer).await.unwrap_or_else(|_| Err(late(limit))),
         }
     }
 
@@ -216,6 +248,10 @@ pub(super) async fn connect(
     timeout(limit, options.connect()).await.unwrap_or_else(|_| Err(late(limit)))
 }
 
+fn down() -> sqlx::Error {
+    sqlx::Error::Io(io::Error::new(io::ErrorKind::NotConnected, "the server is down"))
+}
+
 fn late(limit: Duration) -> sqlx::Error {
     sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))
 }
@@ -256,6 +292,22 @@ fn passes(error: &sqlx::Error) -> bool {
         sqlx::Error::Io(cause) => cause.kind() != io::ErrorKind::InvalidData,
         sqlx::Error::Database(cause) => {
             cause.code().is_some_and(|code| matches!(&*code, "57P01" | "57P03" | "53300"))
+        }
+        _ => false,
+    }
+}
+
+/// Whether a connection ended with this error, so that nobody knows what came of a statement on it.
+pub(super) fn has_ended(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::WorkerCrashed => true,
+        sqlx::Error::Database(cause) => {
+            let cause = cause.try_downcast_ref::<PgDatabaseError>();
+            let severity = cause.map(PgDatabaseError::severity);
+            matches!(severity, Some(PgSeverity::Fatal | PgSeverity::Panic))
         }
         _ => false,
     }

@@ -112,16 +112,16 @@ async fn a_request_is_answered_in_time_while_others_have_their_turn() {
     let (server, gate) = start(&settings).await;
     let (mut ann, mut bob) = (server.client("ann").await, server.client("bob").await);
     let begun = Instant::now();
-    ask(&mut ann, GATE, 1).await;
+    ask(&mut ann, READS, 1).await;
     gate.until_begun(1).await;
     sleep(Duration::from_millis(100)).await;
-    ask(&mut bob, GATE, 1).await;
+    ask(&mut bob, READS, 1).await;
     bob.request(100, json!({})).await;
     bob.receive().await;
-    ask(&mut ann, GATE, 2).await;
+    ask(&mut ann, READS, 2).await;
     sleep(Duration::from_millis(300)).await;
     // Its turn comes before that of ann's third, and it may take until 900 ms.
-    ask(&mut bob, GATE, 1).await;
+    ask(&mut bob, READS, 1).await;
     for _ in 0..3 {
         assert_eq!(ann.receive().await["data"]["code"], "timeout");
     }

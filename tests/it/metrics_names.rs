@@ -116,6 +116,11 @@ const AT_ZERO: &[Family] = &[
     ),
     ("ws_requests_in_flight", "gauge", NONE),
     (
+        "ws_late_changes_total",
+        "counter",
+        &["outcome=\"success\"", "outcome=\"error\"", "outcome=\"permission_denied\""],
+    ),
+    (
         "ws_responses_total",
         "counter",
         &[
@@ -217,6 +222,8 @@ const AT_ZERO: &[Family] = &[
     ("circuit_breaker_state_changes_total", "counter", SERVICES),
     ("circuit_breaker_failures_total", "counter", SERVICES),
     ("audit_queue_size", "gauge", NONE),
+    ("audit_queue_bytes", "gauge", NONE),
+    ("audit_requests_refused_total", "counter", NONE),
     (
         "audit_logs_total",
         "counter",

@@ -16,9 +16,10 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 23] = [
+const ALERTS: [&str; 24] = [
     "ActorRestarting",
     "AuditLogDropping",
+    "AuditQueueFull",
     "AuditRowsRejected",
     "AuditSpooling",
     "CircuitBreakerOpen",

@@ -234,3 +234,17 @@ fn a_row_names_a_few_of_those_that_were_tried_and_stays_small() {
         (&json!(1000), NAMES)
     );
 }
+
+#[test]
+fn an_event_without_room_in_the_queue_shares_a_row_whatever_it_is() {
+    let summary = summary(&[]);
+    for name in ["ann", "ann", "bob"] {
+        let ended = Event { outcome: AuditOutcome::Success, ..denied(name) };
+        assert!(summary.absorb(ended).is_none());
+    }
+    let times: Vec<_> =
+        rows(&summary).into_iter().map(|(scope, .., times)| (scope, times)).collect();
+    assert_eq!(times, [(Scope::User, 1), (Scope::User, 2)]);
+    summary.close();
+    assert!(summary.absorb(denied("ann")).is_some(), "nobody would make a row of it");
+}

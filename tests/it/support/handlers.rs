@@ -16,7 +16,7 @@ use tokio::{sync::Semaphore, time::sleep};
 
 type Outcome = Result<Answer<Value>, HandlerError>;
 
-/// Panics: at once, or after it has waited with `{"later":true}`.
+/// Panics: at once, or after it has waited, for 5 ms with `{"later":true}` or for so many.
 pub(crate) struct Panics;
 
 impl Handler for Panics {
@@ -26,8 +26,8 @@ impl Handler for Panics {
     const OUTPUT: &'static str = "none";
 
     async fn handle(&self, _: &Context, _: &Caller, input: Value) -> Outcome {
-        if input["later"] == true {
-            sleep(Duration::from_millis(5)).await;
+        if input["later"] != Value::Null && input["later"] != false {
+            sleep(Duration::from_millis(input["later"].as_u64().unwrap_or(5))).await;
         }
         panic!("on purpose");
     }
