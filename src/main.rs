@@ -9,9 +9,9 @@ use std::{
     io::{self, Read as _, Write as _},
     path::Path,
     process::ExitCode,
-    sync::mpsc,
+    sync::{Mutex, PoisonError, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -24,7 +24,7 @@ use switchboard::{
     handlers::{self, roles},
     healthcheck, machine,
     server::{self, Listeners},
-    store::{self, Part, Since, Until},
+    store::{self, Part, Progress, Since, Until},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -147,7 +147,7 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
 fn migrate(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let schema = runtime.block_on(store::migrate(&config.store))?;
+    let schema = runtime.block_on(store::migrate(&config.store, &|progress| tell(progress)))?;
     if !schema.is_old() {
         let (has, needs) = (schema.has(), schema.needs());
         println!("nothing to do: the schema versions are {has}, this program needs {needs}");
@@ -158,6 +158,25 @@ fn migrate(sources: &Sources) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Says how far a long migration is, every five seconds.
+fn tell(progress: Progress) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_some_and(|last| last.elapsed() < Duration::from_secs(5)) {
+        return;
+    }
+    *last = Some(Instant::now());
+    match progress {
+        Progress::Left(rows) => {
+            println!("rows of the audit trail that get their integer id: {rows} left")
+        }
+        Progress::Indexes => println!("the audit trail gets its new indexes"),
+        Progress::Locked => {
+            println!("waiting for a lock: other sessions use the table user_actions")
+        }
+    }
 }
 
 fn export_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {

@@ -20,7 +20,14 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
             let says = format!("{place} is not there, and DB_AUTO_MIGRATE is false");
             report.fault("database", says, "run `switchboard migrate`, which makes it");
         }
-        Ok(Probe::Ready(schema)) => ready(&place, &schema, migrates, report),
+        Ok(Probe::Ready(schema, unnumbered)) => {
+            if let Some(rows) = unnumbered {
+                let says =
+                    format!("the audit trail of {place} is being numbered: {rows} rows are left");
+                report.ok("audit trail", says);
+            }
+            ready(&place, &schema, migrates, report);
+        }
         Err(error) => {
             report.fault("database", format!("{place} cannot be used: {error}"), fix(&error));
         }

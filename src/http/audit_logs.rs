@@ -24,7 +24,7 @@ use crate::{
         roles,
     },
     protocol::Meta,
-    store::{Action, ActionFilter, Since, Until},
+    store::{ActionFilter, ActionKey, Recorded, Since, Until},
 };
 
 type Asked = Request<Body>;
@@ -72,7 +72,7 @@ struct Query {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Page {
-    items: Vec<Action>,
+    items: Vec<Recorded>,
     meta: Meta,
 }
 
@@ -100,12 +100,14 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     path: Path,
     request: Asked,
-) -> Result<Json<Action>, Problem> {
+) -> Result<Json<Recorded>, Problem> {
     caller(&request, roles::ADMIN)?;
-    let id = Uuid::try_parse(&parameter(&path, "id")?)
-        .map_err(|_| invalid("id", "an action's id is a UUID"))?;
-    let action = api.context.store.action(id).await.map_err(HandlerError::from)?;
-    let missing = || HandlerError::NotFound(format!("No action has the id {id}"));
+    let text = parameter(&path, "id")?;
+    let key = key(&text).ok_or_else(|| {
+        invalid("id", "an action's id is a whole number from 1, its uid is a UUID")
+    })?;
+    let action = api.context.store.action(key).await.map_err(HandlerError::from)?;
+    let missing = || HandlerError::NotFound(format!("No action has the id {text}"));
     Ok(Json(action.ok_or_else(missing)?))
 }
 
@@ -130,6 +132,16 @@ async fn page(api: &Api, query: Query) -> Result<Json<Page>, Problem> {
     let items = part.await.map_err(HandlerError::from)?;
     let total = store.count_actions(&filter).await.map_err(HandlerError::from)?;
     Ok(Json(Page { items, meta: page.meta(per_page, total) }))
+}
+
+/// An `id` or a `uid`, as a path has it.
+fn key(text: &str) -> Option<ActionKey> {
+    if let Ok(uid) = Uuid::try_parse(text) {
+        return Some(ActionKey::Uid(uid));
+    }
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let id = digits.then(|| text.parse().ok()).flatten();
+    id.filter(|id| *id > 0).map(ActionKey::Id)
 }
 
 /// The one parameter of a path, decoded.

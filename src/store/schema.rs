@@ -4,8 +4,8 @@
 //! both shared one. What it says was run is entered in the new ones, and its rows stay where they are, since an
 //! older program looks there.
 //!
-//! Migrations only add. So a database that a newer program has migrated serves an older one as well, and
-//! nodes can be replaced one after the other.
+//! Migrations only add, but for the integer key of the audit trail (see docs/database.md). So a database that a
+//! newer program has migrated serves an older one as well, and nodes can be replaced one after the other.
 
 use std::collections::HashMap;
 

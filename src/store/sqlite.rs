@@ -156,9 +156,12 @@ pub(super) fn kind_of(code: &str, message: &str) -> DbErrorKind {
 
 /// The migrations of this program.
 pub(super) fn histories() -> [History; 2] {
-    let server = include_str!("../../migrations/server/sqlite/0001_user_actions.sql");
+    let server = [
+        (1, "user actions", include_str!("../../migrations/server/sqlite/0001_user_actions.sql")),
+        (2, "integer key", include_str!("../../migrations/server/sqlite/0002_integer_key.sql")),
+    ];
     let authors = include_str!("../../migrations/authors/sqlite/0001_author.sql");
-    [History::server(&[(1, "user actions", server)]), History::authors(&[(1, "author", authors)])]
+    [History::server(&server), History::authors(&[(1, "author", authors)])]
 }
 
 #[cfg(test)]

@@ -217,6 +217,7 @@ const AT_ZERO: &[Family] = &[
     ("circuit_breaker_state_changes_total", "counter", SERVICES),
     ("circuit_breaker_failures_total", "counter", SERVICES),
     ("audit_queue_size", "gauge", NONE),
+    ("audit_unnumbered_rows", "gauge", NONE),
     (
         "audit_logs_total",
         "counter",

@@ -23,7 +23,12 @@ const NEWER: &str = "INSERT INTO _switchboard_migrations
     ALTER TABLE author ADD COLUMN born INTEGER;
     ALTER TABLE user_actions ADD COLUMN tenant TEXT";
 /// As a program left it that knew no audit trail.
-const OLD: &str = "DROP TABLE user_actions; DELETE FROM _switchboard_migrations";
+async fn make_old(place: &Place) {
+    // With what depends on it.
+    let cascade = if place.url.starts_with("postgres") { "CASCADE" } else { "" };
+    let sql = format!("DROP TABLE user_actions {cascade}; DELETE FROM _switchboard_migrations");
+    place.execute(&sql).await;
+}
 
 fn migrate(place: &Place) -> Ran {
     run(&["migrate"], &place.settings())
@@ -55,19 +60,22 @@ fn refuses(place: &Place, words: &[&str]) {
 async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Database) {
     let place = database.place().await;
     let how = "run `switchboard migrate`";
-    refuses(&place, &["schema versions server 0, authors 0", "needs server 1, authors 1", how]);
+    refuses(&place, &["schema versions server 0, authors 0", "needs server 2, authors 1", how]);
     let file = place.data.path().join("switchboard.db");
     assert!(!file.exists(), "nothing was made");
     let ran = migrate(&place);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    assert_eq!(ran.stdout, "server migration 1 was run\nauthors migration 1 was run\n");
+    assert_eq!(
+        ran.stdout,
+        "server migration 1 was run\nserver migration 2 was run\nauthors migration 1 was run\n"
+    );
 
-    place.execute(OLD).await;
-    refuses(&place, &["schema versions server 0, authors 1", "needs server 1, authors 1", how]);
-    assert_eq!(migrate(&place).stdout, "server migration 1 was run\n");
+    make_old(&place).await;
+    refuses(&place, &["schema versions server 0, authors 1", "needs server 2, authors 1", how]);
+    assert_eq!(migrate(&place).stdout, "server migration 1 was run\nserver migration 2 was run\n");
     let ran = migrate(&place);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let nothing = "nothing to do: the schema versions are server 1, authors 1";
+    let nothing = "nothing to do: the schema versions are server 2, authors 1";
     assert!(ran.stdout.starts_with(nothing), "{ran:?}");
     serves(&place).await;
 }
@@ -75,12 +83,12 @@ async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Data
 async fn serve_migrates_by_itself_unless_it_is_told_not_to(database: Database) {
     let place = database.place().await;
     assert_eq!(migrate(&place).code, Some(0));
-    place.execute(OLD).await;
+    make_old(&place).await;
     let server = place.server(&[]).await;
     add_author(&server, "Ann").await;
     let versions =
         place.execute("SELECT CAST(count(*) AS TEXT) FROM _switchboard_migrations").await;
-    assert_eq!(versions, ["1"]);
+    assert_eq!(versions, ["2"]);
 }
 
 async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database) {
@@ -92,7 +100,7 @@ async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database
     let warning: serde_json::Value = serde_json::from_str(warning.unwrap()).unwrap();
     assert_eq!(
         (&warning["level"], &warning["has"], &warning["needs"]),
-        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 1, authors 1"))
+        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 2, authors 1"))
     );
 
     // And by one that may migrate.
@@ -119,7 +127,7 @@ async fn processes_that_migrate_at_once_run_each_migration_once(database: Databa
         assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
         all += &ran.stdout;
     }
-    for migration in ["server migration 1", "authors migration 1"] {
+    for migration in ["server migration 1", "server migration 2", "authors migration 1"] {
         assert_eq!(all.matches(&format!("{migration} was run")).count(), 1, "{all}");
     }
     serves(&place).await;
@@ -141,17 +149,17 @@ async fn the_doctor_says_what_the_next_start_makes_of_the_schema(database: Datab
     healthy(&look(&[]), &["ok database"]);
     migrate(&place);
     healthy(&look(&[BY_HAND]), &["ok database"]);
-    place.execute(OLD).await;
+    make_old(&place).await;
     let ran = look(&[BY_HAND]);
-    names(&ran, "database", &["server 1, authors 1 are needed", "switchboard migrate"]);
-    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 1, and will be server 1"));
+    names(&ran, "database", &["server 2, authors 1 are needed", "switchboard migrate"]);
+    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 1, and will be server 2"));
     migrate(&place);
     place.execute(NEWER).await;
     let ran = look(&[BY_HAND]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(
         entry(&ran, "warning database")
-            .contains("9999, authors 8888, newer than this program's server 1")
+            .contains("9999, authors 8888, newer than this program's server 2")
     );
 }
 

@@ -8,6 +8,7 @@ use super::{Probe, ProbeError};
 use crate::{
     config::{PostgresUrl, StoreConfig},
     store::{
+        numbering,
         postgres::{connect, histories, migrations_run, options},
         schema::{Schema, compare},
     },
@@ -27,10 +28,14 @@ pub(super) async fn probe(url: &PostgresUrl, config: &StoreConfig) -> Result<Pro
         })?;
     let looked = look(&mut connection, config.auto_migrate).await;
     drop(connection.close().await);
-    Ok(Probe::Ready(looked?))
+    let (schema, unnumbered) = looked?;
+    Ok(Probe::Ready(schema, unnumbered))
 }
 
-async fn look(connection: &mut PgConnection, migrates: bool) -> Result<Schema, ProbeError> {
+async fn look(
+    connection: &mut PgConnection,
+    migrates: bool,
+) -> Result<(Schema, Option<i64>), ProbeError> {
     let state =
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')";
     let (encoding, read_only): (String, String) =
@@ -42,9 +47,10 @@ async fn look(connection: &mut PgConnection, migrates: bool) -> Result<Schema, P
         return Err(ProbeError::Standby);
     }
     let runs = migrations_run(connection).await.map_err(ProbeError::Database)?;
-    let schema = compare(&runs, &histories())?;
+    let schema = compare(&runs, &histories(true))?;
     may_write(connection, &schema, migrates).await?;
-    Ok(schema)
+    let unnumbered = numbering::left(connection).await.map_err(ProbeError::Database)?;
+    Ok((schema, unnumbered))
 }
 
 /// Whether the user may do what `serve` does; a statement that tried would change something.

@@ -35,7 +35,7 @@ pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
     let runs = look(&mut connection).await;
     // The last one to close takes the journals away that the first one made.
     drop(connection.close().await);
-    Ok(Probe::Ready(compare(&runs.map_err(failed)?, &histories())?))
+    Ok(Probe::Ready(compare(&runs.map_err(failed)?, &histories())?, None))
 }
 
 async fn look(connection: &mut SqliteConnection) -> sqlx::Result<Runs> {
