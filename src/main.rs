@@ -9,9 +9,9 @@ use std::{
     io::{self, Read as _, Write as _},
     path::Path,
     process::ExitCode,
-    sync::mpsc,
+    sync::{Mutex, PoisonError, mpsc},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -25,7 +25,7 @@ use switchboard::{
     handlers::{self, roles},
     healthcheck, machine, migrate,
     server::{self, Listeners},
-    store::{Schema, Since, Until},
+    store::{Part, Progress, Since, Until},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -149,14 +149,36 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
 fn migrate_database(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Schema { has, needs, pending } = runtime.block_on(migrate::migrate(&config))?;
-    if pending.is_empty() {
-        println!("nothing to do: the schema has version {has}, this program needs {needs}");
+    let schema = runtime.block_on(migrate::migrate(&config, &|progress| tell(progress)))?;
+    if !schema.is_old() {
+        let (has, needs) = (schema.has(), schema.needs());
+        println!("nothing to do: the schema versions are {has}, this program needs {needs}");
     }
-    for version in pending {
-        println!("migration {version} was run");
+    for Part { history, pending, .. } in schema.0 {
+        for version in pending {
+            println!("{history} migration {version} was run");
+        }
     }
     Ok(())
+}
+
+/// Says how far a long migration is, every five seconds.
+fn tell(progress: Progress) {
+    static LAST: Mutex<Option<Instant>> = Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if last.is_some_and(|last| last.elapsed() < Duration::from_secs(5)) {
+        return;
+    }
+    *last = Some(Instant::now());
+    match progress {
+        Progress::Left(rows) => {
+            println!("rows of the audit trail that get their integer id: {rows} left")
+        }
+        Progress::Indexes => println!("the audit trail gets its new indexes"),
+        Progress::Locked => {
+            println!("waiting for a lock: other sessions use the table user_actions")
+        }
+    }
 }
 
 fn export_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {

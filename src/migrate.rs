@@ -4,7 +4,7 @@ use crate::{
     audit,
     config::{Config, StoreConfig},
     metrics::Metrics,
-    store::{self, OpenError, Schema, Store},
+    store::{self, OpenError, Progress, Schema, Store},
 };
 
 /// Why a database is not migrated, or not on record.
@@ -19,16 +19,20 @@ pub enum MigrateError {
     )]
     Unrecorded {
         /// Their versions.
-        ran: Vec<i64>,
+        ran: Vec<String>,
         /// The cause.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 
-/// Brings the schema up to date, whatever `DB_AUTO_MIGRATE` is; returns how it was.
-pub async fn migrate(config: &Config) -> Result<Schema, MigrateError> {
-    let schema = store::migrate(&config.store).await?;
-    if schema.pending.is_empty() || !config.audit.enabled {
+/// Brings the schema up to date, whatever `DB_AUTO_MIGRATE` is; returns how it was. A long audit trail takes
+/// minutes; `tell` hears how far it is.
+pub async fn migrate(
+    config: &Config,
+    tell: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Schema, MigrateError> {
+    let schema = store::migrate(&config.store, tell).await?;
+    if !schema.is_old() || !config.audit.enabled {
         return Ok(schema);
     }
     let metrics = Metrics::new(&[], config.environment.as_str());
@@ -38,6 +42,6 @@ pub async fn migrate(config: &Config) -> Result<Schema, MigrateError> {
     store.close().await;
     match left {
         Ok(()) => Ok(schema),
-        Err(error) => Err(MigrateError::Unrecorded { ran: schema.pending, error: error.into() }),
+        Err(error) => Err(MigrateError::Unrecorded { ran: schema.pending(), error: error.into() }),
     }
 }

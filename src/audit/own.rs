@@ -83,8 +83,9 @@ impl Event {
 
 /// What a migration did, where there was something to do.
 fn migrated(schema: &Schema) -> Option<Value> {
-    let Schema { has, needs, pending } = schema;
-    (!pending.is_empty()).then(|| json!({ "from": has, "to": needs, "migrations": pending }))
+    schema.is_old().then(
+        || json!({ "from": schema.has(), "to": schema.needs(), "migrations": schema.pending() }),
+    )
 }
 
 /// Leaves the row of an operator's command. Commands have no queue and no spool: what cannot be written is

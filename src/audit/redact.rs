@@ -26,7 +26,7 @@ pub(super) fn row(entry: &Entry) -> Action {
     let of_one = !entry.scope.is_some_and(Scope::is_other) && event.cause != Cause::Server;
     let request_id = event.req_id.map_or_else(correlation, |id| id.to_string().into());
     Action {
-        id: entry.id,
+        uid: entry.id,
         timestamp: format!("{:.6}", entry.at).into(),
         user_id: user.map(|user| indexed(&user.subject)),
         username: user.map(|user| indexed(&user.username)).or_else(claimed),

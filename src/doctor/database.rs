@@ -20,7 +20,14 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
             let says = format!("{place} is not there, and DB_AUTO_MIGRATE is false");
             report.fault("database", says, "run `switchboard migrate`, which makes it");
         }
-        Ok(Probe::Ready(schema)) => ready(&place, &schema, migrates, report),
+        Ok(Probe::Ready(schema, unnumbered)) => {
+            if let Some(rows) = unnumbered {
+                let says =
+                    format!("the audit trail of {place} is being numbered: {rows} rows are left");
+                report.ok("audit trail", says);
+            }
+            ready(&place, &schema, migrates, report);
+        }
         Err(error) => {
             report.fault("database", format!("{place} cannot be used: {error}"), fix(&error));
         }
@@ -29,13 +36,13 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
 
 /// Says of a database that can be written whether its schema will do.
 fn ready(place: &str, schema: &Schema, migrates: bool, report: &mut Report) {
-    let Schema { has, needs, pending } = schema;
-    let says = format!("{place} can be written, its schema version is {has}");
-    if !pending.is_empty() && !migrates {
-        let says = format!("{says}, {needs} is needed, and DB_AUTO_MIGRATE is false");
+    let (has, needs) = (schema.has(), schema.needs());
+    let says = format!("{place} can be written, its schema versions are {has}");
+    if schema.is_old() && !migrates {
+        let says = format!("{says}; {needs} are needed, and DB_AUTO_MIGRATE is false");
         report.fault("database", says, "run `switchboard migrate`");
-    } else if !pending.is_empty() {
-        report.ok("database", format!("{says} and will be {needs} at the next start"));
+    } else if schema.is_old() {
+        report.ok("database", format!("{says}, and will be {needs} at the next start"));
     } else if schema.is_newer() {
         let says = format!("{says}, newer than this program's {needs}");
         report.warning(
@@ -45,7 +52,7 @@ fn ready(place: &str, schema: &Schema, migrates: bool, report: &mut Report) {
              else start the newer Switchboard that migrated it",
         );
     } else {
-        report.ok("database", format!("{says}, which is the newest"));
+        report.ok("database", format!("{says}, which are the newest"));
     }
 }
 

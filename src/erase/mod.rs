@@ -16,7 +16,7 @@ use crate::{
     audit::{self, Deed},
     config::{Config, StoreConfig},
     metrics::Metrics,
-    store::{Action, OpenError, Store, StoreError},
+    store::{OpenError, Recorded, Store, StoreError},
 };
 use blank::{About, Person};
 
@@ -178,13 +178,14 @@ async fn walk(store: &Store, erasure: &Erasure, erased: &mut Erased) -> Result<(
         usernames: erasure.usernames.clone(),
         pseudonym: Arc::clone(&erasure.pseudonym.0),
     };
-    let mut last: Option<Action> = None;
+    let mut last: Option<Recorded> = None;
     loop {
-        let mut part = store.actions_after(last.as_ref(), None, None, PART).await?;
+        let part = store.actions_after(last.as_ref(), None, None, PART).await?;
         let Some(newest) = part.last().cloned() else { return Ok(()) };
         erased.read += part.len() as u64;
         let mut found = Vec::new();
-        part.retain_mut(|action| {
+        let mut fresh: Vec<_> = part.into_iter().map(|row| row.action).collect();
+        fresh.retain_mut(|action| {
             let name = action.username.clone();
             let about = person.blank(action);
             if about == Some(About::Own) && erased.names.len() < NAMES {
@@ -193,8 +194,8 @@ async fn walk(store: &Store, erasure: &Erasure, erased: &mut Erased) -> Result<(
             found.extend(about);
             about.is_some()
         });
-        if !part.is_empty() && !erasure.dry_run {
-            store.rewrite_actions(&part).await?;
+        if !fresh.is_empty() && !erasure.dry_run {
+            store.rewrite_actions(&fresh).await?;
             sleep(BREATH).await;
         }
         // Only now: an error tells how many rows were written anew.

@@ -25,7 +25,9 @@ use crate::{
         roles,
     },
     protocol::Meta,
-    store::{Action, ActionFilter, ActionPage, Place, Since, Store, StoreError, Until},
+    store::{
+        ActionFilter, ActionKey, ActionPage, Place, Recorded, Since, Store, StoreError, Until,
+    },
 };
 
 /// Rows that pages by number reach, and that are counted, at most: the database reads all that it passes
@@ -98,7 +100,7 @@ impl TryFrom<String> for Cursor {
 }
 
 /// The cursor of what comes after an action.
-fn cursor_after(action: &Action) -> String {
+fn cursor_after(action: &Recorded) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(Place::of(action).to_string())
 }
 
@@ -119,7 +121,7 @@ struct Query {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Page {
-    items: Vec<Action>,
+    items: Vec<Recorded>,
     meta: LogMeta,
 }
 
@@ -156,12 +158,14 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     path: Path,
     request: Asked,
-) -> Result<Json<Action>, Problem> {
+) -> Result<Json<Recorded>, Problem> {
     caller(&request, roles::ADMIN)?;
-    let id = Uuid::try_parse(&parameter(&path, "id")?)
-        .map_err(|_| invalid("id", "an action's id is a UUID"))?;
-    let action = api.context.store.action(id).await.map_err(HandlerError::from)?;
-    let missing = || HandlerError::NotFound(format!("No action has the id {id}"));
+    let text = parameter(&path, "id")?;
+    let key = key(&text).ok_or_else(|| {
+        invalid("id", "an action's id is a whole number from 1, its uid is a UUID")
+    })?;
+    let action = api.context.store.action(key).await.map_err(HandlerError::from)?;
+    let missing = || HandlerError::NotFound(format!("No action has the id {text}"));
     Ok(Json(action.ok_or_else(missing)?))
 }
 
@@ -236,7 +240,7 @@ async fn part_of(
     filter: &ActionFilter,
     part: &ActionPage,
     per_page: PerPage,
-) -> Result<(Vec<Action>, Option<String>), Problem> {
+) -> Result<(Vec<Recorded>, Option<String>), Problem> {
     // One more than asked for tells whether there is more, without counting.
     let items = store.actions(filter, part, per_page.items() + 1).await;
     let mut items = items.map_err(HandlerError::from)?;
@@ -256,6 +260,16 @@ async fn count(store: &Store, filter: &ActionFilter, seen: i64) -> Result<(i64, 
         Err(StoreError::Unavailable(_)) => Ok((seen, false)),
         Err(error) => Err(HandlerError::from(error).into()),
     }
+}
+
+/// An `id` or a `uid`, as a path has it.
+fn key(text: &str) -> Option<ActionKey> {
+    if let Ok(uid) = Uuid::try_parse(text) {
+        return Some(ActionKey::Uid(uid));
+    }
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let id = digits.then(|| text.parse().ok()).flatten();
+    id.filter(|id| *id > 0).map(ActionKey::Id)
 }
 
 /// The one parameter of a path, decoded.

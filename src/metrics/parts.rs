@@ -119,6 +119,7 @@ pub(crate) struct DbMetrics {
     pub(crate) connections_active: IntGauge,
     pub(crate) connections_idle: IntGauge,
     pub(crate) connections_max: IntGauge,
+    pub(crate) unnumbered_rows: IntGauge,
     share_active: IntGaugeVec,
     share_max: IntGaugeVec,
     errors: IntCounterVec,
@@ -151,6 +152,10 @@ impl DbMetrics {
             connections_active: family.gauge("db_connections_active", "Pool connections in use."),
             connections_idle: family.gauge("db_connections_idle", "Pool connections at rest."),
             connections_max: family.gauge("db_connections_max", "Pool connections allowed."),
+            unnumbered_rows: family.gauge(
+                "audit_unnumbered_rows",
+                "Rows of the audit trail that wait for their integer id, at the upgrade of a long trail.",
+            ),
             share_active: family.gauge_vec(
                 "db_share_active",
                 "Connections taken of a share, or reserved for a statement that is about to take one.",

@@ -196,7 +196,8 @@ async fn what_was_summed_up_outlives_the_writer_of_the_audit_trail() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    let data: Value = serde_json::from_str(rows[0].request_data.as_ref().unwrap().get()).unwrap();
+    let data: Value =
+        serde_json::from_str(rows[0].action.request_data.as_ref().unwrap().get()).unwrap();
     assert_eq!((rows.len(), &data["times"]), (1, &json!(2)));
 }
 

@@ -1,11 +1,14 @@
 //! The audit trail: table `user_actions`.
 //!
-//! A row that is there already is passed over, so that writing a batch twice does no harm. Postgres takes
+//! A row whose `uid` is there already is passed over, so that writing a batch twice does no harm. Its `id` is
+//! the database's. On Postgres, a table of the previous release has the UUID in `id` until its rows are numbered
+//! ([`super::numbering`]); statements on it name the column by [`Store::uid`]. Postgres takes
 //! a batch as one text of JSON. SQLite works in this process, where its time counts: values are bound,
 //! since it would search the JSON once for each column, and many batches share a transaction.
 
 mod erase;
 mod page;
+mod recorded;
 
 use std::sync::Arc;
 
@@ -18,17 +21,23 @@ use uuid::Uuid;
 use super::{
     Database, Store, StoreError,
     moment::{Since, Until},
+    postgres::Postgres,
+    shares::Shares,
     statement, with_conditions,
 };
 pub(crate) use page::{ActionPage, Place};
 
 use crate::metrics::{DbOperation, DbShare};
+pub use recorded::Recorded;
+use recorded::{Row, recorded};
 
 /// Somebody did something, or was kept from it. Texts are shared: the same ones come again and again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Action {
-    /// Made where it happened; version 7, so that ids sort as times.
-    pub id: Uuid,
+    /// Made where it happened; version 7, so that they sort as times. In the spool it is called `id`, as in
+    /// those of the previous release: either may take over a spool of the other.
+    #[serde(rename = "id")]
+    pub uid: Uuid,
     /// When: RFC 3339 in UTC with six decimals, so that texts sort as times.
     pub timestamp: Arc<str>,
     /// The token's `sub`; none without a valid token.
@@ -59,25 +68,11 @@ pub struct Action {
     pub duration_ms: Option<f64>,
 }
 
-impl Action {
-    /// The names of the columns, in their order.
-    pub const COLUMNS: [&str; 15] = [
-        "id",
-        "timestamp",
-        "user_id",
-        "username",
-        "user_roles",
-        "action_type",
-        "resource",
-        "outcome",
-        "ip_address",
-        "user_agent",
-        "request_id",
-        "request_data",
-        "response_status",
-        "error_message",
-        "duration_ms",
-    ];
+/// What names one action.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum ActionKey {
+    Id(i64),
+    Uid(Uuid),
 }
 
 /// Which actions are meant; conditions that are set all hold.
@@ -92,55 +87,34 @@ pub(crate) struct ActionFilter {
     pub(crate) until: Option<Until>,
 }
 
-/// A row as both databases give it: the columns of [`Action`] in their order.
-type Row = (
-    String,
-    String,
-    Option<String>,
-    Option<String>,
-    String,
-    String,
-    String,
-    String,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<String>,
-    Option<i32>,
-    Option<String>,
-    Option<f64>,
-);
-
 // Not `ON CONFLICT`: a statement that can fail in its middle first copies every page that it changes to a
 // file. What `OR IGNORE` passes over beside known ids, a NULL where none may be, is no [`Action`].
-const INSERT_SQLITE: &str = "INSERT OR IGNORE INTO user_actions (id, timestamp, user_id, username, \
+const INSERT_SQLITE: &str = "INSERT OR IGNORE INTO user_actions (uid, timestamp, user_id, username, \
     user_roles, action_type, resource, outcome, ip_address, user_agent, request_id, request_data, \
     response_status, error_message, duration_ms) VALUES ";
 const VALUES_SQLITE: &str = "(?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)";
 /// Rows of a statement on SQLite: it allows 32,766 values.
 const MOST_ROWS: usize = 500;
 
-// Named, since a newer program may have added others.
-const INSERT_POSTGRES: &str = "INSERT INTO user_actions (id, timestamp, user_id, username, user_roles, \
-    action_type, resource, outcome, ip_address, user_agent, request_id, request_data, \
-    response_status, error_message, duration_ms) SELECT id, timestamp, user_id, username, \
-    user_roles, action_type, resource, outcome, ip_address, user_agent, request_id, request_data, \
-    response_status, error_message, duration_ms \
-    FROM json_populate_recordset(NULL::user_actions, $1::json) ON CONFLICT (id) DO NOTHING";
+/// The columns beside the keys. They are named, since a newer program may have added others.
+const COLUMNS: &str = "timestamp, user_id, username, user_roles, action_type, resource, outcome, \
+    ip_address, user_agent, request_id, request_data, response_status, error_message, duration_ms";
+/// The rows of a batch, `$1`. Their type is spelled out: for that of the table, the database has a function
+/// that serves nodes of the previous release (migration 2).
+const BATCH: &str = "json_to_recordset($1::json) AS batch (id uuid, timestamp timestamptz, user_id text, \
+    username text, user_roles json, action_type text, resource text, outcome text, ip_address text, \
+    user_agent text, request_id text, request_data json, response_status integer, error_message text, \
+    duration_ms double precision)";
 
-const SELECT_SQLITE: &str = "SELECT id, timestamp, user_id, username, user_roles, action_type, \
+const SELECT_SQLITE: &str = "SELECT number, uid, timestamp, user_id, username, user_roles, action_type, \
     resource, outcome, ip_address, user_agent, request_id, request_data, response_status, \
     error_message, duration_ms FROM user_actions";
 
-const SELECT_POSTGRES: &str = "SELECT id::text, \
+/// What follows the keys.
+const SELECTED_POSTGRES: &str = "\
     to_char(timestamp AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"'), user_id, username, \
     user_roles::text, action_type, resource, outcome, ip_address, user_agent, request_id, \
     request_data::text, response_status, error_message, duration_ms FROM user_actions";
-
-// The columns, not what is selected under their names.
-const NEWEST_FIRST: &str =
-    " ORDER BY user_actions.timestamp DESC, user_actions.id DESC LIMIT $8 OFFSET $9";
-const OLDEST_FIRST: &str = " ORDER BY user_actions.timestamp, user_actions.id LIMIT $5";
 
 impl Store {
     /// Batches that are best written at once. Each transaction of SQLite writes all pages that it has
@@ -169,14 +143,33 @@ impl Store {
                 let shares = postgres.shares();
                 for rows in rows.chunks(at_most) {
                     let rows = serde_json::to_string(rows).expect("a row is written as JSON");
-                    let insert = async {
-                        let mut taken = shares.of(DbShare::AuditChanges).take().await?;
-                        sqlx::query(INSERT_POSTGRES).bind(rows).execute(&mut *taken).await
-                    };
-                    self.run(DbOperation::Insert, INSERT_POSTGRES, postgres.while_up(insert))
-                        .await?;
+                    self.insert_batch(postgres, &shares, &rows).await?;
                 }
                 Ok(())
+            }
+        }
+    }
+
+    async fn insert_batch(
+        &self,
+        postgres: &Postgres,
+        shares: &Shares<sqlx::Postgres>,
+        rows: &str,
+    ) -> Result<(), StoreError> {
+        loop {
+            let uid = self.uid();
+            let sql = format!(
+                "INSERT INTO user_actions ({uid}, {COLUMNS}) SELECT id, {COLUMNS} FROM {BATCH} \
+                 ON CONFLICT ({uid}) DO NOTHING"
+            );
+            let insert = async {
+                let mut taken = shares.of(DbShare::AuditChanges).take().await?;
+                sqlx::query(AssertSqlSafe(&*sql)).bind(rows).execute(&mut *taken).await
+            };
+            let result =
+                self.run(DbOperation::Insert, &sql, postgres.while_up(insert)).await.map(drop);
+            if !self.is_numbered_since(&result).await {
+                return result;
             }
         }
     }
@@ -187,34 +180,43 @@ impl Store {
         filter: &ActionFilter,
         page: &ActionPage,
         take: i64,
-    ) -> Result<Vec<Action>, StoreError> {
+    ) -> Result<Vec<Recorded>, StoreError> {
         let (skip, place) = match page {
             ActionPage::Offset(skip) => (*skip, None),
             ActionPage::After(place) => (0, Some(place)),
         };
-        let head = self.either(SELECT_SQLITE, SELECT_POSTGRES);
-        let sql = self.matching(filter, place.is_some(), head, NEWEST_FIRST);
-        let rows: Vec<Row> = statement!(
-            self,
-            AuditReads,
-            Select,
-            query_as(
-                sql,
-                &filter.user_id,
-                &filter.username,
-                &filter.action_type,
-                &filter.resource,
-                &filter.outcome,
-                filter.since.as_ref().map(Since::as_str),
-                filter.until.as_ref().map(Until::as_str),
-                take,
-                skip,
-                place.map(|place| &*place.timestamp),
-                place.map(|place| place.key.to_string())
-            ),
-            fetch_all
-        )?;
-        rows.into_iter().map(action).collect()
+        let rows: Vec<Row> = loop {
+            // The columns, not what is selected under their names.
+            let newest_first = format!(
+                " ORDER BY user_actions.timestamp DESC, user_actions.{} DESC LIMIT $8 OFFSET $9",
+                self.uid()
+            );
+            let sql = self.matching(filter, place.is_some(), &self.select(), &newest_first);
+            let rows = statement!(
+                self,
+                AuditReads,
+                Select,
+                query_as(
+                    sql,
+                    &filter.user_id,
+                    &filter.username,
+                    &filter.action_type,
+                    &filter.resource,
+                    &filter.outcome,
+                    filter.since.as_ref().map(Since::as_str),
+                    filter.until.as_ref().map(Until::as_str),
+                    take,
+                    skip,
+                    place.map(|place| &*place.timestamp),
+                    place.map(|place| place.uid.to_string())
+                ),
+                fetch_all
+            );
+            if !self.is_numbered_since(&rows).await {
+                break rows?;
+            }
+        };
+        rows.into_iter().map(recorded).collect()
     }
 
     /// How many actions match, `at_most` so many: no more are looked at.
@@ -246,54 +248,79 @@ impl Store {
         )
     }
 
-    /// One action.
-    pub(crate) async fn action(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
-        let head = self.either(SELECT_SQLITE, SELECT_POSTGRES);
-        let sql = with_conditions(head, &[(true, self.either("id = $1", "id = $1::uuid"))], "");
-        let row: Option<Row> =
-            statement!(self, AuditReads, Select, query_as(sql, id.to_string()), fetch_optional)?;
-        row.map(action).transpose()
+    /// One action. By its `id` none is found until the trail's rows are numbered.
+    pub(crate) async fn action(&self, key: ActionKey) -> Result<Option<Recorded>, StoreError> {
+        let row: Option<Row> = loop {
+            let (number, uid) = match key {
+                ActionKey::Id(number) => (Some(number), None),
+                ActionKey::Uid(uid) => (None, Some(uid.to_string())),
+            };
+            let (by_number, by_uid) = self.either(
+                ("number = $1", "uid = $2"),
+                if self.is_numbered() {
+                    ("id = $1", "uid = $2::uuid")
+                } else {
+                    ("$1 < 0", "id = $2::uuid")
+                },
+            );
+            let conditions = [(number.is_some(), by_number), (uid.is_some(), by_uid)];
+            let sql = with_conditions(&self.select(), &conditions, "");
+            let row =
+                statement!(self, AuditReads, Select, query_as(sql, number, &uid), fetch_optional);
+            if !self.is_numbered_since(&row).await {
+                break row?;
+            }
+        };
+        row.map(recorded).transpose()
     }
 
     /// So many actions of a range after one that was seen, oldest first.
     pub(crate) async fn actions_after(
         &self,
-        seen: Option<&Action>,
+        seen: Option<&Recorded>,
         since: Option<&Since>,
         until: Option<&Until>,
         take: i64,
-    ) -> Result<Vec<Action>, StoreError> {
-        let (from, before, after) = self.either(
-            ("timestamp >= $1", "timestamp < $2", "(timestamp, id) > ($3, $4)"),
+    ) -> Result<Vec<Recorded>, StoreError> {
+        let (from, before, after_types) = self.either(
+            ("timestamp >= $1", "timestamp < $2", ("$3", "$4")),
             (
                 "timestamp >= $1::timestamptz",
                 "timestamp < $2::timestamptz",
-                "(timestamp, id) > ($3::timestamptz, $4::uuid)",
+                ("$3::timestamptz", "$4::uuid"),
             ),
         );
-        // What was seen is no earlier than the range: with both, the index could be entered at its start.
-        let conditions = [
-            (since.is_some() && seen.is_none(), from),
-            (until.is_some(), before),
-            (seen.is_some(), after),
-        ];
-        let sql =
-            with_conditions(self.either(SELECT_SQLITE, SELECT_POSTGRES), &conditions, OLDEST_FIRST);
-        let rows: Vec<Row> = statement!(
-            self,
-            AuditReads,
-            Select,
-            query_as(
-                sql,
-                since.map(Since::as_str),
-                until.map(Until::as_str),
-                seen.map(|seen| &*seen.timestamp),
-                seen.map(|seen| seen.id.to_string()),
-                take
-            ),
-            fetch_all
-        )?;
-        rows.into_iter().map(action).collect()
+        let rows: Vec<Row> = loop {
+            let (uid, (moment, last)) = (self.uid(), after_types);
+            let after = format!("(timestamp, {uid}) > ({moment}, {last})");
+            // What was seen is no earlier than the range: with both, the index could be entered at its start.
+            let conditions = [
+                (since.is_some() && seen.is_none(), from),
+                (until.is_some(), before),
+                (seen.is_some(), &*after),
+            ];
+            let oldest_first =
+                format!(" ORDER BY user_actions.timestamp, user_actions.{uid} LIMIT $5");
+            let sql = with_conditions(&self.select(), &conditions, &oldest_first);
+            let rows = statement!(
+                self,
+                AuditReads,
+                Select,
+                query_as(
+                    sql,
+                    since.map(Since::as_str),
+                    until.map(Until::as_str),
+                    seen.map(|seen| &*seen.action.timestamp),
+                    seen.map(|seen| seen.action.uid.to_string()),
+                    take
+                ),
+                fetch_all
+            );
+            if !self.is_numbered_since(&rows).await {
+                break rows?;
+            }
+        };
+        rows.into_iter().map(recorded).collect()
     }
 
     /// Removes the oldest actions from before a time, `at_most` so many; returns how many.
@@ -302,9 +329,10 @@ impl Store {
         before: Timestamp,
         at_most: i64,
     ) -> Result<usize, StoreError> {
-        // An array: Postgres may join the table with a subquery, and read all of it for that.
+        // An array: Postgres may join the table with a subquery, and read all of it for that. Both columns are
+        // the key of their table, whatever its layout.
         let sql = self.either(
-            "DELETE FROM user_actions WHERE id IN (SELECT id FROM user_actions \
+            "DELETE FROM user_actions WHERE number IN (SELECT number FROM user_actions \
              WHERE timestamp < $1 ORDER BY timestamp LIMIT $2) RETURNING 1",
             "DELETE FROM user_actions WHERE id = ANY (ARRAY(SELECT id FROM user_actions \
              WHERE timestamp < $1::timestamptz ORDER BY timestamp LIMIT $2)) RETURNING 1",
@@ -313,6 +341,41 @@ impl Store {
         let gone: Vec<i32> =
             statement!(self, AuditChanges, Delete, query_scalar(sql, &before, at_most), fetch_all)?;
         Ok(gone.len())
+    }
+
+    /// Whether `id` is the integer key. SQLite's tables are never found otherwise.
+    fn is_numbered(&self) -> bool {
+        match &self.database {
+            Database::Sqlite(_) => true,
+            Database::Postgres(postgres) => postgres.is_numbered(),
+        }
+    }
+
+    /// The column of the UUID.
+    fn uid(&self) -> &'static str {
+        if self.is_numbered() { "uid" } else { "id" }
+    }
+
+    /// Selects a [`Row`].
+    fn select(&self) -> String {
+        let keys = match (&self.database, self.is_numbered()) {
+            (Database::Sqlite(_), _) => return SELECT_SQLITE.to_owned(),
+            (Database::Postgres(_), true) => "id, uid::text",
+            // The second cast fails as soon as `id` is the integer.
+            (Database::Postgres(_), false) => "NULL::bigint, id::uuid::text",
+        };
+        format!("SELECT {keys}, {SELECTED_POSTGRES}")
+    }
+
+    /// Whether a statement failed because the trail's rows have been numbered since its text was made: then it
+    /// is to be run once more.
+    async fn is_numbered_since<T>(&self, result: &Result<T, StoreError>) -> bool {
+        match (&self.database, result) {
+            (Database::Postgres(postgres), Err(StoreError::Other(error))) => {
+                postgres.is_numbered_since(error).await
+            }
+            _ => false,
+        }
     }
 
     /// A statement with the conditions of a filter as `$1` to `$7`, and the place after which a page begins
@@ -324,10 +387,8 @@ impl Store {
         head: &str,
         tail: &str,
     ) -> AssertSqlSafe<String> {
-        let after = self.either(
-            "(timestamp, id) < ($10, $11)",
-            "(timestamp, id) < ($10::timestamptz, $11::uuid)",
-        );
+        let place = self.either("($10, $11)", "($10::timestamptz, $11::uuid)");
+        let after = format!("(timestamp, {}) < {place}", self.uid());
         let (since, until) = self.either(
             ("timestamp >= $6", "timestamp < $7"),
             ("timestamp >= $6::timestamptz", "timestamp < $7::timestamptz"),
@@ -340,7 +401,7 @@ impl Store {
             (filter.outcome.is_some(), "outcome = $5"),
             (filter.since.is_some(), since),
             (filter.until.is_some(), until),
-            (after_place, after),
+            (after_place, &*after),
         ];
         with_conditions(head, &conditions, tail)
     }
@@ -363,7 +424,7 @@ async fn bound(
             let roles = serde_json::to_string(&row.user_roles).expect("texts are written as JSON");
             let data = row.request_data.filter(|data| data.get() != "null");
             insert
-                .bind(row.id.to_string())
+                .bind(row.uid.to_string())
                 .bind(row.timestamp)
                 .bind(row.user_id)
                 .bind(row.username)
@@ -382,34 +443,6 @@ async fn bound(
         insert.execute(&mut *transaction).await?;
     }
     transaction.commit().await
-}
-
-/// Reads a row; one that cannot be read was written by somebody else.
-fn action(row: Row) -> Result<Action, StoreError> {
-    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
-        StoreError::Other(sqlx::Error::Decode(error))
-    };
-    Ok(Action {
-        id: row.0.parse().map_err(|error: uuid::Error| unreadable(error.into()))?,
-        timestamp: row.1.into(),
-        user_id: row.2.map(Arc::from),
-        username: row.3.map(Arc::from),
-        user_roles: serde_json::from_str(&row.4).map_err(|error| unreadable(error.into()))?,
-        action_type: row.5.into(),
-        resource: row.6.into(),
-        outcome: row.7.into(),
-        ip_address: row.8.map(Arc::from),
-        user_agent: row.9.map(Arc::from),
-        request_id: row.10.map(Arc::from),
-        request_data: row
-            .11
-            .map(RawValue::from_string)
-            .transpose()
-            .map_err(|error| unreadable(error.into()))?,
-        response_status: row.12,
-        error_message: row.13.map(Arc::from),
-        duration_ms: row.14,
-    })
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 mod actions;
 mod authors;
 mod moment;
+mod numbering;
 mod postgres;
 mod probe;
 mod schema;
@@ -25,13 +26,14 @@ use sqlx::{
     postgres::PgDatabaseError,
 };
 
-pub use actions::Action;
-pub(crate) use actions::{ActionFilter, ActionPage, Place};
+pub use actions::{Action, Recorded};
+pub(crate) use actions::{ActionFilter, ActionKey, ActionPage, Place};
 pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};
+pub use numbering::Progress;
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
-pub use schema::{Schema, SchemaError};
+pub use schema::{Part, Schema, SchemaError};
 use shares::Shares;
 use sqlite::Sqlite;
 
@@ -116,14 +118,19 @@ pub enum OpenError {
 }
 
 /// Brings the schema of a database up to date, whatever `DB_AUTO_MIGRATE` is; returns how it was.
-pub async fn migrate(config: &StoreConfig) -> Result<Schema, OpenError> {
+///
+/// A long audit trail takes minutes; `tell` hears how far it is.
+pub async fn migrate(
+    config: &StoreConfig,
+    tell: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Schema, OpenError> {
     match &config.place {
         DatabasePlace::Sqlite(file) => {
             let (writer, schema) = sqlite::prepare(file, true).await?;
             writer.close().await;
             Ok(schema)
         }
-        DatabasePlace::Postgres(url) => Ok(postgres::prepare(url, config, true).await?.2),
+        DatabasePlace::Postgres(url) => postgres::migrate(url, config, tell).await,
     }
 }
 
@@ -204,12 +211,13 @@ impl Store {
                 (Database::Sqlite(sqlite), schema)
             }
             DatabasePlace::Postgres(url) => {
-                let (postgres, schema) = Postgres::open(url, config).await?;
+                let (postgres, schema) =
+                    Postgres::open(url, config, metrics.unnumbered_rows.clone()).await?;
                 (Database::Postgres(postgres), schema)
             }
         };
         if schema.is_newer() {
-            let Schema { has, needs, .. } = &schema;
+            let (has, needs) = (schema.has(), schema.needs());
             tracing::warn!(has, needs, "the schema is that of a newer program");
         }
         let store =

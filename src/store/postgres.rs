@@ -18,9 +18,9 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use prometheus::IntGauge;
 use sqlx::{
-    ConnectOptions, Connection, PgConnection, PgPool,
-    migrate::Migrator,
+    ConnectOptions, Connection, Executor as _, PgConnection, PgPool,
     postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
 };
 use tokio::{
@@ -30,8 +30,9 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    OpenError,
-    schema::{self, RUN, Run, Schema},
+    OpenError, Progress,
+    numbering::{self, LOCK_TIMEOUT, State},
+    schema::{self, History, Runs, Schema, TABLES},
     shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{
@@ -58,19 +59,31 @@ pub(super) struct Postgres {
     up: watch::Receiver<bool>,
     /// Time for a change, from its wait for a connection to the answer; none where a statement has no limit.
     longest: Option<Duration>,
-    _watcher: AbortOnDropHandle<()>,
+    /// Whether the audit trail has its integer key.
+    numbered: Arc<AtomicBool>,
+    _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
 impl Postgres {
-    /// Waits for the server, settles its schema, and begins to watch.
+    /// Waits for the server, settles its schema, and begins to watch. A long audit trail is numbered in the
+    /// background; `unnumbered` shows how many rows are left.
     pub(super) async fn open(
         url: &PostgresUrl,
         config: &StoreConfig,
+        unnumbered: IntGauge,
     ) -> Result<(Self, Schema), OpenError> {
-        let (options, first, schema) = prepare(url, config, config.auto_migrate).await?;
+        let Prepared { options, connection, schema, numbered } = prepare(url, config).await?;
         let pooled = Pooled::new(&options, config);
         let shares = Arc::new(ArcSwap::from_pointee(pooled.shares()));
         let (told, up) = watch::channel(true);
+        let is_numbered = Arc::new(AtomicBool::new(numbered));
+        let mut tasks = Vec::new();
+        if !numbered && config.auto_migrate {
+            let (options, patience) = (options.clone(), config.connect_timeout);
+            let numbered = Arc::clone(&is_numbered);
+            let task = numbering::in_background(options, patience, numbered, unnumbered);
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
+        }
         let watcher = Watcher {
             options,
             connect_timeout: config.connect_timeout,
@@ -78,10 +91,32 @@ impl Postgres {
             shares: Arc::clone(&shares),
             up: told,
         };
-        let watching = AbortOnDropHandle::new(tokio::spawn(watcher.run(first)));
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(watcher.run(connection))));
         let limit = config.statement_timeout;
         let longest = (!limit.is_zero()).then(|| config.connect_timeout + limit + LATEST);
-        Ok((Self { shares, up, longest, _watcher: watching }, schema))
+        Ok((Self { shares, up, longest, numbered: is_numbered, _tasks: tasks }, schema))
+    }
+
+    /// Whether the audit trail has its integer key, as far as this node knows.
+    pub(super) fn is_numbered(&self) -> bool {
+        self.numbered.load(Ordering::Relaxed)
+    }
+
+    /// Whether a statement failed because the audit trail has got its integer key without this node's knowledge.
+    pub(super) async fn is_numbered_since(&self, error: &sqlx::Error) -> bool {
+        let code = error.as_database_error().and_then(|cause| cause.code());
+        // Columns and types that do not fit.
+        if self.is_numbered() || !code.is_some_and(|code| code.starts_with("42")) {
+            return false;
+        }
+        let shares = self.shares();
+        let look = self
+            .while_up(async { numbering::state(&mut *shares.audit_changes.take().await?).await });
+        let is_done = matches!(look.await, Ok(State::Done));
+        if is_done {
+            self.numbered.store(true, Ordering::Relaxed);
+        }
+        is_done
     }
 
     pub(super) fn shares(&self) -> Arc<Shares<sqlx::Postgres>> {
@@ -213,24 +248,74 @@ impl Watcher {
     }
 }
 
-/// Waits for the server, and settles its schema.
-pub(super) async fn prepare(
-    url: &PostgresUrl,
-    config: &StoreConfig,
-    migrate: bool,
-) -> Result<(PgConnectOptions, PgConnection, Schema), OpenError> {
-    let options = options(url)?;
-    let mut connection = until_reached(&options, url, config).await?;
-    let run = migrations_run(&mut connection).await?;
-    let schema = schema::settle(&mut connection, &run, &migrator(), migrate).await?;
-    Ok((options, connection, schema))
+/// A server with a schema that this program can work with.
+struct Prepared {
+    options: PgConnectOptions,
+    connection: PgConnection,
+    schema: Schema,
+    /// Whether the audit trail has its integer key.
+    numbered: bool,
 }
 
-/// The migrations that were run; none in a database without their table.
-pub(super) async fn migrations_run(connection: &mut PgConnection) -> sqlx::Result<Vec<Run>> {
-    let table = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
-    let is_there: bool = sqlx::query_scalar(table).fetch_one(&mut *connection).await?;
-    if is_there { sqlx::query_as(RUN).fetch_all(connection).await } else { Ok(Vec::new()) }
+/// Waits for the server, and settles its schema. What would take long is left for later: until then, the audit
+/// trail is used as the previous release made it.
+async fn prepare(url: &PostgresUrl, config: &StoreConfig) -> Result<Prepared, OpenError> {
+    let options = options(url)?;
+    let mut connection = until_reached(&options, url, config).await?;
+    let state = numbering::state(&mut connection).await?;
+    let mut numbered = match state {
+        State::Done | State::Short => true,
+        // One that was not to be changed is refused.
+        State::Long => !config.auto_migrate,
+        State::Begun => false,
+    };
+    if state == State::Short {
+        connection.execute(LOCK_TIMEOUT).await?;
+    }
+    let mut settled = settle(&mut connection, config, numbered).await;
+    if settled.as_ref().is_err_and(numbering::is_locked) {
+        // Others use the table. This connection has sqlx's lock.
+        connection = connect(&options, config.connect_timeout).await?;
+        numbered = false;
+        settled = settle(&mut connection, config, numbered).await;
+    }
+    connection.execute("RESET lock_timeout").await?;
+    Ok(Prepared { options, connection, schema: settled?, numbered })
+}
+
+async fn settle(
+    connection: &mut PgConnection,
+    config: &StoreConfig,
+    numbered: bool,
+) -> Result<Schema, OpenError> {
+    let runs = migrations_run(connection).await?;
+    schema::settle(connection, &runs, &histories(numbered), config.auto_migrate).await
+}
+
+/// Brings the schema up to date, however long that takes; returns how it was.
+pub(super) async fn migrate(
+    url: &PostgresUrl,
+    config: &StoreConfig,
+    tell: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Schema, OpenError> {
+    let options = options(url)?;
+    until_reached(&options, url, config).await?.close().await?;
+    numbering::migrate(&options, config.connect_timeout, tell).await
+}
+
+/// The migrations that were run; none of a table that is not there.
+pub(super) async fn migrations_run(connection: &mut PgConnection) -> sqlx::Result<Runs> {
+    let mut runs = Runs::new();
+    for table in TABLES {
+        let found = "SELECT to_regclass($1) IS NOT NULL";
+        let is_there: bool =
+            sqlx::query_scalar(found).bind(table).fetch_one(&mut *connection).await?;
+        if is_there {
+            let run = sqlx::query_as(schema::select_run(table));
+            runs.insert(table, run.fetch_all(&mut *connection).await?);
+        }
+    }
+    Ok(runs)
 }
 
 /// The connections that a URL means; the password may come from `PGPASSWORD` or a `.pgpass` file.
@@ -328,9 +413,15 @@ pub(super) fn kind_of(code: &str) -> DbErrorKind {
     }
 }
 
-pub(super) fn migrator() -> Migrator {
-    schema::migrator(&[
-        (1, "author", include_str!("../../migrations/postgres/0001_author.sql")),
-        (2, "user actions", include_str!("../../migrations/postgres/0002_user_actions.sql")),
-    ])
+/// The migrations of this program, or without that which gives the audit trail its integer key.
+pub(super) fn histories(numbered: bool) -> [History; 2] {
+    let mut server = vec![
+        (1, "user actions", include_str!("../../migrations/server/postgres/0001_user_actions.sql")),
+        (2, "integer key", include_str!("../../migrations/server/postgres/0002_integer_key.sql")),
+    ];
+    if !numbered {
+        server.pop();
+    }
+    let authors = include_str!("../../migrations/authors/postgres/0001_author.sql");
+    [History::server(&server), History::authors(&[(1, "author", authors)])]
 }

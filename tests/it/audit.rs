@@ -57,7 +57,7 @@ async fn a_change_over_websocket_is_a_row_with_all_that_is_known(database: Datab
     assert!(took > 0.0 && took < 10_000.0, "{took}");
     let at: jiff::Timestamp = row["timestamp"].as_str().unwrap().parse().unwrap();
     assert!(before <= at && at <= jiff::Timestamp::now(), "{at}");
-    let id: uuid::Uuid = row["id"].as_str().unwrap().parse().unwrap();
+    let id: uuid::Uuid = row["uid"].as_str().unwrap().parse().unwrap();
     assert_eq!(id.get_version_num(), 7);
     for series in [
         "audit_logs_total{outcome=\"success\"}",
@@ -211,7 +211,7 @@ async fn rows_that_are_too_old_are_deleted(database: Database) {
     place.server(&[]).await.stop().await.unwrap();
     let days_ago = |days: i64, count| {
         let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
-        let row = move |_| json!({ "id": uuid::Uuid::new_v4(), "timestamp": format!("{at:.6}") });
+        let row = move |_| json!({ "uid": uuid::Uuid::new_v4(), "timestamp": format!("{at:.6}") });
         (0..count).map(row).collect::<Vec<_>>()
     };
     // More than go with one statement.

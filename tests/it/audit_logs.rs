@@ -36,7 +36,8 @@ async fn an_item_has_all_columns_under_their_names(database: Database) {
     let place = database.place().await;
     let server = place.server(&[QUIET]).await;
     let full = json!({
-        "id": "019aaa00-0000-7000-8000-000000000001",
+        "id": 2,
+        "uid": "019aaa00-0000-7000-8000-000000000001",
         "timestamp": "2026-11-22T10:00:00.123456Z",
         "user_id": "7a1f",
         "username": "Zoë \"Z\" 🖋",
@@ -55,7 +56,8 @@ async fn an_item_has_all_columns_under_their_names(database: Database) {
     let mut bare = full.clone();
     for (name, value) in bare.as_object_mut().unwrap() {
         match name.as_str() {
-            "id" => *value = json!("019aaa00-0000-7000-8000-000000000000"),
+            "id" => *value = json!(1),
+            "uid" => *value = json!("019aaa00-0000-7000-8000-000000000000"),
             "timestamp" => *value = json!("2026-11-22T09:00:00.000000Z"),
             "user_roles" => *value = json!([]),
             "action_type" | "resource" | "outcome" => {}
@@ -70,12 +72,16 @@ async fn an_item_has_all_columns_under_their_names(database: Database) {
     assert_eq!(page["meta"], meta);
     assert_eq!(page.as_object().unwrap().len(), 2);
     for item in [full, bare] {
-        let id = item["id"].as_str().unwrap();
-        assert_eq!(get(&server, &format!("/audit-logs/{id}")).await, item);
-        assert_eq!(get(&server, &format!("/audit-logs/{}", id.to_uppercase())).await, item);
+        let uid = item["uid"].as_str().unwrap();
+        for key in [uid.to_owned(), uid.to_uppercase(), item["id"].to_string()] {
+            assert_eq!(get(&server, &format!("/audit-logs/{key}")).await, item);
+        }
     }
-    let other = "/audit-logs/019aaa00-0000-7000-8000-00000000000f";
-    refused(server.rest(Method::GET, other).send().await.unwrap(), 404, "not_found").await;
+    for other in ["019aaa00-0000-7000-8000-00000000000f", "3", "9223372036854775807"] {
+        let answer =
+            server.rest(Method::GET, &format!("/audit-logs/{other}")).send().await.unwrap();
+        refused(answer, 404, "not_found").await;
+    }
 }
 
 async fn each_filter_counts_alone_and_together_with_others(database: Database) {
@@ -177,7 +183,7 @@ async fn pages_are_newest_first_and_rows_of_one_moment_have_an_order(database: D
             let id = uuid::Uuid::from_u128(i);
             match i {
                 0..15 => json!({ "request_id": i.to_string() }),
-                _ => json!({ "request_id": i.to_string(), "id": id, "timestamp": "2026-11-23T00:00:00.000000Z" }),
+                _ => json!({ "request_id": i.to_string(), "uid": id, "timestamp": "2026-11-23T00:00:00.000000Z" }),
             }
         })
         .collect();
@@ -230,8 +236,12 @@ async fn bad_input_is_422_and_says_what_is_allowed(database: Database) {
         ("/audit-logs/user/%00", "user_id", "NUL"),
         ("/audit-logs/user/%FF", "user_id", "UTF-8"),
         ("/audit-logs/user/1?outcome=x", "outcome", "success"),
-        ("/audit-logs/1", "id", "UUID"),
-        ("/audit-logs/user", "id", "UUID"),
+        ("/audit-logs/0", "id", "whole number from 1"),
+        ("/audit-logs/-1", "id", "whole number from 1"),
+        ("/audit-logs/+1", "id", "whole number from 1"),
+        ("/audit-logs/1.0", "id", "whole number from 1"),
+        ("/audit-logs/9223372036854775808", "id", "whole number from 1"),
+        ("/audit-logs/user", "id", "uid is a UUID"),
         ("/audit-logs/%FF", "id", "UTF-8"),
     ] {
         let answer = server.rest(Method::GET, url).send().await.unwrap();

@@ -60,7 +60,7 @@ async fn rows_of_any_content_come_out_whole(database: Database) {
     let rows: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(rows.len(), odd.len());
     for (row, odd) in rows.iter().zip(&odd) {
-        assert_eq!(row.as_object().unwrap().len(), 15);
+        assert_eq!(row.as_object().unwrap().len(), 16);
         for (name, value) in odd.as_object().unwrap() {
             assert_eq!(&row[name], value, "{name}");
         }
@@ -70,7 +70,7 @@ async fn rows_of_any_content_come_out_whole(database: Database) {
     let text = exported(&place, &["--format", "csv"]);
     let mut csv = csv::Reader::from_reader(text.as_bytes());
     let head: Vec<String> = csv.headers().unwrap().iter().map(str::to_owned).collect();
-    assert_eq!(head, switchboard::store::Action::COLUMNS);
+    assert_eq!(head, switchboard::store::Recorded::COLUMNS);
     let records: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
     assert_eq!(records.len(), odd.len());
     for (record, row) in records.iter().zip(&rows) {
@@ -161,7 +161,10 @@ async fn an_old_schema_is_named_and_nothing_is_migrated(database: Database) {
     fs::write(&file, "before").unwrap();
     let ran = export(&place, &["--output", file.to_str().unwrap()]);
     assert_eq!((ran.code, &*ran.stdout), (Some(1), ""), "{ran:?}");
-    assert!(ran.stderr.contains("schema version 0") && ran.stderr.contains("switchboard migrate"));
+    assert!(
+        ran.stderr.contains("schema versions server 0, authors 0")
+            && ran.stderr.contains("switchboard migrate")
+    );
     assert_eq!(fs::read_to_string(&file).unwrap(), "before");
     assert!(!place.data.path().join("switchboard.db").exists());
 }

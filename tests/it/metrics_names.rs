@@ -224,6 +224,7 @@ const AT_ZERO: &[Family] = &[
     ("audit_queue_size", "gauge", NONE),
     ("audit_queue_bytes", "gauge", NONE),
     ("audit_requests_refused_total", "counter", NONE),
+    ("audit_unnumbered_rows", "gauge", NONE),
     (
         "audit_logs_total",
         "counter",

@@ -2,7 +2,7 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::{Action, Store, StoreError, statement};
+use super::{Action, BATCH, Store, StoreError, statement};
 
 /// What an erasure may change of a row. What it did, when, and with what outcome stays.
 const SQLITE: &str = "UPDATE user_actions SET user_id = fresh.value ->> 'user_id', \
@@ -10,21 +10,26 @@ const SQLITE: &str = "UPDATE user_actions SET user_id = fresh.value ->> 'user_id
     ip_address = fresh.value ->> 'ip_address', user_agent = fresh.value ->> 'user_agent', \
     request_id = fresh.value ->> 'request_id', request_data = fresh.value ->> 'request_data', \
     error_message = fresh.value ->> 'error_message' \
-    FROM json_each($1) AS fresh WHERE user_actions.id = fresh.value ->> 'id' RETURNING 1";
-const POSTGRES: &str = "UPDATE user_actions SET user_id = fresh.user_id, \
-    username = fresh.username, resource = fresh.resource, ip_address = fresh.ip_address, \
-    user_agent = fresh.user_agent, request_id = fresh.request_id, request_data = fresh.request_data, \
-    error_message = fresh.error_message \
-    FROM json_populate_recordset(NULL::user_actions, $1::json) AS fresh \
-    WHERE user_actions.id = fresh.id RETURNING 1";
+    FROM json_each($1) AS fresh WHERE user_actions.uid = fresh.value ->> 'id' RETURNING 1";
+const POSTGRES: &str = "UPDATE user_actions SET user_id = batch.user_id, \
+    username = batch.username, resource = batch.resource, ip_address = batch.ip_address, \
+    user_agent = batch.user_agent, request_id = batch.request_id, request_data = batch.request_data, \
+    error_message = batch.error_message";
 
 impl Store {
     /// Writes rows anew that are there, in one statement; returns how many.
     pub(crate) async fn rewrite_actions(&self, rows: &[Action]) -> Result<usize, StoreError> {
         let rows = serde_json::to_string(rows).expect("a row is written as JSON");
-        let sql = AssertSqlSafe(self.either(SQLITE, POSTGRES));
-        let done: Vec<i32> =
-            statement!(self, AuditChanges, Update, query_scalar(sql, &rows), fetch_all)?;
+        let done: Vec<i32> = loop {
+            let uid = self.uid();
+            let postgres =
+                format!("{POSTGRES} FROM {BATCH} WHERE user_actions.{uid} = batch.id RETURNING 1");
+            let sql = AssertSqlSafe(self.either(SQLITE.to_owned(), postgres));
+            let done = statement!(self, AuditChanges, Update, query_scalar(sql, &rows), fetch_all);
+            if !self.is_numbered_since(&done).await {
+                break done?;
+            }
+        };
         Ok(done.len())
     }
 }

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::Action;
+use super::Recorded;
 
 /// A part of the actions that match, newest first.
 #[derive(Debug, Clone)]
@@ -15,26 +15,23 @@ pub(crate) enum ActionPage {
     After(Place),
 }
 
-/// The place of an action in the trail: rows are ordered by time, and those of one moment by their key.
+/// The place of an action in the trail: rows are ordered by time, and those of one moment by their `uid`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
 pub(crate) struct Place {
     pub(super) timestamp: String,
-    pub(super) key: Key,
+    pub(super) uid: Uuid,
 }
 
-/// What decides between actions of one moment.
-pub(super) type Key = Uuid;
-
 impl Place {
-    pub(crate) fn of(action: &Action) -> Self {
-        Self { timestamp: action.timestamp.to_string(), key: action.id }
+    pub(crate) fn of(Recorded { action, .. }: &Recorded) -> Self {
+        Self { timestamp: action.timestamp.to_string(), uid: action.uid }
     }
 }
 
 impl std::fmt::Display for Place {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}", self.timestamp, self.key)
+        write!(f, "{} {}", self.timestamp, self.uid)
     }
 }
 
@@ -43,13 +40,13 @@ impl TryFrom<String> for Place {
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let read = || {
-            let (timestamp, key) = text.split_once(' ')?;
+            let (timestamp, uid) = text.split_once(' ')?;
             let at: Timestamp = timestamp.parse().ok()?;
             // As it is written here, and no other way: SQLite compares texts.
             let is_ours = format!("{at:.6}") == timestamp;
-            is_ours.then_some(Self { timestamp: timestamp.to_owned(), key: key.parse().ok()? })
+            is_ours.then_some(Self { timestamp: timestamp.to_owned(), uid: uid.parse().ok()? })
         };
-        read().ok_or("a place is a time and a key")
+        read().ok_or("a place is a time and a uid")
     }
 }
 
@@ -59,15 +56,15 @@ mod tests {
 
     #[test]
     fn a_place_is_read_as_it_was_written_and_in_no_other_form() {
-        let place = Place { timestamp: "2026-11-22T10:00:00.000001Z".into(), key: Uuid::nil() };
+        let place = Place { timestamp: "2026-11-22T10:00:00.000001Z".into(), uid: Uuid::nil() };
         assert_eq!(Place::try_from(place.to_string()), Ok(place));
-        let key = Uuid::nil();
+        let uid = Uuid::nil();
         for text in [
             String::new(),
             "2026-11-22T10:00:00.000001Z".into(),
-            format!("2026-11-22T10:00:00Z {key}"),
-            format!("2026-11-22T11:00:00.000001+01:00 {key}"),
-            format!("' OR 1=1 -- {key}"),
+            format!("2026-11-22T10:00:00Z {uid}"),
+            format!("2026-11-22T11:00:00.000001+01:00 {uid}"),
+            format!("' OR 1=1 -- {uid}"),
             "2026-11-22T10:00:00.000001Z x".into(),
         ] {
             assert!(Place::try_from(text.clone()).is_err(), "{text}");

@@ -13,7 +13,7 @@ async fn store(folder: &TempDir) -> Store {
 
 fn row(i: u128, timestamp: &str) -> Action {
     Action {
-        id: Uuid::from_u128(i),
+        uid: Uuid::from_u128(i),
         timestamp: timestamp.into(),
         user_id: Some("7a1f".into()),
         username: None,
@@ -35,6 +35,10 @@ fn text(action: &Action) -> String {
     serde_json::to_string(action).unwrap()
 }
 
+fn recorded(recorded: &Recorded) -> String {
+    text(&recorded.action)
+}
+
 #[tokio::test]
 async fn a_batch_that_is_written_twice_is_there_once_and_as_it_was() {
     let folder = TempDir::new().unwrap();
@@ -49,7 +53,7 @@ async fn a_batch_that_is_written_twice_is_there_once_and_as_it_was() {
     store.insert_actions(Vec::new(), 2).await.unwrap();
     let seen = store.actions_after(None, None, None, 10).await.unwrap();
     assert_eq!(
-        seen.iter().map(text).collect::<Vec<_>>(),
+        seen.iter().map(recorded).collect::<Vec<_>>(),
         rows.iter().map(text).collect::<Vec<_>>()
     );
 }
@@ -64,12 +68,21 @@ async fn only_rows_from_before_a_time_are_removed_the_oldest_first_and_so_many()
     let before = "2026-11-27T00:00:00Z".parse().unwrap();
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 4);
     let left = store.actions_after(None, None, None, 10).await.unwrap();
-    assert_eq!(text(&left[0]), text(&rows[4]));
+    assert_eq!(recorded(&left[0]), text(&rows[4]));
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 3);
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 0);
     let left = store.actions_after(None, None, None, 10).await.unwrap();
     assert_eq!(
-        left.iter().map(text).collect::<Vec<_>>(),
+        left.iter().map(recorded).collect::<Vec<_>>(),
         rows[7..].iter().map(text).collect::<Vec<_>>()
     );
+}
+
+#[test]
+fn rows_in_the_spool_are_those_of_the_previous_release() {
+    // As that release wrote it.
+    let line = r#"{"id":"019aaa3c-5d5e-7c9b-8a52-6f0d5c1b2a10","timestamp":"2026-11-22T10:00:00.123456Z","user_id":null,"username":"ann","user_roles":["admin"],"action_type":"POST","resource":"/authors","outcome":"success","ip_address":"::1","user_agent":null,"request_id":"x","request_data":{"name":"Ann"},"response_status":201,"error_message":null,"duration_ms":1.5}"#;
+    let action: Action = serde_json::from_str(line).unwrap();
+    assert_eq!(action.uid.to_string(), "019aaa3c-5d5e-7c9b-8a52-6f0d5c1b2a10");
+    assert_eq!(text(&action), line);
 }

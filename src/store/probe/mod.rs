@@ -17,8 +17,8 @@ const WAIT: Duration = Duration::from_secs(2);
 pub(crate) enum Probe {
     /// There is no file yet; it can be made.
     Absent,
-    /// It can be written.
-    Ready(Schema),
+    /// It can be written. While its audit trail is being numbered, with the rows that are left.
+    Ready(Schema, Option<i64>),
 }
 
 /// Why a database cannot be opened.

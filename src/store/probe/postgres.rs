@@ -8,7 +8,8 @@ use super::{Probe, ProbeError};
 use crate::{
     config::{PostgresUrl, StoreConfig},
     store::{
-        postgres::{connect, migrations_run, migrator, options},
+        numbering,
+        postgres::{connect, histories, migrations_run, options},
         schema::{Schema, compare},
     },
 };
@@ -27,10 +28,14 @@ pub(super) async fn probe(url: &PostgresUrl, config: &StoreConfig) -> Result<Pro
         })?;
     let looked = look(&mut connection, config.auto_migrate).await;
     drop(connection.close().await);
-    Ok(Probe::Ready(looked?))
+    let (schema, unnumbered) = looked?;
+    Ok(Probe::Ready(schema, unnumbered))
 }
 
-async fn look(connection: &mut PgConnection, migrates: bool) -> Result<Schema, ProbeError> {
+async fn look(
+    connection: &mut PgConnection,
+    migrates: bool,
+) -> Result<(Schema, Option<i64>), ProbeError> {
     let state =
         "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')";
     let (encoding, read_only): (String, String) =
@@ -41,10 +46,11 @@ async fn look(connection: &mut PgConnection, migrates: bool) -> Result<Schema, P
     if read_only == "on" {
         return Err(ProbeError::Standby);
     }
-    let run = migrations_run(connection).await.map_err(ProbeError::Database)?;
-    let schema = compare(&run, &migrator())?;
+    let runs = migrations_run(connection).await.map_err(ProbeError::Database)?;
+    let schema = compare(&runs, &histories(true))?;
     may_write(connection, &schema, migrates).await?;
-    Ok(schema)
+    let unnumbered = numbering::left(connection).await.map_err(ProbeError::Database)?;
+    Ok((schema, unnumbered))
 }
 
 /// Whether the user may do what `serve` does; a statement that tried would change something.
@@ -59,10 +65,10 @@ async fn may_write(
         FROM unnest(ARRAY['author', 'user_actions']) AS name,
              unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed";
     let mut needed = Vec::new();
-    if migrates && !schema.pending.is_empty() {
+    if migrates && schema.is_old() {
         needed.push((create, "the right to create tables, which migrations do"));
     }
-    if schema.has > 0 {
+    if schema.0.iter().any(|part| part.has > 0) {
         needed.push((change, "the right to read and change the tables author and user_actions"));
     }
     for (asked, missing) in needed {

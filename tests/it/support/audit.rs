@@ -9,7 +9,7 @@ use switchboard::config::DatabasePlace;
 use super::TestServer;
 
 /// One row a line of JSON, oldest first.
-const SQLITE: &str = "SELECT json_object('id', id, 'timestamp', timestamp, 'user_id', user_id, \
+const SQLITE: &str = "SELECT json_object('id', id, 'uid', uid, 'timestamp', timestamp, 'user_id', user_id, \
     'username', username, 'user_roles', json(user_roles), 'action_type', action_type, \
     'resource', resource, 'outcome', outcome, 'ip_address', ip_address, 'user_agent', user_agent, \
     'request_id', request_id, 'request_data', json(request_data), \

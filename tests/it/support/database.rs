@@ -77,21 +77,37 @@ impl Place {
         rows.iter().map(|row| row.try_get(column(row)).unwrap_or_default()).collect()
     }
 
+    /// Whether the audit trail has its integer key.
+    pub(crate) async fn is_numbered(&self) -> bool {
+        let sql = if self.is_postgres() {
+            "SELECT attname::text FROM pg_attribute
+             WHERE attrelid = 'user_actions'::regclass AND attname = 'uid'"
+        } else {
+            "SELECT name FROM pragma_table_info('user_actions') WHERE name = 'uid'"
+        };
+        !self.execute(sql).await.is_empty()
+    }
+
     /// Adds rows to the audit trail, as objects with the columns that matter; the others are made up.
     pub(crate) async fn audit(&self, rows: &[Value]) {
         let rows: Vec<Value> = rows.iter().enumerate().map(|(i, row)| filled(i, row)).collect();
         let rows = json!(rows).to_string();
-        let columns = ACTION.map(|(name, _)| name).join(", ");
+        let names = ACTION.map(|(name, _)| name).join(", ");
+        // In a table of the previous release, the UUID is called `id`.
+        let columns = if self.is_numbered().await { names } else { names.replacen("uid", "id", 1) };
+        let rows =
+            if columns.starts_with("uid") { rows } else { rows.replace("\"uid\":", "\"id\":") };
         if self.is_postgres() {
             let sql = format!(
                 "INSERT INTO user_actions ({columns})
-                 SELECT {columns} FROM json_populate_recordset(NULL::user_actions, $1::json)"
+                 SELECT {columns} FROM pg_catalog.json_populate_recordset(NULL::user_actions, $1::json)"
             );
             let mut connection = PgConnection::connect(&self.url).await.unwrap();
             sqlx::query(AssertSqlSafe(sql)).bind(rows).execute(&mut connection).await.unwrap();
             return;
         }
-        let values = ACTION.map(|(name, _)| format!("value ->> '{name}'")).join(", ");
+        let values = columns.split(", ").map(|name| format!("value ->> '{name}'"));
+        let values = values.collect::<Vec<_>>().join(", ");
         let sql =
             format!("INSERT INTO user_actions ({columns}) SELECT {values} FROM json_each($1)");
         let mut connection = SqliteConnection::connect(&self.url).await.unwrap();
@@ -101,7 +117,7 @@ impl Place {
 
 /// The columns of the audit trail, and what stands there unless a test says otherwise.
 const ACTION: [(&str, &str); 15] = [
-    ("id", ""),
+    ("uid", ""),
     ("timestamp", ""),
     ("user_id", r#""7a1f""#),
     ("username", r#""ann""#),
@@ -123,7 +139,7 @@ fn filled(i: usize, row: &Value) -> Value {
     let mut all = serde_json::Map::new();
     for (name, value) in ACTION {
         let value = match name {
-            "id" => json!(uuid::Uuid::from_u128(i as u128)),
+            "uid" => json!(uuid::Uuid::from_u128(i as u128)),
             "timestamp" => {
                 json!(format!(
                     "2026-11-22T{:02}:{:02}:{:02}.000000Z",
