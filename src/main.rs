@@ -24,7 +24,7 @@ use switchboard::{
     handlers::{self, roles},
     healthcheck, machine,
     server::{self, Listeners},
-    store::{self, Schema, Since, Until},
+    store::{self, Part, Since, Until},
     telemetry,
 };
 use tokio::signal::unix::{SignalKind, signal};
@@ -147,12 +147,15 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
 fn migrate(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let Schema { has, needs, pending } = runtime.block_on(store::migrate(&config.store))?;
-    if pending.is_empty() {
-        println!("nothing to do: the schema has version {has}, this program needs {needs}");
+    let schema = runtime.block_on(store::migrate(&config.store))?;
+    if !schema.is_old() {
+        let (has, needs) = (schema.has(), schema.needs());
+        println!("nothing to do: the schema versions are {has}, this program needs {needs}");
     }
-    for version in pending {
-        println!("migration {version} was run");
+    for Part { history, pending, .. } in schema.0 {
+        for version in pending {
+            println!("{history} migration {version} was run");
+        }
     }
     Ok(())
 }

@@ -29,13 +29,13 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
 
 /// Says of a database that can be written whether its schema will do.
 fn ready(place: &str, schema: &Schema, migrates: bool, report: &mut Report) {
-    let Schema { has, needs, pending } = schema;
-    let says = format!("{place} can be written, its schema version is {has}");
-    if !pending.is_empty() && !migrates {
-        let says = format!("{says}, {needs} is needed, and DB_AUTO_MIGRATE is false");
+    let (has, needs) = (schema.has(), schema.needs());
+    let says = format!("{place} can be written, its schema versions are {has}");
+    if schema.is_old() && !migrates {
+        let says = format!("{says}; {needs} are needed, and DB_AUTO_MIGRATE is false");
         report.fault("database", says, "run `switchboard migrate`");
-    } else if !pending.is_empty() {
-        report.ok("database", format!("{says} and will be {needs} at the next start"));
+    } else if schema.is_old() {
+        report.ok("database", format!("{says}, and will be {needs} at the next start"));
     } else if schema.is_newer() {
         let says = format!("{says}, newer than this program's {needs}");
         report.warning(
@@ -45,7 +45,7 @@ fn ready(place: &str, schema: &Schema, migrates: bool, report: &mut Report) {
              else start the newer Switchboard that migrated it",
         );
     } else {
-        report.ok("database", format!("{says}, which is the newest"));
+        report.ok("database", format!("{says}, which are the newest"));
     }
 }
 

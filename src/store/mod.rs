@@ -31,7 +31,7 @@ pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
-pub use schema::{Schema, SchemaError};
+pub use schema::{Part, Schema, SchemaError};
 use shares::Shares;
 use sqlite::Sqlite;
 
@@ -184,7 +184,7 @@ impl Store {
             }
         };
         if schema.is_newer() {
-            let Schema { has, needs, .. } = schema;
+            let (has, needs) = (schema.has(), schema.needs());
             tracing::warn!(has, needs, "the schema is that of a newer program");
         }
         let store = Self { database, metrics, slow_query: config.slow_query, traces };

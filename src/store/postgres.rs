@@ -15,7 +15,6 @@ use std::{
 use arc_swap::ArcSwap;
 use sqlx::{
     ConnectOptions, Connection, PgConnection, PgPool,
-    migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::{
@@ -26,7 +25,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     OpenError,
-    schema::{self, RUN, Run, Schema},
+    schema::{self, History, Runs, Schema, TABLES},
     shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{
@@ -189,16 +188,24 @@ pub(super) async fn prepare(
 ) -> Result<(PgConnectOptions, PgConnection, Schema), OpenError> {
     let options = options(url)?;
     let mut connection = until_reached(&options, url, config).await?;
-    let run = migrations_run(&mut connection).await?;
-    let schema = schema::settle(&mut connection, &run, &migrator(), migrate).await?;
+    let runs = migrations_run(&mut connection).await?;
+    let schema = schema::settle(&mut connection, &runs, &histories(), migrate).await?;
     Ok((options, connection, schema))
 }
 
-/// The migrations that were run; none in a database without their table.
-pub(super) async fn migrations_run(connection: &mut PgConnection) -> sqlx::Result<Vec<Run>> {
-    let table = "SELECT to_regclass('_sqlx_migrations') IS NOT NULL";
-    let is_there: bool = sqlx::query_scalar(table).fetch_one(&mut *connection).await?;
-    if is_there { sqlx::query_as(RUN).fetch_all(connection).await } else { Ok(Vec::new()) }
+/// The migrations that were run; none of a table that is not there.
+pub(super) async fn migrations_run(connection: &mut PgConnection) -> sqlx::Result<Runs> {
+    let mut runs = Runs::new();
+    for table in TABLES {
+        let found = "SELECT to_regclass($1) IS NOT NULL";
+        let is_there: bool =
+            sqlx::query_scalar(found).bind(table).fetch_one(&mut *connection).await?;
+        if is_there {
+            let run = sqlx::query_as(schema::select_run(table));
+            runs.insert(table, run.fetch_all(&mut *connection).await?);
+        }
+    }
+    Ok(runs)
 }
 
 /// The connections that a URL means; the password may come from `PGPASSWORD` or a `.pgpass` file.
@@ -276,9 +283,9 @@ pub(super) fn kind_of(code: &str) -> DbErrorKind {
     }
 }
 
-pub(super) fn migrator() -> Migrator {
-    schema::migrator(&[
-        (1, "author", include_str!("../../migrations/postgres/0001_author.sql")),
-        (2, "user actions", include_str!("../../migrations/postgres/0002_user_actions.sql")),
-    ])
+/// The migrations of this program.
+pub(super) fn histories() -> [History; 2] {
+    let server = include_str!("../../migrations/server/postgres/0001_user_actions.sql");
+    let authors = include_str!("../../migrations/authors/postgres/0001_author.sql");
+    [History::server(&[(1, "user actions", server)]), History::authors(&[(1, "author", authors)])]
 }

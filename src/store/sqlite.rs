@@ -11,14 +11,13 @@ use std::{
 
 use sqlx::{
     ConnectOptions, SqliteConnection, SqlitePool,
-    migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 use tokio::sync::Mutex;
 
 use super::{
     OpenError,
-    schema::{self, RUN, Run, Schema, SchemaError},
+    schema::{self, History, Runs, Schema, SchemaError, TABLES},
     shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{config::StoreConfig, metrics::DbErrorKind};
@@ -89,10 +88,9 @@ impl Sqlite {
 
 /// Opens the file for writing, and settles its schema; a file is made where it may also be migrated.
 pub(super) async fn prepare(file: &Path, migrate: bool) -> Result<(SqlitePool, Schema), OpenError> {
-    let migrator = migrator();
+    let histories = histories();
     if !migrate && !file.exists() {
-        let Schema { has, needs, .. } = schema::compare(&[], &migrator)?;
-        return Err(SchemaError::Old { has, needs }.into());
+        return Err(SchemaError::from(&schema::compare(&Runs::new(), &histories)?).into());
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -100,8 +98,8 @@ pub(super) async fn prepare(file: &Path, migrate: bool) -> Result<(SqlitePool, S
     let _alone = lock(folder.to_owned()).await?;
     let write = pool(1).connect_with(options(file).create_if_missing(true)).await?;
     let mut connection = write.acquire().await?;
-    let run = migrations_run(&mut connection).await?;
-    let schema = schema::settle(&mut *connection, &run, &migrator, migrate).await?;
+    let runs = migrations_run(&mut connection).await?;
+    let schema = schema::settle(&mut *connection, &runs, &histories, migrate).await?;
     drop(connection);
     Ok((write, schema))
 }
@@ -119,14 +117,19 @@ fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new().max_connections(connections).acquire_timeout(WAIT).idle_timeout(IDLE)
 }
 
-/// The migrations that were run; none in a file without their table.
-pub(super) async fn migrations_run(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Run>> {
-    let tables = "SELECT count(*) FROM sqlite_master WHERE name = '_sqlx_migrations'";
-    let tables: i64 = sqlx::query_scalar(tables).fetch_one(&mut *connection).await?;
-    match tables {
-        0 => Ok(Vec::new()),
-        _ => sqlx::query_as(RUN).fetch_all(connection).await,
+/// The migrations that were run; none of a table that is not there.
+pub(super) async fn migrations_run(connection: &mut SqliteConnection) -> sqlx::Result<Runs> {
+    let mut runs = Runs::new();
+    for table in TABLES {
+        let tables = "SELECT count(*) FROM sqlite_master WHERE name = $1";
+        let tables: i64 =
+            sqlx::query_scalar(tables).bind(table).fetch_one(&mut *connection).await?;
+        if tables > 0 {
+            let run = sqlx::query_as(schema::select_run(table));
+            runs.insert(table, run.fetch_all(&mut *connection).await?);
+        }
     }
+    Ok(runs)
 }
 
 /// Lets one process at a time make and migrate the file: sqlx takes no lock for that on SQLite, and of
@@ -151,11 +154,11 @@ pub(super) fn kind_of(code: &str, message: &str) -> DbErrorKind {
     }
 }
 
-pub(super) fn migrator() -> Migrator {
-    schema::migrator(&[
-        (1, "author", include_str!("../../migrations/sqlite/0001_author.sql")),
-        (2, "user actions", include_str!("../../migrations/sqlite/0002_user_actions.sql")),
-    ])
+/// The migrations of this program.
+pub(super) fn histories() -> [History; 2] {
+    let server = include_str!("../../migrations/server/sqlite/0001_user_actions.sql");
+    let authors = include_str!("../../migrations/authors/sqlite/0001_author.sql");
+    [History::server(&[(1, "user actions", server)]), History::authors(&[(1, "author", authors)])]
 }
 
 #[cfg(test)]

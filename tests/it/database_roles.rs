@@ -70,7 +70,7 @@ async fn grafana_reads_the_audit_trail_that_is_made_later_and_nothing_else() {
     }
     for sql in [
         "SELECT FROM author",
-        "SELECT FROM _sqlx_migrations",
+        "SELECT FROM _switchboard_migrations",
         "DELETE FROM user_actions",
         "UPDATE user_actions SET outcome = 'success'",
         "INSERT INTO user_actions SELECT * FROM user_actions",

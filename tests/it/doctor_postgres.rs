@@ -36,14 +36,19 @@ async fn a_postgres_is_looked_at_and_left_as_it_was() {
         let ran = look();
         healthy(&ran, &["ok database"]);
         assert!(
-            ran.stdout.contains("version is 0 and will be 2 at the next start"),
+            ran.stdout
+                .contains("versions are server 0, authors 0, and will be server 1, authors 1"),
             "{}",
             ran.stdout
         );
     }
     serve_once(&url);
     let ran = look();
-    assert!(ran.stdout.contains("version is 2, which is the newest"), "{}", ran.stdout);
+    assert!(
+        ran.stdout.contains("versions are server 1, authors 1, which are the newest"),
+        "{}",
+        ran.stdout
+    );
     // A second start finds nothing to migrate.
     serve_once(&url);
 }
@@ -53,8 +58,12 @@ async fn a_postgres_that_cannot_be_used_is_a_fault() {
     let url = database().await;
     serve_once(&url);
     let look = |url: &str| doctor(&[("DATABASE_URL", url)], &[]);
-    execute(&url, "CREATE ROLE reader LOGIN; GRANT SELECT ON author, _sqlx_migrations TO reader")
-        .await;
+    execute(
+        &url,
+        "CREATE ROLE reader LOGIN; GRANT SELECT ON author, _switchboard_migrations,
+         _authors_migrations TO reader",
+    )
+    .await;
     let reader = url.replace("switchboard@", "reader:hush-hush@");
     let ran = look(&reader);
     names(&ran, "database", &["reader:***@", "lacks the right to read and change", "OWNER TO"]);
@@ -62,8 +71,12 @@ async fn a_postgres_that_cannot_be_used_is_a_fault() {
     let read_only = format!("{url}?options=-c%20default_transaction_read_only%3Don");
     names(&look(&read_only), "database", &["only takes reads", "primary"]);
     names(&look(&format!("{url}x")), "database", &["does not exist", "createdb"]);
-    execute(&url, "UPDATE _sqlx_migrations SET checksum = ''").await;
-    names(&look(&url), "database", &["migration 1 is not the one of this program", "backup"]);
+    execute(&url, "UPDATE _authors_migrations SET checksum = ''").await;
+    names(
+        &look(&url),
+        "database",
+        &["authors migration 1 is not the one of this program", "backup"],
+    );
 }
 
 #[test]

@@ -37,6 +37,7 @@ mod first_frames;
 mod fleet;
 mod health;
 mod healthcheck;
+mod histories;
 mod http_sockets;
 mod keycloak;
 mod lifecycle;

@@ -16,12 +16,14 @@ use crate::{
 
 const BY_HAND: (&str, &str) = ("DB_AUTO_MIGRATE", "false");
 /// What a newer program's migration leaves behind: its row, and columns that this one does not know.
-const NEWER: &str = "INSERT INTO _sqlx_migrations
+const NEWER: &str = "INSERT INTO _switchboard_migrations
         (version, description, success, checksum, execution_time) VALUES (9999, 'later', true, '', 0);
+    INSERT INTO _authors_migrations
+        (version, description, success, checksum, execution_time) VALUES (8888, 'later', true, '', 0);
     ALTER TABLE author ADD COLUMN born INTEGER;
     ALTER TABLE user_actions ADD COLUMN tenant TEXT";
-/// As a program of version 1 left it.
-const OLD: &str = "DROP TABLE user_actions; DELETE FROM _sqlx_migrations WHERE version = 2";
+/// As a program left it that knew no audit trail.
+const OLD: &str = "DROP TABLE user_actions; DELETE FROM _switchboard_migrations";
 
 fn migrate(place: &Place) -> Ran {
     run(&["migrate"], &place.settings())
@@ -53,19 +55,20 @@ fn refuses(place: &Place, words: &[&str]) {
 async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Database) {
     let place = database.place().await;
     let how = "run `switchboard migrate`";
-    refuses(&place, &["schema version 0", "needs version 2", how]);
+    refuses(&place, &["schema versions server 0, authors 0", "needs server 1, authors 1", how]);
     let file = place.data.path().join("switchboard.db");
     assert!(!file.exists(), "nothing was made");
     let ran = migrate(&place);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    assert_eq!(ran.stdout, "migration 1 was run\nmigration 2 was run\n");
+    assert_eq!(ran.stdout, "server migration 1 was run\nauthors migration 1 was run\n");
 
     place.execute(OLD).await;
-    refuses(&place, &["schema version 1", "needs version 2", how]);
-    assert_eq!(migrate(&place).stdout, "migration 2 was run\n");
+    refuses(&place, &["schema versions server 0, authors 1", "needs server 1, authors 1", how]);
+    assert_eq!(migrate(&place).stdout, "server migration 1 was run\n");
     let ran = migrate(&place);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.stdout.starts_with("nothing to do: the schema has version 2"), "{ran:?}");
+    let nothing = "nothing to do: the schema versions are server 1, authors 1";
+    assert!(ran.stdout.starts_with(nothing), "{ran:?}");
     serves(&place).await;
 }
 
@@ -75,8 +78,9 @@ async fn serve_migrates_by_itself_unless_it_is_told_not_to(database: Database) {
     place.execute(OLD).await;
     let server = place.server(&[]).await;
     add_author(&server, "Ann").await;
-    let versions = place.execute("SELECT CAST(count(*) AS TEXT) FROM _sqlx_migrations").await;
-    assert_eq!(versions, ["2"]);
+    let versions =
+        place.execute("SELECT CAST(count(*) AS TEXT) FROM _switchboard_migrations").await;
+    assert_eq!(versions, ["1"]);
 }
 
 async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database) {
@@ -88,7 +92,7 @@ async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database
     let warning: serde_json::Value = serde_json::from_str(warning.unwrap()).unwrap();
     assert_eq!(
         (&warning["level"], &warning["has"], &warning["needs"]),
-        (&json!("WARN"), &json!(9999), &json!(2))
+        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 1, authors 1"))
     );
 
     // And by one that may migrate.
@@ -100,7 +104,10 @@ async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database
     assert_eq!(page.json::<serde_json::Value>().await.unwrap()["meta"]["total"], 2);
     let ran = migrate(&place);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(ran.stdout.contains("nothing to do: the schema has version 9999"), "{ran:?}");
+    assert!(
+        ran.stdout.contains("nothing to do: the schema versions are server 9999, authors 8888"),
+        "{ran:?}"
+    );
 }
 
 async fn processes_that_migrate_at_once_run_each_migration_once(database: Database) {
@@ -112,8 +119,8 @@ async fn processes_that_migrate_at_once_run_each_migration_once(database: Databa
         assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
         all += &ran.stdout;
     }
-    for version in [1, 2] {
-        assert_eq!(all.matches(&format!("migration {version} was run")).count(), 1, "{all}");
+    for migration in ["server migration 1", "authors migration 1"] {
+        assert_eq!(all.matches(&format!("{migration} was run")).count(), 1, "{all}");
     }
     serves(&place).await;
 }
@@ -121,8 +128,8 @@ async fn processes_that_migrate_at_once_run_each_migration_once(database: Databa
 async fn a_migration_that_was_changed_is_refused(database: Database) {
     let place = database.place().await;
     migrate(&place);
-    place.execute("UPDATE _sqlx_migrations SET checksum = '' WHERE version = 1").await;
-    refuses(&place, &["migration 1 is not the one of this program"]);
+    place.execute("UPDATE _switchboard_migrations SET checksum = ''").await;
+    refuses(&place, &["server migration 1 is not the one of this program"]);
 }
 
 async fn the_doctor_says_what_the_next_start_makes_of_the_schema(database: Database) {
@@ -136,13 +143,16 @@ async fn the_doctor_says_what_the_next_start_makes_of_the_schema(database: Datab
     healthy(&look(&[BY_HAND]), &["ok database"]);
     place.execute(OLD).await;
     let ran = look(&[BY_HAND]);
-    names(&ran, "database", &["version is 1, 2 is needed", "switchboard migrate"]);
-    assert!(entry(&look(&[]), "ok database").contains("version is 1 and will be 2"));
+    names(&ran, "database", &["server 1, authors 1 are needed", "switchboard migrate"]);
+    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 1, and will be server 1"));
     migrate(&place);
     place.execute(NEWER).await;
     let ran = look(&[BY_HAND]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    assert!(entry(&ran, "warning database").contains("9999, newer than this program's 2"));
+    assert!(
+        entry(&ran, "warning database")
+            .contains("9999, authors 8888, newer than this program's server 1")
+    );
 }
 
 on_both![
@@ -160,7 +170,7 @@ async fn a_user_of_postgres_that_may_not_change_the_schema_serves_a_migrated_one
     migrate(&place);
     place
         .execute(
-            "CREATE ROLE humble LOGIN; GRANT SELECT ON _sqlx_migrations TO humble;
+            "CREATE ROLE humble LOGIN; GRANT SELECT ON _switchboard_migrations, _authors_migrations TO humble;
              GRANT SELECT, INSERT, UPDATE, DELETE ON author, user_actions TO humble",
         )
         .await;

@@ -8,7 +8,7 @@ use super::{Probe, ProbeError};
 use crate::{
     config::{PostgresUrl, StoreConfig},
     store::{
-        postgres::{connect, migrations_run, migrator, options},
+        postgres::{connect, histories, migrations_run, options},
         schema::{Schema, compare},
     },
 };
@@ -41,8 +41,8 @@ async fn look(connection: &mut PgConnection, migrates: bool) -> Result<Schema, P
     if read_only == "on" {
         return Err(ProbeError::Standby);
     }
-    let run = migrations_run(connection).await.map_err(ProbeError::Database)?;
-    let schema = compare(&run, &migrator())?;
+    let runs = migrations_run(connection).await.map_err(ProbeError::Database)?;
+    let schema = compare(&runs, &histories())?;
     may_write(connection, &schema, migrates).await?;
     Ok(schema)
 }
@@ -59,10 +59,10 @@ async fn may_write(
         FROM unnest(ARRAY['author', 'user_actions']) AS name,
              unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed";
     let mut needed = Vec::new();
-    if migrates && !schema.pending.is_empty() {
+    if migrates && schema.is_old() {
         needed.push((create, "the right to create tables, which migrations do"));
     }
-    if schema.has > 0 {
+    if schema.0.iter().any(|part| part.has > 0) {
         needed.push((change, "the right to read and change the tables author and user_actions"));
     }
     for (asked, missing) in needed {

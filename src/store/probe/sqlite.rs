@@ -8,8 +8,8 @@ use super::{Probe, ProbeError, WAIT};
 use crate::{
     machine,
     store::{
-        schema::{Run, compare},
-        sqlite::{migrations_run, migrator},
+        schema::{Runs, compare},
+        sqlite::{histories, migrations_run},
     },
 };
 
@@ -32,16 +32,16 @@ pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
     // No journal mode: setting it would change the file.
     let options = SqliteConnectOptions::new().filename(file).busy_timeout(WAIT);
     let mut connection = options.connect().await.map_err(failed)?;
-    let run = look(&mut connection).await;
+    let runs = look(&mut connection).await;
     // The last one to close takes the journals away that the first one made.
     drop(connection.close().await);
-    Ok(Probe::Ready(compare(&run.map_err(failed)?, &migrator())?))
+    Ok(Probe::Ready(compare(&runs.map_err(failed)?, &histories())?))
 }
 
-async fn look(connection: &mut SqliteConnection) -> sqlx::Result<Vec<Run>> {
-    let run = migrations_run(connection).await?;
+async fn look(connection: &mut SqliteConnection) -> sqlx::Result<Runs> {
+    let runs = migrations_run(connection).await?;
     // Takes the lock of a writer, and writes nothing.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
     sqlx::query("ROLLBACK").execute(connection).await?;
-    Ok(run)
+    Ok(runs)
 }
