@@ -147,8 +147,8 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
 fn migrate(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let schema = runtime.block_on(store::migrate(&config.store))?;
-    if !schema.is_old() {
+    let (schema, names) = runtime.block_on(store::migrate(&config.store))?;
+    if !schema.is_old() && names == 0 {
         let (has, needs) = (schema.has(), schema.needs());
         println!("nothing to do: the schema versions are {has}, this program needs {needs}");
     }
@@ -156,6 +156,9 @@ fn migrate(sources: &Sources) -> anyhow::Result<()> {
         for version in pending {
             println!("{history} migration {version} was run");
         }
+    }
+    if names > 0 {
+        println!("{names} names of authors were folded anew for searches");
     }
     Ok(())
 }

@@ -180,6 +180,9 @@ pub enum HandlerError {
     /// A dependency is down; the cause is logged, not sent.
     #[error("unavailable: {0}")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No id is left for what was to be added; the cause is logged, not sent.
+    #[error("no id is left: {0}")]
+    OutOfIds(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A bug; the cause is logged, not sent.
     #[error("internal error: {0}")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -198,18 +201,24 @@ impl HandlerError {
             Self::Unavailable(_) => {
                 ErrorBody::new("unavailable", "A part of the server is down; try again later")
             }
+            Self::OutOfIds(_) => ErrorBody::new(
+                "out_of_ids",
+                "Nothing was added: no id is left for it; the operator of the server has to act",
+            ),
             Self::Internal(_) => ErrorBody::internal(),
         }
     }
 
     /// Whether it is the server's fault, to be logged and counted.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Internal(_))
+        matches!(self, Self::Unavailable(_) | Self::OutOfIds(_) | Self::Internal(_))
     }
 
     fn status(&self) -> Status {
         match self {
-            Self::NotFound(_) | Self::Unavailable(_) | Self::Internal(_) => Status::Error,
+            Self::NotFound(_) | Self::Unavailable(_) | Self::OutOfIds(_) | Self::Internal(_) => {
+                Status::Error
+            }
             // Deployed clients expect 2 for a conflict.
             Self::Conflict(_) | Self::InvalidData { .. } | Self::TooManyRows(_) => {
                 Status::InvalidData
@@ -223,6 +232,7 @@ impl From<StoreError> for HandlerError {
         match error {
             StoreError::Conflict => Self::Conflict("This name is taken".into()),
             StoreError::Unavailable(_) => Self::Unavailable(error.into()),
+            StoreError::OutOfIds(_) => Self::OutOfIds(error.into()),
             StoreError::Other(_) => Self::Internal(error.into()),
         }
     }

@@ -75,6 +75,7 @@ impl From<HandlerError> for Problem {
                 StatusCode::UNPROCESSABLE_ENTITY
             }
             HandlerError::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            HandlerError::OutOfIds(_) => StatusCode::INSUFFICIENT_STORAGE,
             HandlerError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {

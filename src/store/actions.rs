@@ -9,15 +9,17 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use sqlx::{AssertSqlSafe, Connection as _, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection as _, SqlSafeStr as _, SqliteConnection};
 use uuid::Uuid;
 
 use super::{
     Database, Store, StoreError,
     moment::{Since, Until},
-    statement, with_conditions,
+    statement,
+    unreadable::Maybe,
+    with_conditions,
 };
-use crate::metrics::{DbOperation, DbShare};
+use crate::metrics::{DbOperation, DbShare, DbTable};
 
 /// Somebody did something, or was kept from it. Texts are shared: the same ones come again and again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -135,7 +137,7 @@ const SELECT_POSTGRES: &str = "SELECT id::text, \
 // The columns, not what is selected under their names.
 const NEWEST_FIRST: &str =
     " ORDER BY user_actions.timestamp DESC, user_actions.id DESC LIMIT $8 OFFSET $9";
-const OLDEST_FIRST: &str = " ORDER BY user_actions.timestamp, user_actions.id LIMIT $5";
+const OLDEST_FIRST: &str = " ORDER BY user_actions.timestamp, user_actions.id LIMIT $5 OFFSET $6";
 
 impl Store {
     /// Batches that are best written at once. Each transaction of SQLite writes all pages that it has
@@ -184,7 +186,7 @@ impl Store {
         take: i64,
     ) -> Result<Vec<Action>, StoreError> {
         let sql = self.matching(filter, self.either(SELECT_SQLITE, SELECT_POSTGRES), NEWEST_FIRST);
-        let rows: Vec<Row> = statement!(
+        let rows: Vec<Maybe<Row>> = statement!(
             self,
             AuditReads,
             Select,
@@ -202,7 +204,7 @@ impl Store {
             ),
             fetch_all
         )?;
-        rows.into_iter().map(action).collect()
+        Ok(self.readable_actions(rows))
     }
 
     /// How many actions match.
@@ -230,12 +232,13 @@ impl Store {
     pub(crate) async fn action(&self, id: Uuid) -> Result<Option<Action>, StoreError> {
         let head = self.either(SELECT_SQLITE, SELECT_POSTGRES);
         let sql = with_conditions(head, &[(true, self.either("id = $1", "id = $1::uuid"))], "");
-        let row: Option<Row> =
+        let row: Option<Maybe<Row>> =
             statement!(self, AuditReads, Select, query_as(sql, id.to_string()), fetch_optional)?;
-        row.map(action).transpose()
+        Ok(self.readable_actions(row).pop())
     }
 
-    /// So many actions of a range after one that was seen, oldest first.
+    /// So many actions of a range after one that was seen, oldest first; fewer where some cannot be read, and none
+    /// only at the end.
     pub(crate) async fn actions_after(
         &self,
         seen: Option<&Action>,
@@ -259,21 +262,40 @@ impl Store {
         ];
         let sql =
             with_conditions(self.either(SELECT_SQLITE, SELECT_POSTGRES), &conditions, OLDEST_FIRST);
-        let rows: Vec<Row> = statement!(
-            self,
-            AuditReads,
-            Select,
-            query_as(
-                sql,
-                since.map(Since::as_str),
-                until.map(Until::as_str),
-                seen.map(|seen| &*seen.timestamp),
-                seen.map(|seen| seen.id.to_string()),
-                take
-            ),
-            fetch_all
-        )?;
-        rows.into_iter().map(action).collect()
+        let sql = sql.into_sql_str();
+        let mut skip = 0;
+        loop {
+            let rows: Vec<Maybe<Row>> = statement!(
+                self,
+                AuditReads,
+                Select,
+                query_as(
+                    sql.clone(),
+                    since.map(Since::as_str),
+                    until.map(Until::as_str),
+                    seen.map(|seen| &*seen.timestamp),
+                    seen.map(|seen| seen.id.to_string()),
+                    take,
+                    skip
+                ),
+                fetch_all
+            )?;
+            let is_end = rows.is_empty();
+            let actions = self.readable_actions(rows);
+            if is_end || !actions.is_empty() {
+                return Ok(actions);
+            }
+            skip += take;
+        }
+    }
+
+    /// The rows that can be read.
+    fn readable_actions(&self, rows: impl IntoIterator<Item = Maybe<Row>>) -> Vec<Action> {
+        let read = |Maybe { key, row }| {
+            let read = row.map_err(StoreError::Other).and_then(action);
+            read.inspect_err(|error| self.left_out(DbTable::UserActions, key, error)).ok()
+        };
+        rows.into_iter().filter_map(read).collect()
     }
 
     /// Removes the oldest actions from before a time, `at_most` so many; returns how many.

@@ -5,12 +5,15 @@
 
 mod actions;
 mod authors;
+mod fold;
 mod moment;
+mod names;
 mod postgres;
 mod probe;
 mod schema;
 mod shares;
 mod sqlite;
+mod unreadable;
 
 use std::{
     future::Future,
@@ -29,15 +32,17 @@ pub use actions::Action;
 pub(crate) use actions::ActionFilter;
 pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};
+pub(crate) use names::keep_folded;
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
 pub use schema::{Part, Schema, SchemaError};
 use shares::Shares;
 use sqlite::Sqlite;
+use unreadable::Logged;
 
 use crate::{
     config::{DatabasePlace, StoreConfig},
-    metrics::{DbErrorKind, DbMetrics, DbOperation, DbShare, Label as _},
+    metrics::{DbErrorKind, DbMetrics, DbOperation, DbShare, Label as _, Metrics},
     traces::{Query, Traces},
 };
 
@@ -52,6 +57,9 @@ pub(crate) enum StoreError {
     /// The database cannot be reached or does not answer in time. What was to be changed may have been.
     #[error("the database is unavailable: {0}")]
     Unavailable(#[source] sqlx::Error),
+    /// No id is left for another row.
+    #[error("the ids of the table are used up: {0}")]
+    OutOfIds(#[source] sqlx::Error),
     /// Anything else: a bug.
     #[error("the database refused: {0}")]
     Other(#[source] sqlx::Error),
@@ -98,18 +106,26 @@ pub enum OpenError {
     /// The schema, as it was brought up to date.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// Names that were to be folded anew.
+    #[error("cannot fold the names of authors anew: {0}")]
+    Names(Box<dyn std::error::Error + Send + Sync>),
 }
 
-/// Brings the schema of a database up to date, whatever `DB_AUTO_MIGRATE` is; returns how it was.
-pub async fn migrate(config: &StoreConfig) -> Result<Schema, OpenError> {
-    match &config.place {
+/// Brings a database up to date, whatever `DB_AUTO_MIGRATE` is: its schema, and what is derived in its rows.
+/// Returns how the schema was, and how many names of authors were folded anew.
+pub async fn migrate(config: &StoreConfig) -> Result<(Schema, usize), OpenError> {
+    let schema = match &config.place {
         DatabasePlace::Sqlite(file) => {
             let (writer, schema) = sqlite::prepare(file, true).await?;
             writer.close().await;
-            Ok(schema)
+            schema
         }
-        DatabasePlace::Postgres(url) => Ok(postgres::prepare(url, config, true).await?.2),
-    }
+        DatabasePlace::Postgres(url) => postgres::prepare(url, config, true).await?.2,
+    };
+    let store = Store::open(config, Metrics::new(&[], "").db, None).await?;
+    let names = store.fold_names().await;
+    store.close().await;
+    Ok((schema, names.map_err(|error| OpenError::Names(error.into()))?))
 }
 
 /// An open database with the schema that this program needs.
@@ -118,6 +134,8 @@ pub(crate) struct Store {
     metrics: DbMetrics,
     slow_query: Duration,
     traces: Option<Arc<Traces>>,
+    unreadable: Logged,
+    found: Schema,
 }
 
 enum Database {
@@ -187,9 +205,21 @@ impl Store {
             let (has, needs) = (schema.has(), schema.needs());
             tracing::warn!(has, needs, "the schema is that of a newer program");
         }
-        let store = Self { database, metrics, slow_query: config.slow_query, traces };
+        let store = Self {
+            database,
+            metrics,
+            slow_query: config.slow_query,
+            traces,
+            unreadable: Logged::default(),
+            found: schema,
+        };
         store.measure();
         Ok(store)
+    }
+
+    /// How the schema was found, before it was brought up to date.
+    pub(crate) fn found(&self) -> &Schema {
+        &self.found
     }
 
     /// Whether the database answers.
@@ -304,6 +334,9 @@ fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
         sqlx::Error::Database(cause) if cause.kind() == ErrorKind::UniqueViolation => {
             return (DbErrorKind::Integrity, StoreError::Conflict);
         }
+        sqlx::Error::Database(cause) if is_out_of_ids(&**cause) => {
+            return (DbErrorKind::Other, StoreError::OutOfIds(error));
+        }
         sqlx::Error::Database(cause) => kind_of(&**cause),
         sqlx::Error::PoolTimedOut => DbErrorKind::Timeout,
         sqlx::Error::Io(_)
@@ -315,6 +348,16 @@ fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
     match kind {
         DbErrorKind::Timeout | DbErrorKind::Connection => (kind, StoreError::Unavailable(error)),
         _ => (kind, StoreError::Other(error)),
+    }
+}
+
+/// Whether the database has no id left that fits: SQLite by a trigger, Postgres by its sequence.
+fn is_out_of_ids(cause: &dyn DatabaseError) -> bool {
+    let code = cause.code().unwrap_or_default();
+    match cause.try_downcast_ref::<PgDatabaseError>() {
+        // sequence_generator_limit_exceeded
+        Some(_) => code == "2200H",
+        None => sqlite::is_out_of_ids(&code, cause.message()),
     }
 }
 

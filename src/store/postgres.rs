@@ -287,5 +287,9 @@ pub(super) fn kind_of(code: &str) -> DbErrorKind {
 pub(super) fn histories() -> [History; 2] {
     let server = include_str!("../../migrations/server/postgres/0001_user_actions.sql");
     let authors = include_str!("../../migrations/authors/postgres/0001_author.sql");
-    [History::server(&[(1, "user actions", server)]), History::authors(&[(1, "author", authors)])]
+    let search = include_str!("../../migrations/authors/postgres/0002_name_search.sql");
+    [
+        History::server(&[(1, "user actions", server)]),
+        History::authors(&[(1, "author", authors), (2, "name search", search)]),
+    ]
 }

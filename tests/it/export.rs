@@ -154,7 +154,10 @@ async fn an_old_schema_is_named_and_nothing_is_migrated(database: Database) {
     fs::write(&file, "before").unwrap();
     let ran = export(&place, &["--output", file.to_str().unwrap()]);
     assert_eq!((ran.code, &*ran.stdout), (Some(1), ""), "{ran:?}");
-    assert!(ran.stderr.contains("schema versions server 0, authors 0") && ran.stderr.contains("switchboard migrate"));
+    assert!(
+        ran.stderr.contains("schema versions server 0, authors 0")
+            && ran.stderr.contains("switchboard migrate")
+    );
     assert_eq!(fs::read_to_string(&file).unwrap(), "before");
     assert!(!place.data.path().join("switchboard.db").exists());
 }

@@ -16,7 +16,7 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 23] = [
+const ALERTS: [&str; 24] = [
     "ActorRestarting",
     "AuditLogDropping",
     "AuditRowsRejected",
@@ -40,6 +40,7 @@ const ALERTS: [&str; 23] = [
     "SlowConsumers",
     "SlowResponseTime",
     "UnauthorizedAccessAttempts",
+    "UnreadableRows",
 ];
 
 fn docker() -> PathBuf {
