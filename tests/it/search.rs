@@ -1,5 +1,7 @@
 //! Searches for authors fold case as Unicode does, also in names that older releases stored.
 
+use std::time::{Duration, Instant};
+
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -7,6 +9,8 @@ use crate::{
     histories::make_shared,
     support::{Database, TestServer, database::Place, on_both, process::run, rest::add_author},
 };
+
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Names, and terms that find each of them and no other.
 const NAMES: [(&str, &[&str]); 5] = [
@@ -100,8 +104,10 @@ async fn names_of_earlier_releases_are_folded_anew_by_a_start(database: Database
 
 async fn until_folded(place: &Place) {
     let unfolded = "SELECT name FROM author WHERE name_search_of IS NULL OR name_search_of <> name";
+    let since = Instant::now();
     while !place.execute(unfolded).await.is_empty() {
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        assert!(since.elapsed() < PATIENCE, "names are not folded anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
