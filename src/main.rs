@@ -23,7 +23,8 @@ use switchboard::{
     erase::{Erasure, Pseudonym, erase},
     export::{Format, Range, export},
     handlers::{self, roles},
-    healthcheck, machine, migrate,
+    healthcheck, machine,
+    migrate::{self, Migrated},
     server::{self, Listeners},
     store::{Part, Progress, Since, Until},
     telemetry,
@@ -149,8 +150,9 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
 fn migrate_database(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let schema = runtime.block_on(migrate::migrate(&config, &|progress| tell(progress)))?;
-    if !schema.is_old() {
+    let migrated = runtime.block_on(migrate::migrate(&config, &|progress| tell(progress)))?;
+    let Migrated { schema, names } = migrated;
+    if !schema.is_old() && names == 0 {
         let (has, needs) = (schema.has(), schema.needs());
         println!("nothing to do: the schema versions are {has}, this program needs {needs}");
     }
@@ -158,6 +160,9 @@ fn migrate_database(sources: &Sources) -> anyhow::Result<()> {
         for version in pending {
             println!("{history} migration {version} was run");
         }
+    }
+    if names > 0 {
+        println!("{names} names of authors were folded anew for searches");
     }
     Ok(())
 }

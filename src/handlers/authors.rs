@@ -50,21 +50,25 @@ impl TryFrom<String> for NamePart {
     }
 }
 
+/// Where a cursor walk begins: ids have 32 bits.
+const BEFORE_ALL: i64 = i32::MIN as i64 - 1;
+
 /// Where a cursor walk stands: after an author. Opaque to clients.
 #[derive(Debug, Clone, Copy, Deserialize)]
 #[serde(try_from = "String")]
-struct Cursor(i32);
+struct Cursor(i64);
 
 impl TryFrom<String> for Cursor {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         if text.is_empty() {
-            return Ok(Self(0));
+            return Ok(Self(BEFORE_ALL));
         }
         let id = BASE64_URL_SAFE_NO_PAD.decode(text).ok();
-        let id = id.and_then(|id| String::from_utf8(id).ok()?.parse().ok());
-        id.map(Self).ok_or("a cursor is a next_cursor of this server, or empty to start")
+        let id = id.and_then(|id| String::from_utf8(id).ok()?.parse::<i32>().ok());
+        id.map(|id| Self(id.into()))
+            .ok_or("a cursor is a next_cursor of this server, or empty to start")
     }
 }
 
@@ -134,18 +138,17 @@ pub(crate) async fn list(
     };
     let limit = i64::from(context.max_rows);
     if limit == 0 {
-        return Ok(context.store.authors(&filter, None).await?);
+        return Ok(context.store.authors(&filter, None).await?.authors);
     }
-    // One more than allowed tells whether there are too many, without reading them all.
-    let part = AuthorPage::Offset { skip: 0, take: limit + 1 };
-    let authors = context.store.authors(&filter, Some(part)).await?;
-    if authors.len() > context.max_rows as usize {
+    let part = AuthorPage::Offset { skip: 0, take: limit };
+    let listed = context.store.authors(&filter, Some(part)).await?;
+    if listed.next.is_some() {
         return Err(HandlerError::TooManyRows(format!(
             "More than {limit} authors match, the limit without a page (MAX_ROWS): \
              ask for pages with GET_PAGINATED_AUTHORS (pkg_id 2), or GET /authors/paginated"
         )));
     }
-    Ok(authors)
+    Ok(listed.authors)
 }
 
 /// One page of the authors that match, and where it stands.
@@ -170,7 +173,7 @@ async fn page_number(
     per_page: PerPage,
 ) -> Result<Answer<Vec<Author>>, HandlerError> {
     let part = AuthorPage::Offset { skip: page.skip(per_page), take: per_page.items() };
-    let data = context.store.authors(filter, Some(part)).await?;
+    let data = context.store.authors(filter, Some(part)).await?.authors;
     let total = context.store.count_authors(filter).await?;
     Ok(Answer { data, meta: Some(page.meta(per_page, total)) })
 }
@@ -181,15 +184,13 @@ async fn page_after(
     cursor: Cursor,
     per_page: i64,
 ) -> Result<Answer<Vec<Author>>, HandlerError> {
-    // One more than asked for tells whether there is more, without counting.
-    let part = AuthorPage::After { id: cursor.0, take: per_page + 1 };
-    let mut data = context.store.authors(filter, Some(part)).await?;
-    let wanted = usize::try_from(per_page).unwrap_or(usize::MAX);
-    let has_more = data.len() > wanted;
-    data.truncate(wanted);
-    let next_cursor = data.last().filter(|_| has_more).map(|last| Cursor(last.id).text());
+    let part = AuthorPage::After { id: cursor.0, take: per_page };
+    let listed = context.store.authors(filter, Some(part)).await?;
+    // After a row whose id is no author's there is no author either: its id is too large.
+    let next = listed.next.filter(|id| i32::try_from(*id).is_ok());
+    let (next_cursor, has_more) = (next.map(|id| Cursor(id).text()), next.is_some());
     let meta = Meta { page: 1, per_page, total: 0, pages: 0, next_cursor, has_more };
-    Ok(Answer { data, meta: Some(meta) })
+    Ok(Answer { data: listed.authors, meta: Some(meta) })
 }
 
 /// One author.

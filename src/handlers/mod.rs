@@ -189,6 +189,9 @@ pub enum HandlerError {
     /// sent.
     #[error("the outcome is unknown: {0}")]
     Unknown(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// No id is left for what was to be added; the cause is logged, not sent.
+    #[error("no id is left: {0}")]
+    OutOfIds(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A bug; the cause is logged, not sent.
     #[error("internal error: {0}")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -211,20 +214,29 @@ impl HandlerError {
                 "unavailable",
                 "A part of the server went away: whether this was done is unknown; look before repeating it",
             ),
+            Self::OutOfIds(_) => ErrorBody::new(
+                "out_of_ids",
+                "Nothing was added: no id is left for it; the operator of the server has to act",
+            ),
             Self::Internal(_) => ErrorBody::internal(),
         }
     }
 
     /// Whether it is the server's fault, to be logged and counted.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self, Self::Unavailable(_) | Self::Unknown(_) | Self::Internal(_))
+        matches!(
+            self,
+            Self::Unavailable(_) | Self::Unknown(_) | Self::OutOfIds(_) | Self::Internal(_)
+        )
     }
 
     fn status(&self) -> Status {
         match self {
-            Self::NotFound(_) | Self::Unavailable(_) | Self::Unknown(_) | Self::Internal(_) => {
-                Status::Error
-            }
+            Self::NotFound(_)
+            | Self::Unavailable(_)
+            | Self::Unknown(_)
+            | Self::OutOfIds(_)
+            | Self::Internal(_) => Status::Error,
             // Deployed clients expect 2 for a conflict.
             Self::Conflict(_) | Self::InvalidData { .. } | Self::TooManyRows(_) => {
                 Status::InvalidData
@@ -239,6 +251,7 @@ impl From<StoreError> for HandlerError {
             StoreError::Conflict => Self::Conflict("This name is taken".into()),
             StoreError::Unavailable(_) => Self::Unavailable(error.into()),
             StoreError::Unknown(_) => Self::Unknown(error.into()),
+            StoreError::OutOfIds(_) => Self::OutOfIds(error.into()),
             StoreError::Other(_) => Self::Internal(error.into()),
         }
     }

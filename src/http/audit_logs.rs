@@ -26,7 +26,8 @@ use crate::{
     },
     protocol::Meta,
     store::{
-        ActionFilter, ActionKey, ActionPage, Place, Recorded, Since, Store, StoreError, Until,
+        ActionFilter, ActionKey, ActionPage, ActionPart, Place, Recorded, Since, Store, StoreError,
+        Until,
     },
 };
 
@@ -99,9 +100,10 @@ impl TryFrom<String> for Cursor {
     }
 }
 
-/// The cursor of what comes after an action.
-fn cursor_after(action: &Recorded) -> String {
-    BASE64_URL_SAFE_NO_PAD.encode(Place::of(action).to_string())
+/// The cursor of what comes after these, if there is more.
+fn cursor_after(items: &[Recorded], has_more: bool) -> Option<String> {
+    let last = items.last().filter(|_| has_more)?;
+    Some(BASE64_URL_SAFE_NO_PAD.encode(Place::of(last).to_string()))
 }
 
 #[derive(Debug, Deserialize)]
@@ -203,8 +205,9 @@ async fn page_after(
     per_page: PerPage,
 ) -> Result<Json<Page>, Problem> {
     let part = place.map_or(ActionPage::Offset(0), ActionPage::After);
-    let (items, next_cursor) = part_of(store, filter, &part, per_page).await?;
-    let (per_page, has_more) = (per_page.items(), next_cursor.is_some());
+    let part = store.actions(filter, &part, per_page.items()).await;
+    let ActionPart { items, has_more, .. } = part.map_err(HandlerError::from)?;
+    let (next_cursor, per_page) = (cursor_after(&items, has_more), per_page.items());
     let meta = Meta { page: 1, per_page, total: 0, pages: 0, next_cursor, has_more };
     Ok(Json(Page { items, meta: LogMeta { meta, total_is_exact: false } }))
 }
@@ -221,34 +224,17 @@ async fn page_number(
         let msg = format!("pages reach the newest {DEPTH} rows: beyond them, follow next_cursor");
         return Err(invalid("page", &msg));
     }
-    let (items, next_cursor) = part_of(store, filter, &ActionPage::Offset(skip), per_page).await?;
-    let seen = skip + i64::try_from(items.len()).unwrap_or(i64::MAX);
-    let is_last = next_cursor.is_none() && (skip == 0 || !items.is_empty());
+    let part = store.actions(filter, &ActionPage::Offset(skip), per_page.items()).await;
+    let ActionPart { items, rows, has_more } = part.map_err(HandlerError::from)?;
+    let (seen, next_cursor) = (skip + rows, cursor_after(&items, has_more));
+    let is_last = !has_more && (skip == 0 || rows > 0);
     let (total, total_is_exact) = match (is_last, is_counted) {
         (true, _) => (seen, true),
         (false, true) => count(store, filter, seen).await?,
         (false, false) => (0, false),
     };
-    let has_more = next_cursor.is_some();
     let meta = Meta { next_cursor, has_more, ..page.meta(per_page, total) };
     Ok(Json(Page { items, meta: LogMeta { meta, total_is_exact } }))
-}
-
-/// A part of the actions that match, and the cursor of what comes after it.
-async fn part_of(
-    store: &Store,
-    filter: &ActionFilter,
-    part: &ActionPage,
-    per_page: PerPage,
-) -> Result<(Vec<Recorded>, Option<String>), Problem> {
-    // One more than asked for tells whether there is more, without counting.
-    let items = store.actions(filter, part, per_page.items() + 1).await;
-    let mut items = items.map_err(HandlerError::from)?;
-    let wanted = usize::try_from(per_page.items()).unwrap_or(usize::MAX);
-    let has_more = items.len() > wanted;
-    items.truncate(wanted);
-    let next_cursor = items.last().filter(|_| has_more).map(cursor_after);
-    Ok((items, next_cursor))
 }
 
 /// How many actions match, and whether that is all of them. Conditions that seldom meet may take the

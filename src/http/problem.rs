@@ -84,6 +84,7 @@ impl From<HandlerError> for Problem {
             HandlerError::Unavailable(_) | HandlerError::Unknown(_) => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            HandlerError::OutOfIds(_) => StatusCode::INSUFFICIENT_STORAGE,
             HandlerError::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         };
         if status.is_server_error() {

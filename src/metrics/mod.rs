@@ -24,7 +24,7 @@ pub(crate) use identity::{
 };
 pub(crate) use parts::{
     Actor, AuditErrorKind, AuditMetrics, AuditOutcome, DbErrorKind, DbMetrics, DbOperation,
-    DbShare, ErrorMetrics, LimitType, RedisMetrics, RedisOperation, RuntimeMetrics, Table,
+    DbShare, DbTable, ErrorMetrics, LimitType, RedisMetrics, RedisOperation, RuntimeMetrics, Table,
 };
 pub(crate) use ws::{ConnectionOutcome, PackageMetrics, WsMetrics};
 

@@ -69,6 +69,10 @@ label!(
     }
 );
 label!(
+    /// A table with rows that clients ask for.
+    DbTable { Author = "author", UserActions = "user_actions" }
+);
+label!(
     /// Why a statement failed.
     DbErrorKind {
         Integrity = "integrity_error",
@@ -116,6 +120,7 @@ impl RuntimeMetrics {
 pub(crate) struct DbMetrics {
     pub(crate) query_duration: Histograms<DbOperation>,
     pub(crate) slow_queries: Counters<DbOperation>,
+    pub(crate) unreadable: Counters<DbTable>,
     pub(crate) connections_active: IntGauge,
     pub(crate) connections_idle: IntGauge,
     pub(crate) connections_max: IntGauge,
@@ -148,6 +153,11 @@ impl DbMetrics {
                 "db_slow_queries_total",
                 "Statements over DB_SLOW_QUERY_MS.",
                 "operation",
+            ),
+            unreadable: family.counters(
+                "db_unreadable_rows_total",
+                "Rows that were left out of an answer, since they cannot be read.",
+                "table",
             ),
             connections_active: family.gauge("db_connections_active", "Pool connections in use."),
             connections_idle: family.gauge("db_connections_idle", "Pool connections at rest."),

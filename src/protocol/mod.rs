@@ -154,7 +154,10 @@ impl ErrorBody {
 
     /// Whether the server is at fault, or something behind it.
     pub(crate) fn is_ours(&self) -> bool {
-        matches!(self.code, "internal_error" | "unavailable" | "timeout" | "overloaded")
+        matches!(
+            self.code,
+            "internal_error" | "unavailable" | "timeout" | "overloaded" | "out_of_ids"
+        )
     }
 
     /// The answer to a bug: says nothing about it.

@@ -40,7 +40,7 @@ use crate::{
     redis::Redis,
     registry::{RegistryAddress, RegistryMessage},
     router::Router,
-    store::{OpenError, Store},
+    store::{OpenError, Store, keep_folded},
     traces::{Traces, TracesError},
 };
 use accept::Entrance;
@@ -293,6 +293,7 @@ impl Server {
         let mut loops = vec![loop_on(listeners.clients, clients, &held.connections)];
         loops.extend(listeners.ops.map(|listener| loop_on(listener, ops, &held.ops_connections)));
         loops.push(tokio::spawn(forget_idle(Arc::clone(&self.shared.limits), stop.clone())));
+        loops.push(tokio::spawn(keep_folded(Arc::clone(&self.context.store), stop.clone())));
         Accepting { stop, requests, loops }
     }
 

@@ -189,8 +189,8 @@ async fn what_was_summed_up_outlives_the_writer_of_the_audit_trail() {
     refused().await;
     let rows = loop {
         let all = ActionFilter::default();
-        let rows =
-            running.server.context.store.actions(&all, &ActionPage::Offset(0), 10).await.unwrap();
+        let part = running.server.context.store.actions(&all, &ActionPage::Offset(0), 10).await;
+        let rows = part.unwrap().items;
         if !rows.is_empty() {
             break rows;
         }

@@ -23,11 +23,13 @@ use super::{
     moment::{Since, Until},
     postgres::Postgres,
     shares::Shares,
-    statement, with_conditions,
+    statement,
+    unreadable::Maybe,
+    with_conditions,
 };
-pub(crate) use page::{ActionPage, Place};
+pub(crate) use page::{ActionPage, ActionPart, Place};
 
-use crate::metrics::{DbOperation, DbShare};
+use crate::metrics::{DbOperation, DbShare, DbTable};
 pub use recorded::Recorded;
 use recorded::{Row, recorded};
 
@@ -180,19 +182,21 @@ impl Store {
         filter: &ActionFilter,
         page: &ActionPage,
         take: i64,
-    ) -> Result<Vec<Recorded>, StoreError> {
-        let (skip, place) = match page {
+    ) -> Result<ActionPart, StoreError> {
+        let (mut skip, place) = match page {
             ActionPage::Offset(skip) => (*skip, None),
             ActionPage::After(place) => (0, Some(place)),
         };
-        let rows: Vec<Row> = loop {
+        // Pages by number keep their places, whatever can be read of them.
+        let walks = skip == 0;
+        loop {
             // The columns, not what is selected under their names.
             let newest_first = format!(
                 " ORDER BY user_actions.timestamp DESC, user_actions.{} DESC LIMIT $8 OFFSET $9",
                 self.uid()
             );
             let sql = self.matching(filter, place.is_some(), &self.select(), &newest_first);
-            let rows = statement!(
+            let rows: Result<Vec<Maybe<Row>>, _> = statement!(
                 self,
                 AuditReads,
                 Select,
@@ -205,18 +209,28 @@ impl Store {
                     &filter.outcome,
                     filter.since.as_ref().map(Since::as_str),
                     filter.until.as_ref().map(Until::as_str),
-                    take,
+                    // One more than asked for tells whether there is more, without counting.
+                    take + 1,
                     skip,
                     place.map(|place| &*place.timestamp),
                     place.map(|place| place.uid.to_string())
                 ),
                 fetch_all
             );
-            if !self.is_numbered_since(&rows).await {
-                break rows?;
+            if self.is_numbered_since(&rows).await {
+                continue;
             }
-        };
-        rows.into_iter().map(recorded).collect()
+            let mut rows = rows?;
+            let wanted = usize::try_from(take).unwrap_or(usize::MAX);
+            let has_more = rows.len() > wanted;
+            rows.truncate(wanted);
+            let count = i64::try_from(rows.len()).unwrap_or(i64::MAX);
+            let items = self.readable_actions(rows);
+            if !items.is_empty() || !has_more || !walks {
+                return Ok(ActionPart { items, rows: count, has_more });
+            }
+            skip += take;
+        }
     }
 
     /// How many actions match, `at_most` so many: no more are looked at.
@@ -250,7 +264,7 @@ impl Store {
 
     /// One action. By its `id` none is found until the trail's rows are numbered.
     pub(crate) async fn action(&self, key: ActionKey) -> Result<Option<Recorded>, StoreError> {
-        let row: Option<Row> = loop {
+        let row: Option<Maybe<Row>> = loop {
             let (number, uid) = match key {
                 ActionKey::Id(number) => (Some(number), None),
                 ActionKey::Uid(uid) => (None, Some(uid.to_string())),
@@ -271,10 +285,11 @@ impl Store {
                 break row?;
             }
         };
-        row.map(recorded).transpose()
+        Ok(self.readable_actions(row).pop())
     }
 
-    /// So many actions of a range after one that was seen, oldest first.
+    /// So many actions of a range after one that was seen, oldest first; fewer where some cannot be read, and none
+    /// only at the end.
     pub(crate) async fn actions_after(
         &self,
         seen: Option<&Recorded>,
@@ -290,7 +305,8 @@ impl Store {
                 ("$3::timestamptz", "$4::uuid"),
             ),
         );
-        let rows: Vec<Row> = loop {
+        let mut skip = 0;
+        loop {
             let (uid, (moment, last)) = (self.uid(), after_types);
             let after = format!("(timestamp, {uid}) > ({moment}, {last})");
             // What was seen is no earlier than the range: with both, the index could be entered at its start.
@@ -300,9 +316,9 @@ impl Store {
                 (seen.is_some(), &*after),
             ];
             let oldest_first =
-                format!(" ORDER BY user_actions.timestamp, user_actions.{uid} LIMIT $5");
+                format!(" ORDER BY user_actions.timestamp, user_actions.{uid} LIMIT $5 OFFSET $6");
             let sql = with_conditions(&self.select(), &conditions, &oldest_first);
-            let rows = statement!(
+            let rows: Result<Vec<Maybe<Row>>, _> = statement!(
                 self,
                 AuditReads,
                 Select,
@@ -312,15 +328,31 @@ impl Store {
                     until.map(Until::as_str),
                     seen.map(|seen| &*seen.action.timestamp),
                     seen.map(|seen| seen.action.uid.to_string()),
-                    take
+                    take,
+                    skip
                 ),
                 fetch_all
             );
-            if !self.is_numbered_since(&rows).await {
-                break rows?;
+            if self.is_numbered_since(&rows).await {
+                continue;
             }
+            let rows = rows?;
+            let is_end = rows.is_empty();
+            let actions = self.readable_actions(rows);
+            if is_end || !actions.is_empty() {
+                return Ok(actions);
+            }
+            skip += take;
+        }
+    }
+
+    /// The rows that can be read.
+    fn readable_actions(&self, rows: impl IntoIterator<Item = Maybe<Row>>) -> Vec<Recorded> {
+        let read = |Maybe { key, row }| {
+            let read = row.map_err(StoreError::Other).and_then(recorded);
+            read.inspect_err(|error| self.left_out(DbTable::UserActions, key, error)).ok()
         };
-        rows.into_iter().map(recorded).collect()
+        rows.into_iter().filter_map(read).collect()
     }
 
     /// Removes the oldest actions from before a time, `at_most` so many; returns how many.

@@ -1,11 +1,17 @@
-//! The authors: one statement an operation, `$N` placeholders, `name_folded` for searches.
+//! The authors: one statement an operation, `$N` placeholders, `name_search` for searches.
 //!
 //! Changes are fetched to their end: SQLite gives the row of `RETURNING` before it commits.
 
 use serde::Serialize;
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, ColumnIndex, Decode, FromRow, Type};
 
-use super::{Store, StoreError, statement, with_conditions};
+use super::{Store, StoreError, fold::fold, statement, with_conditions};
+use crate::metrics::DbTable;
+
+/// The condition of a search. What an older program has written since is as that program folded it, until it is
+/// folded anew; such a program reads `name_folded` alone, in lower case.
+const SEARCH: &str = r"CASE WHEN name_search_of = name THEN name_search ELSE name_folded END
+    LIKE $3 ESCAPE '\'";
 
 /// An author as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -39,11 +45,37 @@ pub enum AuthorPage {
     },
     /// So many after an id.
     After {
-        /// The last id seen; 0 at the start.
-        id: i32,
+        /// The last id seen; less than any at the start.
+        id: i64,
         /// Authors at most.
         take: i64,
     },
+}
+
+/// A part of a list.
+#[derive(Debug)]
+pub(crate) struct Listed {
+    /// Those that can be read.
+    pub(crate) authors: Vec<Author>,
+    /// The id of the last row of this part, if there are more.
+    pub(crate) next: Option<i64>,
+}
+
+/// An author as the database has it. SQLite keeps whatever it is given, whatever the column's type is.
+pub(super) struct Row {
+    pub(super) id: i64,
+    pub(super) name: sqlx::Result<String>,
+}
+
+impl<'r, R: sqlx::Row> FromRow<'r, R> for Row
+where
+    usize: ColumnIndex<R>,
+    i64: Decode<'r, R::Database> + Type<R::Database>,
+    String: Decode<'r, R::Database> + Type<R::Database>,
+{
+    fn from_row(row: &'r R) -> sqlx::Result<Self> {
+        Ok(Self { id: row.try_get(0)?, name: row.try_get(1) })
+    }
 }
 
 impl AuthorFilter {
@@ -51,7 +83,7 @@ impl AuthorFilter {
     fn pattern(&self) -> Option<String> {
         let text = self.contains.as_ref()?;
         let mut pattern = String::from("%");
-        for c in text.to_lowercase().chars() {
+        for c in fold(text).chars() {
             if matches!(c, '%' | '_' | '\\') {
                 pattern.push('\\');
             }
@@ -66,7 +98,7 @@ impl AuthorFilter {
         let conditions = [
             (self.id.is_some(), "id = $1"),
             (self.name.is_some(), "name = $2"),
-            (self.contains.is_some(), r"name_folded LIKE $3 ESCAPE '\'"),
+            (self.contains.is_some(), SEARCH),
             (is_after, "id > $4"),
         ];
         with_conditions(head, &conditions, tail)
@@ -79,7 +111,7 @@ impl Store {
         &self,
         filter: &AuthorFilter,
         page: Option<AuthorPage>,
-    ) -> Result<Vec<Author>, StoreError> {
+    ) -> Result<Listed, StoreError> {
         let (after, skip, take) = match page {
             // Postgres knows no negative limit.
             None => (0, 0, i64::MAX),
@@ -87,16 +119,32 @@ impl Store {
             Some(AuthorPage::After { id, take }) => (id, 0, take),
         };
         let is_after = matches!(page, Some(AuthorPage::After { .. }));
-        let tail = " ORDER BY id LIMIT $5 OFFSET $6";
-        let sql = filter.statement("SELECT id, name FROM author", is_after, tail);
-        let rows: Vec<(i32, String)> = statement!(
+        // The column, not what is selected under its name.
+        let tail = " ORDER BY author.id LIMIT $5 OFFSET $6";
+        let sql = filter.statement("SELECT CAST(id AS BIGINT), name FROM author", is_after, tail);
+        // One more than asked for tells whether there is more, without counting.
+        let at_most = take.saturating_add(1);
+        let mut rows: Vec<Row> = statement!(
             self,
             Reads,
             Select,
-            query_as(sql, filter.id, &filter.name, filter.pattern(), after, take, skip),
+            query_as(sql, filter.id, &filter.name, filter.pattern(), after, at_most, skip),
             fetch_all
         )?;
-        Ok(rows.into_iter().map(|(id, name)| Author { id, name }).collect())
+        let wanted = usize::try_from(take).unwrap_or(usize::MAX);
+        let has_more = rows.len() > wanted;
+        rows.truncate(wanted);
+        let next = rows.last().filter(|_| has_more).map(|last| last.id);
+        let authors = rows.into_iter().filter_map(|row| self.readable(row)).collect();
+        Ok(Listed { authors, next })
+    }
+
+    /// An author, unless the row cannot be read.
+    fn readable(&self, Row { id, name }: Row) -> Option<Author> {
+        let author = i32::try_from(id)
+            .map_err(|error| sqlx::Error::Decode(error.into()))
+            .and_then(|id| Ok(Author { id, name: name? }));
+        author.inspect_err(|error| self.left_out(DbTable::Author, id, error)).ok()
     }
 
     /// How many authors match.
@@ -111,20 +159,20 @@ impl Store {
         )
     }
 
-    /// One author.
+    /// One author; none also where its row cannot be read.
     pub(crate) async fn author(&self, id: i32) -> Result<Option<Author>, StoreError> {
-        let sql = "SELECT name FROM author WHERE id = $1";
-        let name: Option<String> =
-            statement!(self, Reads, Select, query_scalar(sql, id), fetch_optional)?;
-        Ok(name.map(|name| Author { id, name }))
+        let sql = "SELECT CAST(id AS BIGINT), name FROM author WHERE id = $1";
+        let row: Option<Row> = statement!(self, Reads, Select, query_as(sql, id), fetch_optional)?;
+        Ok(row.and_then(|row| self.readable(row)))
     }
 
     /// Adds an author; a taken name is a conflict.
     pub(crate) async fn create_author(&self, name: &str) -> Result<Author, StoreError> {
-        let sql = "INSERT INTO author (name, name_folded) VALUES ($1, $2) RETURNING id";
-        let folded = name.to_lowercase();
+        let sql = "INSERT INTO author (name, name_folded, name_search, name_search_of) \
+            VALUES ($1, $2, $3, $1) RETURNING id";
+        let (lower, folded) = (name.to_lowercase(), fold(name));
         let ids: Vec<i32> =
-            statement!(self, Changes, Insert, query_scalar(sql, name, folded), fetch_all)?;
+            statement!(self, Changes, Insert, query_scalar(sql, name, lower, folded), fetch_all)?;
         let id = ids.first().copied().ok_or(StoreError::Other(sqlx::Error::RowNotFound))?;
         Ok(Author { id, name: name.to_owned() })
     }
@@ -135,10 +183,16 @@ impl Store {
         id: i32,
         name: &str,
     ) -> Result<Option<Author>, StoreError> {
-        let sql = "UPDATE author SET name = $2, name_folded = $3 WHERE id = $1 RETURNING id";
-        let folded = name.to_lowercase();
-        let ids: Vec<i32> =
-            statement!(self, Changes, Update, query_scalar(sql, id, name, folded), fetch_all)?;
+        let sql = "UPDATE author SET name = $2, name_folded = $3, name_search = $4, \
+            name_search_of = $2 WHERE id = $1 RETURNING id";
+        let (lower, folded) = (name.to_lowercase(), fold(name));
+        let ids: Vec<i32> = statement!(
+            self,
+            Changes,
+            Update,
+            query_scalar(sql, id, name, lower, folded),
+            fetch_all
+        )?;
         Ok(ids.first().map(|id| Author { id: *id, name: name.to_owned() }))
     }
 

@@ -5,13 +5,16 @@
 
 mod actions;
 mod authors;
+mod fold;
 mod moment;
+mod names;
 mod numbering;
 mod postgres;
 mod probe;
 mod schema;
 mod shares;
 mod sqlite;
+mod unreadable;
 
 use std::{
     future::Future,
@@ -27,15 +30,17 @@ use sqlx::{
 };
 
 pub use actions::{Action, Recorded};
-pub(crate) use actions::{ActionFilter, ActionKey, ActionPage, Place};
+pub(crate) use actions::{ActionFilter, ActionKey, ActionPage, ActionPart, Place};
 pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};
+pub(crate) use names::keep_folded;
 pub use numbering::Progress;
 use postgres::Postgres;
 pub(crate) use probe::{Probe, ProbeError, probe};
 pub use schema::{Part, Schema, SchemaError};
 use shares::Shares;
 use sqlite::Sqlite;
+use unreadable::Logged;
 
 use crate::{
     config::{DatabasePlace, StoreConfig},
@@ -57,6 +62,9 @@ pub(crate) enum StoreError {
     /// The connection ended while the database was at a change: it may have been made.
     #[error("the database did not say whether it has made a change: {0}")]
     Unknown(#[source] sqlx::Error),
+    /// No id is left for another row.
+    #[error("the ids of the table are used up: {0}")]
+    OutOfIds(#[source] sqlx::Error),
     /// Anything else: a bug.
     #[error("the database refused: {0}")]
     Other(#[source] sqlx::Error),
@@ -140,6 +148,7 @@ pub(crate) struct Store {
     metrics: DbMetrics,
     slow_query: Duration,
     traces: Option<Arc<Traces>>,
+    unreadable: Logged,
     found: Schema,
 }
 
@@ -220,8 +229,14 @@ impl Store {
             let (has, needs) = (schema.has(), schema.needs());
             tracing::warn!(has, needs, "the schema is that of a newer program");
         }
-        let store =
-            Self { database, metrics, slow_query: config.slow_query, traces, found: schema };
+        let store = Self {
+            database,
+            metrics,
+            slow_query: config.slow_query,
+            traces,
+            unreadable: Logged::default(),
+            found: schema,
+        };
         store.measure();
         Ok(store)
     }
@@ -343,6 +358,9 @@ fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
         sqlx::Error::Database(cause) if cause.kind() == ErrorKind::UniqueViolation => {
             return (DbErrorKind::Integrity, StoreError::Conflict);
         }
+        sqlx::Error::Database(cause) if is_out_of_ids(&**cause) => {
+            return (DbErrorKind::Other, StoreError::OutOfIds(error));
+        }
         sqlx::Error::Database(cause) => kind_of(&**cause),
         sqlx::Error::PoolTimedOut => DbErrorKind::Timeout,
         sqlx::Error::Io(_)
@@ -354,6 +372,16 @@ fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
     match kind {
         DbErrorKind::Timeout | DbErrorKind::Connection => (kind, StoreError::Unavailable(error)),
         _ => (kind, StoreError::Other(error)),
+    }
+}
+
+/// Whether the database has no id left that fits: SQLite by a trigger, Postgres by its sequence.
+fn is_out_of_ids(cause: &dyn DatabaseError) -> bool {
+    let code = cause.code().unwrap_or_default();
+    match cause.try_downcast_ref::<PgDatabaseError>() {
+        // sequence_generator_limit_exceeded
+        Some(_) => code == "2200H",
+        None => sqlite::is_out_of_ids(&code, cause.message()),
     }
 }
 

@@ -423,5 +423,9 @@ pub(super) fn histories(numbered: bool) -> [History; 2] {
         server.pop();
     }
     let authors = include_str!("../../migrations/authors/postgres/0001_author.sql");
-    [History::server(&server), History::authors(&[(1, "author", authors)])]
+    let search = include_str!("../../migrations/authors/postgres/0002_name_search.sql");
+    [
+        History::server(&server),
+        History::authors(&[(1, "author", authors), (2, "name search", search)]),
+    ]
 }

@@ -81,6 +81,11 @@ impl Schema {
         self.0.iter().any(|part| !part.pending.is_empty())
     }
 
+    /// Whether an older program has made the database.
+    pub fn is_of_older_program(&self) -> bool {
+        self.0.iter().any(|part| part.has > 0 && !part.pending.is_empty())
+    }
+
     /// Whether a newer program has migrated the database.
     pub fn is_newer(&self) -> bool {
         self.0.iter().any(|part| part.has > part.needs)

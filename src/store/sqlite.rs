@@ -143,6 +143,12 @@ async fn lock(folder: PathBuf) -> io::Result<fs::File> {
     locking.await.map_err(io::Error::other)?
 }
 
+/// Whether a trigger of the authors' migrations refused an id.
+pub(super) fn is_out_of_ids(code: &str, message: &str) -> bool {
+    // SQLITE_CONSTRAINT_TRIGGER
+    code == "1811" && message == "no id of 32 bits is left for an author"
+}
+
 pub(super) fn kind_of(code: &str, message: &str) -> DbErrorKind {
     // SQLITE_BUSY, SQLITE_LOCKED, SQLITE_IOERR, SQLITE_CORRUPT, SQLITE_FULL, SQLITE_CANTOPEN and
     // SQLITE_NOTADB with their variants.
@@ -161,7 +167,11 @@ pub(super) fn histories() -> [History; 2] {
         (2, "integer key", include_str!("../../migrations/server/sqlite/0002_integer_key.sql")),
     ];
     let authors = include_str!("../../migrations/authors/sqlite/0001_author.sql");
-    [History::server(&server), History::authors(&[(1, "author", authors)])]
+    let search = include_str!("../../migrations/authors/sqlite/0002_name_search.sql");
+    [
+        History::server(&server),
+        History::authors(&[(1, "author", authors), (2, "name search", search)]),
+    ]
 }
 
 #[cfg(test)]

@@ -144,6 +144,7 @@ const AT_ZERO: &[Family] = &[
         ],
     ),
     ("db_slow_queries_total", "counter", OPERATIONS),
+    ("db_unreadable_rows_total", "counter", &["table=\"author\"", "table=\"user_actions\""]),
     (
         "db_share_active",
         "gauge",

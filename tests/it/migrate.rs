@@ -60,22 +60,22 @@ fn refuses(place: &Place, words: &[&str]) {
 async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Database) {
     let place = database.place().await;
     let how = "run `switchboard migrate`";
-    refuses(&place, &["schema versions server 0, authors 0", "needs server 2, authors 1", how]);
+    refuses(&place, &["schema versions server 0, authors 0", "needs server 2, authors 2", how]);
     let file = place.data.path().join("switchboard.db");
     assert!(!file.exists(), "nothing was made");
     let ran = migrate(&place);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
     assert_eq!(
         ran.stdout,
-        "server migration 1 was run\nserver migration 2 was run\nauthors migration 1 was run\n"
+        "server migration 1 was run\nserver migration 2 was run\nauthors migration 1 was run\nauthors migration 2 was run\n"
     );
 
     make_old(&place).await;
-    refuses(&place, &["schema versions server 0, authors 1", "needs server 2, authors 1", how]);
+    refuses(&place, &["schema versions server 0, authors 2", "needs server 2, authors 2", how]);
     assert_eq!(migrate(&place).stdout, "server migration 1 was run\nserver migration 2 was run\n");
     let ran = migrate(&place);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let nothing = "nothing to do: the schema versions are server 2, authors 1";
+    let nothing = "nothing to do: the schema versions are server 2, authors 2";
     assert!(ran.stdout.starts_with(nothing), "{ran:?}");
     serves(&place).await;
 }
@@ -100,7 +100,7 @@ async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database
     let warning: serde_json::Value = serde_json::from_str(warning.unwrap()).unwrap();
     assert_eq!(
         (&warning["level"], &warning["has"], &warning["needs"]),
-        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 2, authors 1"))
+        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 2, authors 2"))
     );
 
     // And by one that may migrate.
@@ -127,7 +127,9 @@ async fn processes_that_migrate_at_once_run_each_migration_once(database: Databa
         assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
         all += &ran.stdout;
     }
-    for migration in ["server migration 1", "server migration 2", "authors migration 1"] {
+    for migration in
+        ["server migration 1", "server migration 2", "authors migration 1", "authors migration 2"]
+    {
         assert_eq!(all.matches(&format!("{migration} was run")).count(), 1, "{all}");
     }
     serves(&place).await;
@@ -151,8 +153,8 @@ async fn the_doctor_says_what_the_next_start_makes_of_the_schema(database: Datab
     healthy(&look(&[BY_HAND]), &["ok database"]);
     make_old(&place).await;
     let ran = look(&[BY_HAND]);
-    names(&ran, "database", &["server 2, authors 1 are needed", "switchboard migrate"]);
-    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 1, and will be server 2"));
+    names(&ran, "database", &["server 2, authors 2 are needed", "switchboard migrate"]);
+    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 2, and will be server 2"));
     migrate(&place);
     place.execute(NEWER).await;
     let ran = look(&[BY_HAND]);

@@ -35,7 +35,9 @@ async fn statements(place: &Place, paths: &[&str]) -> Vec<Vec<String>> {
         let ran = process.end();
         let lines = ran.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
         let run = lines.filter(|line| line["message"] == "query");
-        all.push(run.map(|line| line["statement"].as_str().unwrap().to_owned()).collect());
+        let run = run.map(|line| line["statement"].as_str().unwrap().to_owned());
+        // The server itself asks for names that are to be folded anew.
+        all.push(run.filter(|statement| !statement.contains("name_search_of IS")).collect());
     }
     all
 }
@@ -60,8 +62,9 @@ async fn a_cursor_walk_over_a_million_authors_of_postgres_reads_the_index() {
     assert_eq!(run(&["migrate"], &place.settings()).code, Some(0));
     place
         .execute(
-            "INSERT INTO author (name, name_folded)
-             SELECT 'Author ' || i, 'author ' || i FROM generate_series(1, 1000000) AS i;
+            "INSERT INTO author (name, name_folded, name_search, name_search_of)
+             SELECT 'Author ' || i, 'author ' || i, 'author ' || i, 'Author ' || i
+             FROM generate_series(1, 1000000) AS i;
              ANALYZE author",
         )
         .await;
@@ -69,7 +72,7 @@ async fn a_cursor_walk_over_a_million_authors_of_postgres_reads_the_index() {
     let middle = format!("/authors/paginated?cursor={cursor}");
     let paths = ["/authors/paginated?cursor=", &middle, "/authors?name=Author%20500000"];
     let run = statements(&place, &paths).await;
-    let types = "int, text, text, int, bigint, bigint";
+    let types = "int, text, text, bigint, bigint, bigint";
     for (run, values, index) in [
         (&run[0], "NULL, NULL, NULL, 0, 21, 0", "Index Scan using author_pkey"),
         (&run[1], "NULL, NULL, NULL, 500000, 21, 0", "Index Scan using author_pkey"),

@@ -46,7 +46,8 @@ async fn lists_wait(url: &str) {
     let view = "ALTER TABLE author RENAME TO people;
         CREATE FUNCTION waits() RETURNS boolean LANGUAGE plpgsql AS $$
         BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN true; END $$;
-        CREATE VIEW author AS SELECT id, name, name_folded FROM people WHERE waits()";
+        CREATE VIEW author AS SELECT id, name, name_folded, name_search, name_search_of
+            FROM people WHERE waits()";
     database.execute(sqlx::raw_sql(view)).await.unwrap();
 }
 
@@ -54,7 +55,8 @@ async fn lists_wait(url: &str) {
 async fn lists_compute(file: &Path) {
     let mut database = SqliteConnection::connect(file.to_str().unwrap()).await.unwrap();
     let view = "ALTER TABLE author RENAME TO people;
-        CREATE VIEW author AS SELECT id, name, name_folded FROM people WHERE id = 1 OR
+        CREATE VIEW author AS SELECT id, name, name_folded, name_search, name_search_of
+        FROM people WHERE id = 1 OR
         (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 8000000)
          SELECT count(*) FROM n) > 0";
     database.execute(sqlx::raw_sql(view)).await.unwrap();

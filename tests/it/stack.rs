@@ -16,7 +16,7 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 24] = [
+const ALERTS: [&str; 25] = [
     "ActorRestarting",
     "AuditLogDropping",
     "AuditQueueFull",
@@ -41,6 +41,7 @@ const ALERTS: [&str; 24] = [
     "SlowConsumers",
     "SlowResponseTime",
     "UnauthorizedAccessAttempts",
+    "UnreadableRows",
 ];
 
 fn docker() -> PathBuf {

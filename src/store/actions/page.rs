@@ -15,6 +15,15 @@ pub(crate) enum ActionPage {
     After(Place),
 }
 
+/// What was read of it.
+#[derive(Debug)]
+pub(crate) struct ActionPart {
+    pub(crate) items: Vec<Recorded>,
+    /// How many rows that were, with those that cannot be read.
+    pub(crate) rows: i64,
+    pub(crate) has_more: bool,
+}
+
 /// The place of an action in the trail: rows are ordered by time, and those of one moment by their `uid`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
