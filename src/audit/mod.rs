@@ -4,6 +4,8 @@
 //! wait in a bounded queue; the `writer`, an actor, makes rows of them (`redact`) and writes them in
 //! batches to the database, or to the `spool` on disk while the database is away or slow.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod redact;
 mod retention;
 mod spool;

@@ -1,5 +1,8 @@
 //! From an event to a row: secrets go, sizes are bounded, and nothing stays that a database refuses.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
+
 use std::{borrow::Cow, net::IpAddr, sync::Arc};
 
 use serde_json::{

@@ -1,0 +1,3 @@
+//! The targets of the audit trail.
+
+pub(crate) use super::{redact::fuzzing::redaction, spool::fuzzing::spool};
