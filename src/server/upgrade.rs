@@ -6,7 +6,7 @@ pub(crate) mod fuzzing;
 use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     extract::State,
     http::{Extensions, HeaderMap, Method, Request, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
@@ -86,7 +86,7 @@ pub(super) async fn web(
         return Ok((upgrade, Problem::new(StatusCode::UPGRADE_REQUIRED, body)).into_response());
     }
     let key =
-        accept_key(headers).map_err(|problem| refused(&web, request.extensions(), problem))?;
+        accept_key(&request).map_err(|problem| refused(&web, request.extensions(), problem))?;
     let (request, _) = request.into_parts();
     let accepted = check(&web, &request).await?;
     let Some(upgrade) = upgrade else {
@@ -122,7 +122,12 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// The answer to the client's key, if the request is as RFC 6455 wants it.
-fn accept_key(headers: &HeaderMap) -> Result<String, Problem> {
+fn accept_key(request: &Request<impl HttpBody>) -> Result<String, Problem> {
+    let headers = request.headers();
+    // Its bytes would be taken for frames, and a proxy before us takes them for a body.
+    if !request.body().is_end_stream() {
+        return Err(bad_request("a WebSocket request has no body"));
+    }
     if !has_token(headers, header::CONNECTION, "upgrade") {
         return Err(bad_request("a WebSocket request has `Connection: Upgrade`"));
     }

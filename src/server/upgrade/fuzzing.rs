@@ -78,7 +78,7 @@ fn answer(
     if !is_upgrade(request.method(), headers) {
         return answer(StatusCode::UPGRADE_REQUIRED);
     }
-    let Ok(key) = accept_key(headers) else { return answer(StatusCode::BAD_REQUEST) };
+    let Ok(key) = accept_key(&request) else { return answer(StatusCode::BAD_REQUEST) };
     is_as_the_standard_wants_it(headers, &key);
     let query = Query::of(request.uri());
     is_asked_for(request.uri().query().unwrap_or_default(), headers, &query);
