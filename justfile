@@ -16,6 +16,10 @@ test:
 models:
     cargo test --workspace --locked --lib --features switchboard/models models
 
+# Bytes of strangers that a fuzzer makes up, so many seconds for each target
+fuzz seconds="20" *targets:
+    fuzz/run {{ seconds }} {{ targets }}
+
 # The tests against a real Keycloak, which it fetches once (170 MB) and runs
 keycloak:
     tests/keycloak.sh

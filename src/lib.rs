@@ -19,7 +19,7 @@
 //! counts the connections of each user on all of them.
 //!
 //! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `sync`, `outbound`, `objects`, [`metrics`], [`config`], [`telemetry`], [`traces`],
-//! [`machine`]. A module imports
+//! [`machine`]; `fuzzing`, compiled for the fuzzer and the tests alone. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
 mod audit;
@@ -31,6 +31,8 @@ mod connection;
 pub mod doctor;
 pub mod erase;
 pub mod export;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod handlers;
 pub mod healthcheck;
 mod http;

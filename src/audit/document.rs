@@ -2,6 +2,9 @@
 //! hide nothing. What is long is cut where it stands, and what the request's type does not know is shown by
 //! its name alone.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
+
 use std::{borrow::Cow, cell::Cell, fmt, ops::Deref};
 
 use serde::{

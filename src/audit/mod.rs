@@ -8,6 +8,8 @@
 
 mod disk;
 mod document;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod logins;
 mod own;
 mod redact;

@@ -4,6 +4,8 @@
 //! [next](Spool::next) rows, writes them and [confirms](Spool::confirm) them. A row may come twice,
 //! never not at all: the database passes over the ids that it knows. Everything here blocks.
 
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod segment;
 #[cfg(test)]
 mod tests;

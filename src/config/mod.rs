@@ -6,6 +6,8 @@
 mod audit;
 mod auth;
 mod cluster;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod http;
 mod network;
 mod setting;

@@ -5,6 +5,8 @@
 //! cleans up.
 
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub(crate) mod handshake;
 pub(crate) mod pace;
 mod session;

@@ -1,5 +1,8 @@
 //! Whose request it is, by address.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Mutex, PoisonError},

@@ -39,6 +39,8 @@ use tower_http::{
     cors::{AllowOrigin, CorsLayer},
 };
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use address::fuzzing;
 pub(crate) use address::{Forwarding, Peer};
 pub(crate) use observe::remote;
 pub(crate) use problem::Problem;

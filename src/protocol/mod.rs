@@ -6,6 +6,8 @@
 
 mod close;
 mod control;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod json;
 mod protobuf;
 mod scratch;

@@ -114,12 +114,7 @@ impl Connection {
                 Ok::<_, std::convert::Infallible>(response)
             }
         });
-        let connection = http1::Builder::new()
-            // A client may say that it sends no more, and wait for its answer.
-            .half_close(true)
-            .max_buf_size(MAX_HEAD)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades();
+        let connection = http().serve_connection(TokioIo::new(stream), service).with_upgrades();
         let mut connection = pin!(connection);
         let ended = tokio::select! {
             ended = connection.as_mut() => ended,
@@ -132,6 +127,14 @@ impl Connection {
             tracing::debug!(%error, "an HTTP connection broke");
         }
     }
+}
+
+/// How requests are read.
+pub(super) fn http() -> http1::Builder {
+    let mut http = http1::Builder::new();
+    // A client may say that it sends no more, and wait for its answer.
+    http.half_close(true).max_buf_size(MAX_HEAD);
+    http
 }
 
 /// Whether an answer has no end of its own.

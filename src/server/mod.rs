@@ -48,6 +48,9 @@ use root::Root;
 use stream::Patience;
 use upgrade::Web;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use upgrade::fuzzing;
+
 /// Time for sockets to close after the last answer, on top of `DRAIN_TIMEOUT`.
 const CLOSING: Duration = Duration::from_secs(6);
 

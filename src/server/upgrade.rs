@@ -1,11 +1,14 @@
 //! `GET /web`: what is refused before the upgrade, the upgrade, and the way to the registry.
 
-use std::{sync::Arc, time::Duration};
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
+
+use std::{borrow::Cow, sync::Arc, time::Duration};
 
 use axum::{
-    body::Body,
+    body::{Body, HttpBody},
     extract::State,
-    http::{Extensions, HeaderMap, Method, Request, StatusCode, header, request::Parts},
+    http::{Extensions, HeaderMap, Method, Request, StatusCode, Uri, header, request::Parts},
     response::{IntoResponse, Response},
 };
 use base64::{Engine as _, prelude::BASE64_STANDARD};
@@ -77,13 +80,13 @@ pub(super) async fn web(
 ) -> Result<Response, Problem> {
     let upgrade = request.extensions_mut().remove::<OnUpgrade>();
     let headers = request.headers();
-    if *request.method() != Method::GET || !has_token(headers, header::UPGRADE, "websocket") {
+    if !is_upgrade(request.method(), headers) {
         let body = ErrorBody::new("upgrade_required", "This is a WebSocket endpoint");
         let upgrade = [(header::UPGRADE, "websocket"), (header::CONNECTION, "Upgrade")];
         return Ok((upgrade, Problem::new(StatusCode::UPGRADE_REQUIRED, body)).into_response());
     }
     let key =
-        accept_key(headers).map_err(|problem| refused(&web, request.extensions(), problem))?;
+        accept_key(&request).map_err(|problem| refused(&web, request.extensions(), problem))?;
     let (request, _) = request.into_parts();
     let accepted = check(&web, &request).await?;
     let Some(upgrade) = upgrade else {
@@ -104,6 +107,10 @@ pub(super) async fn web(
     Ok((StatusCode::SWITCHING_PROTOCOLS, switch).into_response())
 }
 
+fn is_upgrade(method: &Method, headers: &HeaderMap) -> bool {
+    *method == Method::GET && has_token(headers, header::UPGRADE, "websocket")
+}
+
 /// Whether a header that is a list has a token, in any case.
 fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool {
     headers
@@ -115,7 +122,12 @@ fn has_token(headers: &HeaderMap, name: header::HeaderName, token: &str) -> bool
 }
 
 /// The answer to the client's key, if the request is as RFC 6455 wants it.
-fn accept_key(headers: &HeaderMap) -> Result<String, Problem> {
+fn accept_key(request: &Request<impl HttpBody>) -> Result<String, Problem> {
+    let headers = request.headers();
+    // Its bytes would be taken for frames, and a proxy before us takes them for a body.
+    if !request.body().is_end_stream() {
+        return Err(bad_request("a WebSocket request has no body"));
+    }
     if !has_token(headers, header::CONNECTION, "upgrade") {
         return Err(bad_request("a WebSocket request has `Connection: Upgrade`"));
     }
@@ -151,28 +163,14 @@ fn too_many(web: &Web, msg: &'static str, wait: Duration) -> Problem {
 async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     let config = &web.shared.config;
     check_origin(web, request)?;
-    let query: Vec<_> =
-        form_urlencoded::parse(request.uri.query().unwrap_or_default().as_bytes()).collect();
-    let parameter =
-        |name: &str| query.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref());
-    let format = match parameter("format") {
-        None => Format::Json,
-        Some(name) => Format::parse(name)
-            .map_err(|msg| refused(web, &request.extensions, bad_request(&msg)))?,
-    };
+    let query = Query::of(&request.uri);
+    let format =
+        format(&query).map_err(|msg| refused(web, &request.extensions, bad_request(&msg)))?;
     let remote = remote(&request.extensions);
     if web.draining.is_cancelled() || web.places.available_permits() == 0 {
         return Err(no_place(web));
     }
-    let header = request.headers.get(header::AUTHORIZATION);
-    let authorization = match header {
-        Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
-        None if config.query_token => parameter("token")
-            .map(|token| format!("Bearer {token}"))
-            .or_else(|| parameter("Authorization").map(ToOwned::to_owned)),
-        None => None,
-    };
-    let entry = match authorization {
+    let entry = match authorization(&request.headers, &query, config.query_token) {
         None => Entry::Pending(pending(web, &remote)?),
         Some(text) => {
             let identity = presented(web, &text, &remote).await?;
@@ -184,6 +182,35 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
         }
     };
     Ok(Accepted { format, entry, remote })
+}
+
+/// The parameters of the address, without their percent-encoding.
+struct Query<'a>(Vec<(Cow<'a, str>, Cow<'a, str>)>);
+
+impl<'a> Query<'a> {
+    fn of(uri: &'a Uri) -> Self {
+        Self(form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).collect())
+    }
+
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref())
+    }
+}
+
+fn format(query: &Query<'_>) -> Result<Format, String> {
+    query.get("format").map_or(Ok(Format::Json), Format::parse)
+}
+
+/// The token that came with the request, with its scheme: in the header, or where there is none in the query.
+fn authorization(headers: &HeaderMap, query: &Query<'_>, query_token: bool) -> Option<String> {
+    match headers.get(header::AUTHORIZATION) {
+        Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
+        None if query_token => query
+            .get("token")
+            .map(|token| format!("Bearer {token}"))
+            .or_else(|| query.get("Authorization").map(ToOwned::to_owned)),
+        None => None,
+    }
 }
 
 fn check_origin(web: &Web, request: &Parts) -> Result<(), Problem> {

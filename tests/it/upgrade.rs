@@ -69,6 +69,24 @@ async fn an_upgrade_that_breaks_rfc_6455_is_a_bad_request() {
     }
 }
 
+/// Found by the fuzzer: its bytes were read as frames.
+#[tokio::test]
+async fn an_upgrade_with_a_body_is_a_bad_request() {
+    let server = TestServer::start(&[]).await;
+    for body in
+        ["content-length: 3\r\n\r\nabc", "transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n"]
+    {
+        let mut socket = TcpStream::connect(server.addr).await.unwrap();
+        let headers: String =
+            GOOD.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let request = format!("GET /web HTTP/1.1\r\nhost: a\r\n{headers}{body}");
+        socket.write_all(request.as_bytes()).await.unwrap();
+        let mut status = [0; 12];
+        socket.read_exact(&mut status).await.unwrap();
+        assert_eq!(&status, b"HTTP/1.1 400", "{body}");
+    }
+}
+
 #[tokio::test]
 async fn web_without_an_upgrade_asks_for_one() {
     let server = TestServer::start(&[]).await;

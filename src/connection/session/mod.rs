@@ -9,6 +9,8 @@ mod control_budget;
 mod credential;
 mod deadlines;
 mod feed;
+#[cfg(any(test, fuzzing))]
+pub(super) mod fuzzing;
 mod refresh;
 mod stall;
 mod strikes;
