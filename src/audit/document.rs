@@ -41,6 +41,11 @@ impl Recorded {
         Self::known(text, &EVERYTHING)
     }
 
+    /// Of what this server says itself, which has no secrets.
+    pub(crate) fn own(value: Value) -> Self {
+        Self(printed(&bounded(value)))
+    }
+
     fn known(text: &str, known: &Known) -> Self {
         let mut last = json!({ "_omitted_bytes": text.len() });
         for limits in STEPS {

@@ -97,7 +97,7 @@ impl Sessions {
 
 /// The session of a user as request data, where the issuer names it.
 pub(crate) fn session_data(identity: &Identity) -> Option<Recorded> {
-    let data = |sid| Recorded::document(&json!({ "sid": sid }).to_string());
+    let data = |sid| Recorded::own(json!({ "sid": sid }));
     identity.session.as_ref().map(data)
 }
 
@@ -142,7 +142,7 @@ impl Audit {
         let (outcome, reason) = (AuditOutcome::Success, CloseReason::Normal);
         let event = Event {
             user: Some(Arc::clone(identity)),
-            data: Some(Recorded::document(&data.to_string())),
+            data: Some(Recorded::own(data)),
             status: 0,
             error: None,
             cause: Cause::Other,

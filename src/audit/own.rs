@@ -60,7 +60,7 @@ impl Event {
             resource: node.into(),
             route: deed.action().into(),
             outcome,
-            data: Some(Recorded::document(&data.to_string())),
+            data: Some(Recorded::own(data.clone())),
             status: 0,
             error: None,
             took: None,

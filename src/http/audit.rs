@@ -74,7 +74,7 @@ impl Noted {
             self.user(&Arc::new(user));
         }
         if let Some(sid) = sid {
-            self.0.session.get_or_init(|| Recorded::document(&json!({ "sid": sid }).to_string()));
+            self.0.session.get_or_init(|| Recorded::own(json!({ "sid": sid })));
         }
     }
 
@@ -195,7 +195,8 @@ fn parameters(query: &str, known: &[Parameter]) -> Recorded {
 fn data_bytes(request: &Request<Body>) -> usize {
     let body = request.body().size_hint().exact().unwrap_or(u64::MAX);
     let query = request.uri().query().map_or(0, str::len);
-    usize::try_from(body).unwrap_or(usize::MAX).max(query) + request.uri().path().len()
+    let data = usize::try_from(body).unwrap_or(usize::MAX).max(query);
+    data.saturating_add(request.uri().path().len())
 }
 
 /// A request until it is recorded.

@@ -81,7 +81,7 @@ async fn a_walk_by_cursor_sees_every_row_once_newest_first_while_rows_come(datab
         pages += 1;
         // What is newer is not of this walk.
         let new = uuid::Uuid::new_v4();
-        place.audit(&[json!({ "id": new, "timestamp": "2026-11-24T00:00:00.000000Z" })]).await;
+        place.audit(&[json!({ "uid": new, "timestamp": "2026-11-24T00:00:00.000000Z" })]).await;
         match meta["next_cursor"].as_str() {
             Some(next) => cursor = next.to_owned(),
             None => break,
@@ -103,11 +103,11 @@ async fn a_trail_that_cannot_be_counted_in_time_still_has_its_pages() {
     // Each row takes its time, as in a trail of many millions: to count all would take seconds.
     place
         .execute(
-            "INSERT INTO user_actions (id, timestamp, user_roles, action_type, resource, outcome)
+            "INSERT INTO user_actions (uid, timestamp, user_roles, action_type, resource, outcome)
              SELECT gen_random_uuid(), now() - i * interval '1 second', '[]', 'POST', '/', 'success'
              FROM generate_series(1, 60000) AS i;
              ALTER TABLE user_actions RENAME TO all_actions;
-             CREATE FUNCTION slow(id UUID) RETURNS BOOLEAN LANGUAGE plpgsql AS
+             CREATE FUNCTION slow(id BIGINT) RETURNS BOOLEAN LANGUAGE plpgsql AS
              $$ BEGIN FOR i IN 1..1000 LOOP END LOOP; RETURN true; END $$;
              CREATE VIEW user_actions AS SELECT * FROM all_actions WHERE slow(id);
              ANALYZE all_actions",

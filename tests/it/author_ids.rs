@@ -109,7 +109,7 @@ async fn rows_of_the_trail_that_cannot_be_read_are_left_out(database: Database) 
         }
     };
     place.execute(spoil).await;
-    place.audit(&[json!({ "id": "01900000-0000-7000-8000-000000000000", "timestamp": "2026-11-23T00:00:00.000000Z" })]).await;
+    place.audit(&[json!({ "uid": "01900000-0000-7000-8000-000000000000", "timestamp": "2026-11-23T00:00:00.000000Z" })]).await;
     let page = get(&server, "/audit-logs").await;
     let times: Vec<_> =
         page["items"].as_array().unwrap().iter().map(|row| &row["timestamp"]).collect();

@@ -210,10 +210,10 @@ async fn with_a_slow_spool_changes_wait_and_are_refused_and_all_else_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_queue_is_bounded_in_bytes() {
     let mut slow = Slow::start(&[("AUDIT_QUEUE_BYTES", "256KiB")]).await;
-    let large = json!({ "pkg_id": 7, "data": "x".repeat(15_000) });
-    let posts = join_all((0..30).map(|_| slow.post("/admin/broadcast", large.clone()))).await;
+    let large = json!({ "pkg_id": 7, "data": "x".repeat(4_000) });
+    let posts = join_all((0..60).map(|_| slow.post("/admin/broadcast", large.clone()))).await;
     let taken = posts.iter().filter(|(status, _)| *status == 202).count();
-    assert!((10..16).contains(&taken), "{taken} of 15 KB each in seven eighths of 256 KiB");
+    assert!((36..48).contains(&taken), "{taken} of 4 KB each in seven eighths of 256 KiB");
     assert!(posts.iter().all(|post| *post == (202, false) || *post == (503, true)), "{posts:?}");
     assert!(slow.metric("audit_queue_bytes").await <= 262_144.0);
     slow.let_go().await;
