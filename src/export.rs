@@ -19,7 +19,7 @@ use crate::{
     audit::{self, Deed},
     config::{Config, StoreConfig},
     metrics::Metrics,
-    store::{ActionFilter, OpenError, Recorded, Since, Store, StoreError, Until},
+    store::{ActionFilter, OpenError, Since, Store, StoreError, StoredAction, Until},
 };
 
 /// Rows in one statement.
@@ -137,7 +137,7 @@ async fn write(
     let progress = progress(store, range).await;
     let mut rows = Rows::new(format, out)?;
     let (since, until) = (range.since.as_ref(), range.until.as_ref());
-    let mut last: Option<Recorded> = None;
+    let mut last: Option<StoredAction> = None;
     loop {
         let mut part = store.actions_after(last.as_ref(), since, until, PART).await?;
         for action in part.iter().filter(|row| row.action.uid != own) {
@@ -182,13 +182,13 @@ impl<W: Write> Rows<W> {
             Format::Jsonl => Self::Jsonl(BufWriter::new(out)),
             Format::Csv => {
                 let mut csv = csv::Writer::from_writer(out);
-                csv.write_record(Recorded::COLUMNS).map_err(unwrapped)?;
+                csv.write_record(StoredAction::COLUMNS).map_err(unwrapped)?;
                 Self::Csv(Box::new(csv))
             }
         })
     }
 
-    fn write(&mut self, action: &Recorded) -> io::Result<()> {
+    fn write(&mut self, action: &StoredAction) -> io::Result<()> {
         match self {
             Self::Csv(csv) => csv.write_record(cells(action)?).map_err(unwrapped),
             Self::Jsonl(out) => {
@@ -217,8 +217,8 @@ fn unwrapped(error: csv::Error) -> io::Error {
 }
 
 /// A row of CSV: what is absent is empty.
-fn cells(recorded: &Recorded) -> io::Result<[String; 16]> {
-    let Recorded { id, action } = recorded;
+fn cells(stored: &StoredAction) -> io::Result<[String; 16]> {
+    let StoredAction { id, action } = stored;
     let text = |text: &Option<Arc<str>>| text.as_deref().unwrap_or_default().to_owned();
     Ok([
         id.map(|id| id.to_string()).unwrap_or_default(),

@@ -16,7 +16,7 @@ use crate::{
     audit::{self, Deed},
     config::{Config, StoreConfig},
     metrics::Metrics,
-    store::{OpenError, Recorded, Store, StoreError},
+    store::{OpenError, Store, StoreError, StoredAction},
 };
 use blank::{About, Person};
 
@@ -178,7 +178,7 @@ async fn walk(store: &Store, erasure: &Erasure, erased: &mut Erased) -> Result<(
         usernames: erasure.usernames.clone(),
         pseudonym: Arc::clone(&erasure.pseudonym.0),
     };
-    let mut last: Option<Recorded> = None;
+    let mut last: Option<StoredAction> = None;
     loop {
         let part = store.actions_after(last.as_ref(), None, None, PART).await?;
         let Some(newest) = part.last().cloned() else { return Ok(()) };

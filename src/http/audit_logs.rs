@@ -26,8 +26,8 @@ use crate::{
     },
     protocol::Meta,
     store::{
-        ActionFilter, ActionKey, ActionPage, ActionPart, Place, Recorded, Since, Store, StoreError,
-        Until,
+        ActionFilter, ActionKey, ActionPage, ActionPart, Place, Since, Store, StoreError,
+        StoredAction, Until,
     },
 };
 
@@ -101,7 +101,7 @@ impl TryFrom<String> for Cursor {
 }
 
 /// The cursor of what comes after these, if there is more.
-fn cursor_after(items: &[Recorded], has_more: bool) -> Option<String> {
+fn cursor_after(items: &[StoredAction], has_more: bool) -> Option<String> {
     let last = items.last().filter(|_| has_more)?;
     Some(BASE64_URL_SAFE_NO_PAD.encode(Place::of(last).to_string()))
 }
@@ -123,7 +123,7 @@ struct Query {
 
 #[derive(Debug, Serialize)]
 pub(super) struct Page {
-    items: Vec<Recorded>,
+    items: Vec<StoredAction>,
     meta: LogMeta,
 }
 
@@ -160,7 +160,7 @@ pub(super) async fn read(
     State(api): State<Arc<Api>>,
     path: Path,
     request: Asked,
-) -> Result<Json<Recorded>, Problem> {
+) -> Result<Json<StoredAction>, Problem> {
     caller(&request, roles::ADMIN)?;
     let text = parameter(&path, "id")?;
     let key = key(&text).ok_or_else(|| {

@@ -8,7 +8,7 @@
 
 mod erase;
 mod page;
-mod recorded;
+mod stored;
 
 use std::sync::Arc;
 
@@ -30,8 +30,8 @@ use super::{
 pub(crate) use page::{ActionPage, ActionPart, Place};
 
 use crate::metrics::{DbOperation, DbShare, DbTable};
-pub use recorded::Recorded;
-use recorded::{Row, recorded};
+pub use stored::StoredAction;
+use stored::{Row, stored};
 
 /// Somebody did something, or was kept from it. Texts are shared: the same ones come again and again.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -263,7 +263,7 @@ impl Store {
     }
 
     /// One action. By its `id` none is found until the trail's rows are numbered.
-    pub(crate) async fn action(&self, key: ActionKey) -> Result<Option<Recorded>, StoreError> {
+    pub(crate) async fn action(&self, key: ActionKey) -> Result<Option<StoredAction>, StoreError> {
         let row: Option<Maybe<Row>> = loop {
             let (number, uid) = match key {
                 ActionKey::Id(number) => (Some(number), None),
@@ -292,11 +292,11 @@ impl Store {
     /// only at the end.
     pub(crate) async fn actions_after(
         &self,
-        seen: Option<&Recorded>,
+        seen: Option<&StoredAction>,
         since: Option<&Since>,
         until: Option<&Until>,
         take: i64,
-    ) -> Result<Vec<Recorded>, StoreError> {
+    ) -> Result<Vec<StoredAction>, StoreError> {
         let (from, before, after_types) = self.either(
             ("timestamp >= $1", "timestamp < $2", ("$3", "$4")),
             (
@@ -347,9 +347,9 @@ impl Store {
     }
 
     /// The rows that can be read.
-    fn readable_actions(&self, rows: impl IntoIterator<Item = Maybe<Row>>) -> Vec<Recorded> {
+    fn readable_actions(&self, rows: impl IntoIterator<Item = Maybe<Row>>) -> Vec<StoredAction> {
         let read = |Maybe { key, row }| {
-            let read = row.map_err(StoreError::Other).and_then(recorded);
+            let read = row.map_err(StoreError::Other).and_then(stored);
             read.inspect_err(|error| self.left_out(DbTable::UserActions, key, error)).ok()
         };
         rows.into_iter().filter_map(read).collect()

@@ -29,7 +29,7 @@ use sqlx::{
     postgres::PgDatabaseError,
 };
 
-pub use actions::{Action, Recorded};
+pub use actions::{Action, StoredAction};
 pub(crate) use actions::{ActionFilter, ActionKey, ActionPage, ActionPart, Place};
 pub use authors::{Author, AuthorFilter, AuthorPage};
 pub use moment::{Since, Until};

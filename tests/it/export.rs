@@ -70,7 +70,7 @@ async fn rows_of_any_content_come_out_whole(database: Database) {
     let text = exported(&place, &["--format", "csv"]);
     let mut csv = csv::Reader::from_reader(text.as_bytes());
     let head: Vec<String> = csv.headers().unwrap().iter().map(str::to_owned).collect();
-    assert_eq!(head, switchboard::store::Recorded::COLUMNS);
+    assert_eq!(head, switchboard::store::StoredAction::COLUMNS);
     let records: Vec<csv::StringRecord> = csv.records().map(Result::unwrap).collect();
     assert_eq!(records.len(), odd.len());
     for (record, row) in records.iter().zip(&rows) {

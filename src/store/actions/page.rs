@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::Recorded;
+use super::StoredAction;
 
 /// A part of the actions that match, newest first.
 #[derive(Debug, Clone)]
@@ -18,7 +18,7 @@ pub(crate) enum ActionPage {
 /// What was read of it.
 #[derive(Debug)]
 pub(crate) struct ActionPart {
-    pub(crate) items: Vec<Recorded>,
+    pub(crate) items: Vec<StoredAction>,
     /// How many rows that were, with those that cannot be read.
     pub(crate) rows: i64,
     pub(crate) has_more: bool,
@@ -33,7 +33,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    pub(crate) fn of(Recorded { action, .. }: &Recorded) -> Self {
+    pub(crate) fn of(StoredAction { action, .. }: &StoredAction) -> Self {
         Self { timestamp: action.timestamp.to_string(), uid: action.uid }
     }
 }

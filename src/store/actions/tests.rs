@@ -35,8 +35,8 @@ fn text(action: &Action) -> String {
     serde_json::to_string(action).unwrap()
 }
 
-fn recorded(recorded: &Recorded) -> String {
-    text(&recorded.action)
+fn shown(stored: &StoredAction) -> String {
+    text(&stored.action)
 }
 
 #[tokio::test]
@@ -53,7 +53,7 @@ async fn a_batch_that_is_written_twice_is_there_once_and_as_it_was() {
     store.insert_actions(Vec::new(), 2).await.unwrap();
     let seen = store.actions_after(None, None, None, 10).await.unwrap();
     assert_eq!(
-        seen.iter().map(recorded).collect::<Vec<_>>(),
+        seen.iter().map(shown).collect::<Vec<_>>(),
         rows.iter().map(text).collect::<Vec<_>>()
     );
 }
@@ -68,12 +68,12 @@ async fn only_rows_from_before_a_time_are_removed_the_oldest_first_and_so_many()
     let before = "2026-11-27T00:00:00Z".parse().unwrap();
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 4);
     let left = store.actions_after(None, None, None, 10).await.unwrap();
-    assert_eq!(recorded(&left[0]), text(&rows[4]));
+    assert_eq!(shown(&left[0]), text(&rows[4]));
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 3);
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 0);
     let left = store.actions_after(None, None, None, 10).await.unwrap();
     assert_eq!(
-        left.iter().map(recorded).collect::<Vec<_>>(),
+        left.iter().map(shown).collect::<Vec<_>>(),
         rows[7..].iter().map(text).collect::<Vec<_>>()
     );
 }

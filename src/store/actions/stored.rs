@@ -9,14 +9,14 @@ use super::{Action, StoreError};
 
 /// A row of the trail.
 #[derive(Debug, Clone)]
-pub struct Recorded {
+pub struct StoredAction {
     /// Made by the database. None while the rows of a trail from the previous release are being numbered.
     pub id: Option<i64>,
     /// What happened.
     pub action: Action,
 }
 
-impl Recorded {
+impl StoredAction {
     /// The names of the columns, in their order.
     pub const COLUMNS: [&str; 16] = [
         "id",
@@ -38,10 +38,10 @@ impl Recorded {
     ];
 }
 
-impl Serialize for Recorded {
+impl Serialize for StoredAction {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let Self { id, action } = self;
-        let mut item = serializer.serialize_struct("Recorded", Self::COLUMNS.len())?;
+        let mut item = serializer.serialize_struct("StoredAction", Self::COLUMNS.len())?;
         item.serialize_field("id", id)?;
         item.serialize_field("uid", &action.uid)?;
         item.serialize_field("timestamp", &action.timestamp)?;
@@ -62,7 +62,7 @@ impl Serialize for Recorded {
     }
 }
 
-/// A row as both databases give it: [`Recorded::COLUMNS`].
+/// A row as both databases give it: [`StoredAction::COLUMNS`].
 pub(super) type Row = (
     Option<i64>,
     String,
@@ -83,7 +83,7 @@ pub(super) type Row = (
 );
 
 /// Reads a row; one that cannot be read was written by somebody else.
-pub(super) fn recorded(row: Row) -> Result<Recorded, StoreError> {
+pub(super) fn stored(row: Row) -> Result<StoredAction, StoreError> {
     let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
         StoreError::Other(sqlx::Error::Decode(error))
     };
@@ -108,5 +108,5 @@ pub(super) fn recorded(row: Row) -> Result<Recorded, StoreError> {
         error_message: row.14.map(Arc::from),
         duration_ms: row.15,
     };
-    Ok(Recorded { id: row.0, action })
+    Ok(StoredAction { id: row.0, action })
 }
