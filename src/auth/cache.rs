@@ -16,7 +16,8 @@ pub(super) struct TokenCache(Cache<Fingerprint, Entry>);
 /// What a token was found to say, and what that rests on.
 #[derive(Clone)]
 pub(super) struct Entry {
-    pub(super) identity: Identity,
+    /// Shared by all who come with this token.
+    pub(super) identity: Arc<Identity>,
     pub(super) key: Arc<Key>,
 }
 
@@ -32,7 +33,7 @@ impl TokenCache {
         &self,
         token: &Fingerprint,
         good: impl FnOnce(&Entry) -> bool,
-    ) -> Option<Identity> {
+    ) -> Option<Arc<Identity>> {
         let entry = self.0.get(token)?;
         if good(&entry) {
             return Some(entry.identity);

@@ -3,6 +3,7 @@
 
 use std::{
     io,
+    sync::Arc,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -143,7 +144,8 @@ impl Trust {
     ) -> Result<Identity, AuthError> {
         let keys = Keys::fixed(self.keys.clone());
         let metrics = Metrics::new(&[], "").auth;
-        Validator::new(keys, self.issuer.clone(), config, metrics).validate(token, |_| None).await
+        let validator = Validator::new(keys, self.issuer.clone(), config, metrics);
+        validator.validate(token, |_| None).await.map(Arc::unwrap_or_clone)
     }
 
     /// Checks the signature alone, to explain a refusal.

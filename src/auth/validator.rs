@@ -117,7 +117,7 @@ impl Validator {
         &self,
         token: &str,
         refusal: impl FnOnce(&str) -> Option<Duration>,
-    ) -> Result<Identity, AuthError> {
+    ) -> Result<Arc<Identity>, AuthError> {
         // After the cache, which knows nothing of it.
         let result = match self.remembered(token, refusal).await {
             Ok(identity) if self.is_revoked(&identity) => {
@@ -194,7 +194,7 @@ impl Validator {
         &self,
         token: &str,
         refusal: impl FnOnce(&str) -> Option<Duration>,
-    ) -> Result<Identity, AuthError> {
+    ) -> Result<Arc<Identity>, AuthError> {
         let may_examine = || refusal(token).map_or(Ok(()), |wait| Err(AuthError::TooMany(wait)));
         // What is too large is refused by the check, and not worth a fingerprint.
         let cache = self.cache.as_ref().filter(|_| token.len() <= MAX_TOKEN);
@@ -210,7 +210,7 @@ impl Validator {
         may_examine()?;
         self.metrics.cache_misses.inc();
         let entry = self.check(token).await?;
-        let identity = entry.identity.clone();
+        let identity = Arc::clone(&entry.identity);
         if self.still_good(&entry) {
             cache.insert(name, entry);
         }
@@ -234,7 +234,7 @@ impl Validator {
         // The same text, once for all tokens that are remembered.
         identity.issuer = Arc::clone(&self.issuer);
         self.revocations.expect(&identity);
-        Ok(Entry { identity, key })
+        Ok(Entry { identity: Arc::new(identity), key })
     }
 
     async fn key_of(&self, token: &str) -> Result<(Header, Arc<Key>), AuthError> {

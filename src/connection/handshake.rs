@@ -100,7 +100,7 @@ pub(super) async fn check(
         });
     };
     let checked = validator.validate(token, |token| limits.refusal(address, token)).await;
-    checked.map(Arc::new).map_err(Refusal::from)
+    checked.map_err(Refusal::from)
 }
 
 /// Takes a refusal from the budget of the client's address.

@@ -139,7 +139,7 @@ async fn authenticate(api: &Api, authorization: &HeaderValue, address: IpAddr) -
         }
         Err(AuthError::Unavailable | AuthError::TooMany(_)) => {}
     }
-    found.map(Arc::new)
+    found
 }
 
 fn too_many(api: &Api, wait: Duration) -> Response {

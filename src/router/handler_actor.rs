@@ -72,7 +72,10 @@ impl Actor for HandlerActor {
         jobs: Jobs,
         (): &mut (),
     ) -> Result<(), ActorProcessingErr> {
-        self.0.arrive(jobs).await;
+        if let Some(rest) = self.0.arrive(jobs) {
+            // In a box: a batch that does not wait is not to pay for it.
+            Box::pin(self.0.arrive_in_turn(rest)).await;
+        }
         Ok(())
     }
 }
@@ -92,27 +95,46 @@ impl Drop for Place {
 }
 
 impl Work {
-    /// Begins jobs in their order; those that find no place wait for their turn. While the audit trail has no
-    /// room for a row, the actor waits: its jobs all need a row, and are to begin in their order.
-    pub(super) async fn arrive(self: &Arc<Self>, jobs: Jobs) {
+    /// Begins jobs in their order; those that find no place wait for their turn. Gives those back that find no
+    /// room for their rows in the audit trail, and what came after them.
+    pub(super) fn arrive(self: &Arc<Self>, jobs: Jobs) -> Option<Vec<Job>> {
         let mut now = Instant::now();
+        let mut jobs = jobs.into_iter();
+        while let Some(mut job) = jobs.next() {
+            if !job.responder.has_room() {
+                return Some([job].into_iter().chain(jobs).collect());
+            }
+            now = self.admit(job, now);
+        }
+        None
+    }
+
+    /// The same for jobs that wait for room: the actor waits with them, since they are to begin in their order.
+    pub(super) async fn arrive_in_turn(self: &Arc<Self>, jobs: Vec<Job>) {
         for mut job in jobs {
             if !job.responder.has_room() {
                 job.responder.until_room(self.config.timeout).await;
-                now = Instant::now();
-                if !job.responder.has_room() {
-                    self.find_no_room(job.responder, now);
-                    continue;
-                }
             }
-            if self.places.are_free() {
-                now = self.begin(job, now, None);
-            } else if let Some(job) = self.places.admit(job) {
-                now = self.begin(job, now, None);
-            } else if self.places.are_unwatched() {
-                tokio::spawn(Self::watch(Arc::downgrade(self), self.config.timeout));
+            if job.responder.has_room() {
+                self.admit(job, Instant::now());
+            } else {
+                self.find_no_room(job.responder, Instant::now());
             }
         }
+    }
+
+    /// Begins a job where there is a place for it, and returns the time after it.
+    fn admit(self: &Arc<Self>, job: Job, now: Instant) -> Instant {
+        if self.places.are_free() {
+            return self.begin(job, now, None);
+        }
+        if let Some(job) = self.places.admit(job) {
+            return self.begin(job, now, None);
+        }
+        if self.places.are_unwatched() {
+            tokio::spawn(Self::watch(Arc::downgrade(self), self.config.timeout));
+        }
+        now
     }
 
     /// Refuses a request before it begins: there would be no row of it, and so there is none of this.

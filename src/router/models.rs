@@ -163,7 +163,9 @@ fn actor(work: &Arc<Work>, batches: Vec<Jobs>) -> shuttle::future::JoinHandle<()
     let work = Arc::clone(work);
     spawn(async move {
         for jobs in batches {
-            work.arrive(jobs).await;
+            if let Some(rest) = work.arrive(jobs) {
+                work.arrive_in_turn(rest).await;
+            }
             yield_now().await;
         }
     })
