@@ -73,6 +73,9 @@ pub enum ExportError {
     /// A statement.
     #[error("cannot read the audit trail: {0}")]
     Read(Box<dyn std::error::Error + Send + Sync>),
+    /// All others were written.
+    #[error("{0} rows cannot be read and are left out; all others were written")]
+    Incomplete(u64),
     /// The file, or standard output.
     #[error("cannot write the audit trail")]
     Write(#[from] io::Error),
@@ -137,9 +140,11 @@ async fn write(
     let progress = progress(store, range).await;
     let mut rows = Rows::new(format, out)?;
     let (since, until) = (range.since.as_ref(), range.until.as_ref());
-    let mut last: Option<StoredAction> = None;
+    let (mut last, mut left_out): (Option<StoredAction>, _) = (None, 0);
     loop {
-        let mut part = store.actions_after(last.as_ref(), since, until, PART).await?;
+        let part = store.actions_after(last.as_ref(), since, until, PART).await?;
+        left_out += part.left_out();
+        let mut part = part.items;
         for action in part.iter().filter(|row| row.action.uid != own) {
             rows.write(action)?;
         }
@@ -151,6 +156,9 @@ async fn write(
     }
     rows.finish()?;
     progress.finish_and_clear();
+    if left_out > 0 {
+        return Err(ExportError::Incomplete(left_out));
+    }
     Ok(())
 }
 

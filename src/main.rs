@@ -242,6 +242,11 @@ fn erase_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
     if erased.spooled {
         println!("rows wait in DATA_DIR/audit: erase again when they are in the database");
     }
+    anyhow::ensure!(
+        erased.left_out == 0,
+        "{} rows cannot be read, and may still have the person in them: look at them by hand",
+        erased.left_out
+    );
     Ok(())
 }
 

@@ -211,7 +211,7 @@ impl Look<'_> {
 
     fn text<E: Error>(&self, text: &str) -> Result<Value, E> {
         let start = text.trim_start();
-        let shown = match start.starts_with(['{', '[']) {
+        let shown = match start.starts_with(['{', '[', '"']) {
             true => self.inner(text)?,
             false => without_secrets(self.beginning(text)),
         };

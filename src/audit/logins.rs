@@ -13,7 +13,7 @@ use std::{
 use serde_json::json;
 use uuid::Uuid;
 
-use super::{Audit, Cause, Event, Recorded};
+use super::{Audit, Cause, Event, Recorded, room::Part};
 use crate::{
     auth::{Identity, Remote},
     metrics::AuditOutcome,
@@ -78,9 +78,23 @@ impl Sessions {
         Self { bound: BOUND, hasher: RandomState::new(), seen: Mutex::default() }
     }
 
+    fn hash(&self, identity: &Identity, name: &Name<'_>) -> u64 {
+        self.hasher.hash_one((&identity.issuer, &identity.subject, name))
+    }
+
+    fn forget(&self, identity: &Identity, name: &Name<'_>) {
+        let hash = self.hash(identity, name);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        // The newest, most likely.
+        if let Some(place) = seen.order.iter().rposition(|known| *known == hash) {
+            seen.order.remove(place);
+            seen.known.remove(&hash);
+        }
+    }
+
     /// Remembers a name; false: it was known.
     fn is_new(&self, identity: &Identity, name: &Name<'_>) -> bool {
-        let hash = self.hasher.hash_one((&identity.issuer, &identity.subject, name));
+        let hash = self.hash(identity, name);
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if !seen.known.insert(hash) {
             return false;
@@ -149,7 +163,12 @@ impl Audit {
             ..Event::of_connection(action, resource, outcome, remote, reason)
         };
         self.metrics.actions.inc(outcome);
-        self.enter(name.id(identity), event, None, None);
+        let room = self.space.take(event.bytes(), Part::Known);
+        if room.is_none() {
+            // It has no row of its own: the session's next socket makes one.
+            self.sessions.forget(identity, name);
+        }
+        self.enter(name.id(identity), event, None, room);
     }
 }
 

@@ -39,6 +39,7 @@ pub(crate) use document::{Recorded, UNKNOWN};
 pub(crate) use logins::session_data;
 pub(crate) use own::{Deed, leave, leave_migrated};
 pub(crate) use secrets::path_without_secrets;
+pub(crate) use spool::has_spooled_rows;
 pub(crate) use writer::AuditWriter;
 
 use crate::{
@@ -56,7 +57,7 @@ use summary::{Scope, Summary};
 /// Bytes of a request's row beside its data, until they are known: names, roles, what the client was told.
 const ESTIMATE: usize = 512;
 /// Time that a request waits for room in the queue. It gets some as soon as the disk has taken what waits.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(1);
+pub(crate) const ROOM_PATIENCE: Duration = Duration::from_secs(1);
 /// What the row says of a request that ends with the server.
 pub(crate) const CUT_OFF: &str =
     "The server stopped before the request was through: what came of it is unknown";
@@ -279,12 +280,14 @@ impl Audit {
         known: bool,
         until: Instant,
     ) -> Option<Reserved> {
-        let reserved = self.space.wait(|| self.try_reserve(data, known));
-        let reserved = timeout_at(until.into(), reserved).await.ok();
-        if reserved.is_none() {
-            self.metrics.refused.inc();
-        }
-        reserved
+        let part = if known { Part::Request } else { Part::Unknown };
+        let reserved = self.space.wait(part, || self.try_reserve(data, known));
+        timeout_at(until.into(), reserved).await.ok()
+    }
+
+    /// Counts a request that is refused because it has no room.
+    pub(crate) fn count_refused(&self) {
+        self.metrics.refused.inc();
     }
 
     /// Whether waiting for room is no use: the spool refuses rows, or the server stops.
@@ -319,7 +322,7 @@ impl Audit {
             let scope = sum.scope;
             let event = sum.into_event();
             let part = if scope.is_unknown() { Part::Unknown } else { Part::Known };
-            let room = self.space.wait(|| match self.space.take(event.bytes(), part) {
+            let room = self.space.wait(part, || match self.space.take(event.bytes(), part) {
                 None if !self.has_no_room_for_anybody() => None,
                 room => Some(room),
             });
@@ -454,7 +457,9 @@ impl Audit {
             gone.extend(queue.pop_front_if(is_oldest));
         }
         drop(queue);
-        self.cramped.store(false, Ordering::Relaxed);
+        if !gone.is_empty() {
+            self.cramped.store(false, Ordering::Relaxed);
+        }
         // Gives their room back, which wakes others: not while they would find the queue locked.
         drop(gone);
     }

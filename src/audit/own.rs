@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Time for the database to take the rows of a start, before they go to the queue.
-const PATIENCE: Duration = Duration::from_secs(2);
+const START_PATIENCE: Duration = Duration::from_secs(2);
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,7 +107,7 @@ pub(crate) async fn leave_migrated(store: &Store, schema: &Schema) -> Result<(),
 impl Audit {
     /// Records that a server starts, and the migrations it ran. Straight into the database: a process that
     /// is killed a moment later has been there too.
-    pub(crate) async fn started(&self, store: &Store, node: &str) {
+    pub(crate) async fn started(self: &Arc<Self>, store: &Store, node: &str) {
         if !self.is_on() {
             return;
         }
@@ -118,12 +118,22 @@ impl Audit {
         let entries: Vec<_> = events.map(|event| Entry::new(event, None)).collect();
         let rows: Vec<_> = entries.iter().map(|entry| redact::row(entry)).collect();
         let count = rows.len();
-        let written = timeout(PATIENCE, store.insert_actions(rows, count)).await;
+        let written = timeout(START_PATIENCE, store.insert_actions(rows, count)).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!("the database does not take the audit rows of the start, which wait");
             for entry in entries {
                 self.enter_own(entry);
             }
+        }
+        if let Some(later) = store.migrated_later() {
+            let (audit, node) = (Arc::clone(self), node.to_owned());
+            tokio::spawn(async move {
+                // An error: the server ends before.
+                if let Some(data) = later.await.ok().as_ref().and_then(migrated) {
+                    let outcome = AuditOutcome::Success;
+                    audit.record(Event::of_node(&node, Deed::Migrate, outcome, &data));
+                }
+            });
         }
     }
 

@@ -35,7 +35,7 @@ pub(super) fn row(entry: &Entry) -> Action {
         resource: indexed(&event.resource),
         outcome: event.outcome.label().into(),
         ip_address: of_one.then(|| address(entry).into()),
-        user_agent: event.remote.user_agent.as_deref().filter(|_| of_one).map(text),
+        user_agent: event.remote.user_agent.as_deref().filter(|_| of_one).map(plain),
         request_id: of_one.then_some(request_id),
         request_data: event.data.as_ref().map(Recorded::json),
         response_status: of_one.then_some(event.status),
@@ -83,6 +83,11 @@ fn cut(text: &str) -> Cow<'_, str> {
 
 fn fits(text: &str) -> bool {
     text.len() <= MAX_TEXT && !text.contains('\0')
+}
+
+/// A text that a client chose, and that is not looked through elsewhere.
+fn plain(given: &str) -> Arc<str> {
+    text(&without_secrets(given))
 }
 
 fn text(text: &str) -> Arc<str> {

@@ -38,8 +38,9 @@ pub(super) struct Space {
     bytes: u64,
     taken: AtomicU64,
     waiting: AtomicUsize,
-    /// Told of room that was given back, while anybody waits.
-    freed: Notify,
+    /// Told of room that was given back, while anybody waits: those of each part by themselves, since one
+    /// may find enough where another does not.
+    freed: [Notify; 3],
     /// Told when the queue is nearly full.
     pressed: Notify,
 }
@@ -57,7 +58,7 @@ impl Space {
             bytes: bytes as u64,
             taken: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
-            freed: Notify::new(),
+            freed: Default::default(),
             pressed: Notify::new(),
         })
     }
@@ -93,17 +94,18 @@ impl Space {
         Room { space: Arc::clone(self), bytes }
     }
 
-    /// Waits until `attempt` gives something, which it is asked for whenever there may be room.
-    pub(super) async fn wait<T>(&self, attempt: impl Fn() -> Option<T>) -> T {
-        let _waiting = Waiting::new(&self.waiting);
+    /// Waits until `attempt` gives something, which it is asked for whenever there may be room for a part.
+    pub(super) async fn wait<T>(&self, part: Part, attempt: impl Fn() -> Option<T>) -> T {
+        let _counted = Counted::new(&self.waiting);
+        let notify = &self.freed[part as usize];
         loop {
-            let mut freed = pin!(self.freed.notified());
+            let mut freed = pin!(notify.notified());
             // Before it looks: what changes after the look is told of.
             freed.as_mut().enable();
             if let Some(found) = attempt() {
                 // There may be room for the next one too.
                 if self.waiting.load(Ordering::SeqCst) > 1 {
-                    self.freed.notify_one();
+                    notify.notify_one();
                 }
                 return found;
             }
@@ -111,9 +113,16 @@ impl Space {
         }
     }
 
+    /// Has one of each part look again, since there is more room.
+    fn tell(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.iter().for_each(Notify::notify_one);
+        }
+    }
+
     /// Has all look again that wait: something else than the room has changed.
     pub(super) fn wake(&self) {
-        self.freed.notify_waiters();
+        self.freed.iter().for_each(Notify::notify_waiters);
     }
 
     /// Waits until the queue is nearly full, or somebody found no room in it.
@@ -155,6 +164,7 @@ impl Room {
         let bytes = (bytes + ROW) as u64;
         if bytes < self.bytes {
             self.space.taken.fetch_sub(self.bytes - bytes, Ordering::SeqCst);
+            self.space.tell();
         } else {
             self.space.taken.fetch_add(bytes - self.bytes, Ordering::SeqCst);
         }
@@ -165,23 +175,21 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         self.space.taken.fetch_sub(ONE_ROW + self.bytes, Ordering::SeqCst);
-        if self.space.waiting.load(Ordering::SeqCst) > 0 {
-            self.space.freed.notify_one();
-        }
+        self.space.tell();
     }
 }
 
 /// Counts one that waits.
-struct Waiting<'a>(&'a AtomicUsize);
+struct Counted<'a>(&'a AtomicUsize);
 
-impl<'a> Waiting<'a> {
+impl<'a> Counted<'a> {
     fn new(count: &'a AtomicUsize) -> Self {
         count.fetch_add(1, Ordering::SeqCst);
         Self(count)
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Counted<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -225,7 +233,7 @@ mod tests {
         let wait = |_| {
             let space = Arc::clone(&space);
             tokio::spawn(async move {
-                let _room = space.wait(|| space.take(0, Part::Known)).await;
+                let _room = space.wait(Part::Known, || space.take(0, Part::Known)).await;
                 tokio::task::yield_now().await;
             })
         };

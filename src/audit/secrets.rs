@@ -38,6 +38,12 @@ const SECRETS: &[(Place, &[&str])] = &[
             "motdepasse",
             "wachtwoord",
             "пароль",
+            "パスワード",
+            "hasło",
+            "haslo",
+            "şifre",
+            "sifre",
+            "geheim",
             "密码",
             "token",
             "secret",
@@ -74,8 +80,8 @@ const SECRETS: &[(Place, &[&str])] = &[
     (
         Word,
         &[
-            "pass", "pw", "pin", "pins", "puk", "tan", "totp", "hotp", "mfa", "jwt", "cookie",
-            "cookies", "sessions", "sid", "csc", "csrf", "xsrf", "parola", "senha",
+            "pass", "pw", "auth", "pin", "pins", "puk", "tan", "totp", "hotp", "mfa", "jwt",
+            "cookie", "cookies", "sessions", "sid", "csc", "csrf", "xsrf", "parola", "senha",
         ],
     ),
 ];

@@ -58,6 +58,16 @@ pub(super) struct Spool {
     unkept: u64,
 }
 
+/// Whether segments with rows lie in a folder: of this host's processes, or of those that died.
+pub(crate) fn has_spooled_rows(folder: &Path) -> bool {
+    let Ok(files) = folder.read_dir() else { return false };
+    let has_rows = |file: fs::DirEntry| {
+        file.path().extension().is_some_and(|ending| ending == ENDING)
+            && file.metadata().is_ok_and(|of| of.len() > 0)
+    };
+    files.flatten().any(has_rows)
+}
+
 impl Spool {
     /// Opens the spool in a folder, which is made if need be, with what dead processes have left there.
     ///

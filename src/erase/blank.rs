@@ -1,6 +1,6 @@
 //! What an erasure makes of a row: nothing in it names the person any more, and what was done stays.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value, json, value::to_raw_value};
@@ -14,6 +14,9 @@ const WHOM: &[&str] = &["user", "user_id", "username", "usernames", "subject", "
 /// often something happened.
 const KEPT: &[&str] = &["id", "times"];
 
+/// The member that names a session.
+const SESSION: &str = "sid";
+
 /// A person, and what stands for it afterwards.
 #[derive(Debug, Clone)]
 pub(super) struct Person {
@@ -21,6 +24,8 @@ pub(super) struct Person {
     /// Names by which it stands in rows that have no `user_id`.
     pub(super) usernames: Vec<String>,
     pub(super) pseudonym: Arc<str>,
+    /// Its sessions, as its own rows name them: rows of logouts may have nothing else of it.
+    pub(super) sessions: HashSet<String>,
 }
 
 /// How a row was about the person.
@@ -36,7 +41,7 @@ pub(super) enum About {
 
 impl Person {
     /// Takes the person out of a row; none where it is not in it.
-    pub(super) fn blank(&self, action: &mut Action) -> Option<About> {
+    pub(super) fn blank(&mut self, action: &mut Action) -> Option<About> {
         let by_subject = action.user_id.as_deref() == Some(&*self.subject);
         // The name of an operator is one of the operating system.
         let is_ours =
@@ -45,6 +50,9 @@ impl Person {
             && action.user_id.is_none()
             && action.username.as_deref().is_some_and(|name| self.is_name(name));
         if by_subject || by_name {
+            if by_subject {
+                self.sessions.extend(session(action));
+            }
             self.blank_own(action);
             return Some(if by_subject { About::Own } else { About::Named });
         }
@@ -124,7 +132,12 @@ impl Person {
                 .iter_mut()
                 .fold(false, |found, item| self.blank_value(item, says_whom) | found),
             Value::Object(members) => members.iter_mut().fold(false, |found, (name, value)| {
-                self.blank_value(value, WHOM.contains(&&**name)) | found
+                let is_session = name == SESSION
+                    && value.as_str().is_some_and(|sid| self.sessions.contains(sid));
+                if is_session {
+                    *value = json!(*self.pseudonym);
+                }
+                is_session || self.blank_value(value, WHOM.contains(&&**name)) | found
             }),
             _ => false,
         }
@@ -147,6 +160,12 @@ impl Person {
     fn is_name(&self, text: &str) -> bool {
         self.usernames.iter().any(|name| name == text)
     }
+}
+
+/// The session that a row names.
+fn session(action: &Action) -> Option<String> {
+    let data: Value = serde_json::from_str(action.request_data.as_ref()?.get()).ok()?;
+    Some(data.get(SESSION)?.as_str()?.to_owned())
 }
 
 /// Whether a name stands in a text by itself: `ann` is not in `channel`.

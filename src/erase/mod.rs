@@ -6,7 +6,12 @@
 
 mod blank;
 
-use std::{collections::BTreeSet, fmt, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    fmt,
+    sync::Arc,
+    time::Duration,
+};
 
 use serde_json::{Value, json};
 use tokio::time::sleep;
@@ -108,6 +113,8 @@ pub struct Erased {
     pub target: u64,
     /// Names that the person had in its own rows, some at most.
     pub names: BTreeSet<Arc<str>>,
+    /// Rows that cannot be read, and may have the person in them.
+    pub left_out: u64,
     /// Whether rows still wait in the spool here, where no erasure reaches them.
     pub spooled: bool,
 }
@@ -143,7 +150,7 @@ pub async fn erase(config: &Config, erasure: &Erasure) -> Result<Erased, EraseEr
     let done = run(&store, erasure).await;
     store.close().await;
     let mut erased = done?;
-    erased.spooled = has_rows(&config.audit.spool);
+    erased.spooled = audit::has_spooled_rows(&config.audit.spool);
     Ok(erased)
 }
 
@@ -160,6 +167,7 @@ async fn run(store: &Store, erasure: &Erasure) -> Result<Erased, EraseError> {
         if !erasure.dry_run {
             let mut done = row(json!("done"));
             done["rows"] = json!(erased.rows());
+            done["unreadable"] = json!(erased.left_out);
             audit::leave(store, Deed::Erase, done).await?;
         }
         Ok::<_, StoreError>(())
@@ -173,14 +181,17 @@ async fn run(store: &Store, erasure: &Erasure) -> Result<Erased, EraseError> {
 }
 
 async fn walk(store: &Store, erasure: &Erasure, erased: &mut Erased) -> Result<(), StoreError> {
-    let person = Person {
+    let mut person = Person {
         subject: erasure.subject.clone(),
         usernames: erasure.usernames.clone(),
         pseudonym: Arc::clone(&erasure.pseudonym.0),
+        sessions: HashSet::new(),
     };
     let mut last: Option<StoredAction> = None;
     loop {
         let part = store.actions_after(last.as_ref(), None, None, PART).await?;
+        erased.left_out += part.left_out();
+        let part = part.items;
         let Some(newest) = part.last().cloned() else { return Ok(()) };
         erased.read += part.len() as u64;
         let mut found = Vec::new();
@@ -202,11 +213,4 @@ async fn walk(store: &Store, erasure: &Erasure, erased: &mut Erased) -> Result<(
         found.into_iter().for_each(|about| erased.count(about));
         last = Some(newest);
     }
-}
-
-/// Whether files with rows lie in the folder of the spool: of this host's nodes, or of those that died.
-fn has_rows(spool: &Path) -> bool {
-    let Ok(files) = spool.read_dir() else { return false };
-    let has_bytes = |file: std::fs::DirEntry| file.metadata().is_ok_and(|of| of.len() > 0);
-    files.flatten().any(has_bytes)
 }

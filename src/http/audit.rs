@@ -121,22 +121,23 @@ pub(super) async fn audit(
         remote: remote(request.extensions()),
         presented: request.headers().contains_key(header::AUTHORIZATION),
         noted: Noted::default(),
-        begun: Some(Instant::now()),
+        begun: None,
         reserved: Reserved::default(),
     };
+    let arrived = Instant::now();
     if recording.always_belongs() {
-        // Before anything is done: what is done has its row.
+        // Before anything is done: what is done has its row, and what is dropped until then has none.
         let (audit, data) = (&recording.audit, data_bytes(&request));
-        let until = Instant::now() + audit::PATIENCE;
-        match audit.reserve(data, recording.presented, until).await {
+        match audit.reserve(data, recording.seems_known(), arrived + audit::ROOM_PATIENCE).await {
             Some(reserved) => recording.reserved = reserved,
             None => {
-                recording.begun = None;
+                audit.count_refused();
                 return Problem::overloaded("The audit trail is slow: nothing was done")
                     .into_response();
             }
         }
     }
+    recording.begun = Some(arrived);
     let noted = recording.noted.clone();
     request.extensions_mut().insert(noted.clone());
     let is_read = recording.is_read();
@@ -223,6 +224,11 @@ impl Recording {
 
     fn route(&self) -> &str {
         self.route.as_ref().map_or("unmatched", MatchedPath::as_str)
+    }
+
+    /// Whether a user may be behind it. Of `/auth` a body is read before anybody is known.
+    fn seems_known(&self) -> bool {
+        self.presented && !self.route().starts_with("/auth/")
     }
 
     /// Whether it is recorded, whatever its status but 429.

@@ -221,9 +221,11 @@ impl Work {
         place: Place,
     ) -> impl Future<Output = ()> + Send + use<> {
         let work = Arc::clone(self);
+        // From here on: a stop that comes before the first poll waits too.
+        let change = (self.package.effect == Effect::Change).then(|| self.context.changes.token());
         async move {
             work.complete(running, responder, begun).await;
-            drop(place);
+            drop((place, change));
         }
     }
 
@@ -232,7 +234,6 @@ impl Work {
     async fn complete(&self, mut running: Running, responder: Responder, begun: Instant) {
         let deadline = responder.received() + self.config.timeout;
         let is_change = self.package.effect == Effect::Change;
-        let _change = is_change.then(|| self.context.changes.token());
         tokio::select! {
             biased;
             outcome = &mut running => return self.finish(responder, (begun, Instant::now()), outcome),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    audit::{Audit, CUT_OFF, Cause, Event, PATIENCE, Recorded, Reserved},
+    audit::{Audit, CUT_OFF, Cause, Event, ROOM_PATIENCE, Recorded, Reserved},
     handlers::Caller,
     hub::{Outbox, Ready},
     metrics::{AuditOutcome, PackageMetrics},
@@ -129,14 +129,16 @@ impl Responder {
 
     /// Waits for room, but not past the time of the handler.
     pub(super) async fn until_room(&mut self, timeout: Duration) {
-        let until = self.received + timeout.min(PATIENCE);
+        let until = self.received + timeout.min(ROOM_PATIENCE);
         let Some(audited) = &mut self.audited else { return };
         audited.reserved = audited.audit.reserve(audited.bytes(), true, until).await;
     }
 
     /// Has no row made of a request for which there is no room.
     pub(super) fn leave_unrecorded(&mut self) {
-        self.audited = None;
+        if let Some(audited) = self.audited.take() {
+            audited.audit.count_refused();
+        }
     }
 
     /// Notes that the handler's turn has come.

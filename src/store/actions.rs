@@ -296,7 +296,7 @@ impl Store {
         since: Option<&Since>,
         until: Option<&Until>,
         take: i64,
-    ) -> Result<Vec<StoredAction>, StoreError> {
+    ) -> Result<ActionPart, StoreError> {
         let (from, before, after_types) = self.either(
             ("timestamp >= $1", "timestamp < $2", ("$3", "$4")),
             (
@@ -305,7 +305,7 @@ impl Store {
                 ("$3::timestamptz", "$4::uuid"),
             ),
         );
-        let mut skip = 0;
+        let (mut skip, mut count) = (0, 0);
         loop {
             let (uid, (moment, last)) = (self.uid(), after_types);
             let after = format!("(timestamp, {uid}) > ({moment}, {last})");
@@ -337,10 +337,11 @@ impl Store {
                 continue;
             }
             let rows = rows?;
-            let is_end = rows.is_empty();
-            let actions = self.readable_actions(rows);
-            if is_end || !actions.is_empty() {
-                return Ok(actions);
+            let has_more = !rows.is_empty();
+            count += i64::try_from(rows.len()).unwrap_or(i64::MAX);
+            let items = self.readable_actions(rows);
+            if !has_more || !items.is_empty() {
+                return Ok(ActionPart { items, rows: count, has_more });
             }
             skip += take;
         }

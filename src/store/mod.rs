@@ -28,6 +28,7 @@ use sqlx::{
     error::{DatabaseError, ErrorKind},
     postgres::PgDatabaseError,
 };
+use tokio::sync::oneshot;
 
 pub use actions::{Action, StoredAction};
 pub(crate) use actions::{ActionFilter, ActionKey, ActionPage, ActionPart, Place};
@@ -244,6 +245,15 @@ impl Store {
     /// How the schema was found, before it was brought up to date.
     pub(crate) fn found(&self) -> &Schema {
         &self.found
+    }
+
+    /// Told how the schema was when migrations that run in the background are done. None: there are none, or
+    /// somebody asked before.
+    pub(crate) fn migrated_later(&self) -> Option<oneshot::Receiver<Schema>> {
+        match &self.database {
+            Database::Sqlite(_) => None,
+            Database::Postgres(postgres) => postgres.migrated_later(),
+        }
     }
 
     /// Whether the database answers.

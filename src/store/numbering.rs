@@ -31,11 +31,13 @@ use super::{
 /// Up to so many rows, the migration numbers them itself.
 const FEW: i64 = 10_000;
 /// Rows of a batch: some ten milliseconds.
-const BATCH: i64 = 1_000;
+const ROWS: i64 = 1_000;
 /// The part of a batch's time that the database has for others after it.
 const BREATH: u32 = 4;
 /// Time for a lock that stops writers: they queue behind whoever waits for it.
 pub(super) const LOCK_TIMEOUT: &str = "SET lock_timeout = '400ms'";
+/// A role may have a limit that nodes override, and building an index would never end within.
+const NO_LIMIT: &str = "SET statement_timeout = 0";
 /// Between two tries of such a lock.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks at what another process does.
@@ -107,52 +109,73 @@ pub(super) async fn migrate(
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
     let mut connection = connect(options, patience).await?;
+    connection.execute(NO_LIMIT).await?;
+    let mut found = None;
     // Held until the connection ends.
     while matches!(state(&mut connection).await?, State::Long | State::Begun) {
         let lock = "SELECT pg_try_advisory_lock($1)";
         if sqlx::query_scalar(lock).bind(LOCK).fetch_one(&mut connection).await? {
+            // What nodes need that start meanwhile.
+            found = Some(settle(options, patience, false, tell).await?);
             prepare(&mut connection, tell).await?;
             break;
         }
         sleep(LOOK).await;
     }
-    let schema = loop {
+    let last = settle(options, patience, true, tell).await?;
+    drop(connection.close().await);
+    Ok(found.map_or(last.clone(), |found: Schema| found.and(last)))
+}
+
+/// Runs the migrations, or those but the one that makes the integer the key, as soon as nobody is in their way.
+async fn settle(
+    options: &PgConnectOptions,
+    patience: Duration,
+    numbered: bool,
+    tell: &(dyn Fn(Progress) + Send + Sync),
+) -> Result<Schema, OpenError> {
+    loop {
         // Another connection each time: a migration that fails leaves the lock of sqlx taken.
-        let mut other = connect(options, patience).await?;
-        if state(&mut other).await? != State::Done {
-            other.execute(LOCK_TIMEOUT).await?;
+        let mut connection = connect(options, patience).await?;
+        connection.execute(NO_LIMIT).await?;
+        if state(&mut connection).await? != State::Done {
+            connection.execute(LOCK_TIMEOUT).await?;
         }
-        let runs = migrations_run(&mut other).await?;
-        let settled = schema::settle(&mut other, &runs, &histories(true), true).await;
-        drop(other.close().await);
+        let runs = migrations_run(&mut connection).await?;
+        let settled = schema::settle(&mut connection, &runs, &histories(numbered), true).await;
+        drop(connection.close().await);
         match settled {
             Err(error) if is_locked(&error) => {
                 tell(Progress::Locked);
                 sleep(PAUSE).await;
             }
-            settled => break settled?,
+            settled => return settled,
         }
-    };
-    drop(connection.close().await);
-    Ok(schema)
+    }
 }
 
-/// Does it for a server that serves meanwhile, until it is done.
+/// Does it for a server that serves meanwhile, until it is done; returns how the schema was.
 pub(super) async fn in_background(
     options: PgConnectOptions,
     patience: Duration,
     numbered: Arc<AtomicBool>,
     left: IntGauge,
-) {
+) -> Schema {
     let log = Log { left, last: std::sync::Mutex::new(None) };
     let started = Instant::now();
-    while let Err(error) = migrate(&options, patience, &|progress| log.tell(progress)).await {
-        tracing::warn!(%error, "the audit trail cannot be numbered; it is tried again");
-        sleep(RETRY).await;
-    }
+    let schema = loop {
+        match migrate(&options, patience, &|progress| log.tell(progress)).await {
+            Ok(schema) => break schema,
+            Err(error) => {
+                tracing::warn!(%error, "the audit trail cannot be numbered; it is tried again");
+                sleep(RETRY).await;
+            }
+        }
+    };
     numbered.store(true, Ordering::Relaxed);
     log.left.set(0);
     tracing::info!(took_s = started.elapsed().as_secs(), "the audit trail is numbered");
+    schema
 }
 
 /// Tells the operator, not too often.
@@ -244,6 +267,7 @@ async fn number(
         }
         // Rows that others have locked, to delete them most likely, are passed over and met the next time.
         let mut last = ("-infinity".to_owned(), uuid::Uuid::nil().to_string());
+        let before = left;
         loop {
             let started = Instant::now();
             let Some((rows, timestamp, id)) = batch(connection, &last).await? else { break };
@@ -251,6 +275,11 @@ async fn number(
             left -= rows;
             tell(Progress::Left(left.max(0)));
             sleep(started.elapsed() / BREATH).await;
+        }
+        if left == before {
+            // Others hold all that is left.
+            tell(Progress::Locked);
+            sleep(PAUSE).await;
         }
     }
 }
@@ -277,7 +306,7 @@ async fn batch(
         )
         SELECT (SELECT count(*) FROM part), timestamp::text, id::text FROM part
         ORDER BY part.timestamp DESC, part.id DESC LIMIT 1";
-    let done = sqlx::query_as(sql).bind(&last.0).bind(&last.1).bind(BATCH);
+    let done = sqlx::query_as(sql).bind(&last.0).bind(&last.1).bind(ROWS);
     let done = done.fetch_optional(&mut *transaction).await?;
     transaction.commit().await?;
     Ok(done)

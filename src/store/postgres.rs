@@ -11,7 +11,7 @@ use std::{
     io,
     pin::pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
@@ -24,7 +24,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
 };
 use tokio::{
-    sync::watch,
+    sync::{oneshot, watch},
     time::{sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -61,6 +61,8 @@ pub(super) struct Postgres {
     longest: Option<Duration>,
     /// Whether the audit trail has its integer key.
     numbered: Arc<AtomicBool>,
+    /// How the schema was, once what takes long is done in the background.
+    later: Mutex<Option<oneshot::Receiver<Schema>>>,
     _tasks: Vec<AbortOnDropHandle<()>>,
 }
 
@@ -77,12 +79,17 @@ impl Postgres {
         let shares = Arc::new(ArcSwap::from_pointee(pooled.shares()));
         let (told, up) = watch::channel(true);
         let is_numbered = Arc::new(AtomicBool::new(numbered));
-        let mut tasks = Vec::new();
+        let (mut tasks, mut later) = (Vec::new(), None);
         if !numbered && config.auto_migrate {
             let (options, patience) = (options.clone(), config.connect_timeout);
             let numbered = Arc::clone(&is_numbered);
-            let task = numbering::in_background(options, patience, numbered, unnumbered);
-            tasks.push(AbortOnDropHandle::new(tokio::spawn(task)));
+            let (tell, told) = oneshot::channel();
+            later = Some(told);
+            tasks.push(AbortOnDropHandle::new(tokio::spawn(async move {
+                let done = numbering::in_background(options, patience, numbered, unnumbered).await;
+                // Nobody asks where no trail is kept.
+                drop(tell.send(done));
+            })));
         }
         let watcher = Watcher {
             options,
@@ -94,7 +101,22 @@ impl Postgres {
         tasks.push(AbortOnDropHandle::new(tokio::spawn(watcher.run(connection))));
         let limit = config.statement_timeout;
         let longest = (!limit.is_zero()).then(|| config.connect_timeout + limit + LATEST);
-        Ok((Self { shares, up, longest, numbered: is_numbered, _tasks: tasks }, schema))
+        Ok((
+            Self {
+                shares,
+                up,
+                longest,
+                numbered: is_numbered,
+                later: Mutex::new(later),
+                _tasks: tasks,
+            },
+            schema,
+        ))
+    }
+
+    /// Told how the schema was when migrations in the background are done. None: there are none.
+    pub(super) fn migrated_later(&self) -> Option<oneshot::Receiver<Schema>> {
+        self.later.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Whether the audit trail has its integer key, as far as this node knows.

@@ -67,6 +67,20 @@ impl Schema {
         self.versions(|part| part.needs)
     }
 
+    /// How it was found before what was run in two steps.
+    pub(super) fn and(mut self, later: Self) -> Self {
+        for later in later.0 {
+            match self.0.iter_mut().find(|part| part.history == later.history) {
+                Some(part) => {
+                    part.needs = later.needs;
+                    part.pending.extend(later.pending);
+                }
+                None => self.0.push(later),
+            }
+        }
+        self
+    }
+
     /// Migrations of this program that were not run, each with its history.
     pub fn pending(&self) -> Vec<String> {
         let named = |part: &Part| {

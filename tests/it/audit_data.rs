@@ -252,8 +252,12 @@ async fn secret_names_and_values_that_look_like_secrets_are_hidden_everywhere() 
     ] {
         assert_eq!(server.rest(Method::GET, &path).send().await.unwrap().status(), 200, "{path}");
     }
+    let agent = format!("shop/1 {JWT} ({card})");
+    let asked = server.rest(Method::GET, "/audit-logs/user/ann").header("User-Agent", agent);
+    assert_eq!(asked.send().await.unwrap().status(), 200);
 
-    let rows = server.audited(names.len() + 5).await;
+    let mut rows = server.audited(names.len() + 6).await;
+    assert_eq!(rows.pop().unwrap()["user_agent"], "shop/1 *** (***)");
     for (row, name) in rows.iter().zip(names) {
         let hidden = json!({ name: "***" });
         let data = json!({ "a": [hidden], "b": hidden.to_string() });

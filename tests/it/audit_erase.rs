@@ -59,7 +59,10 @@ async fn a_person_is_gone_from_every_row_and_what_was_done_stays(database: Datab
     };
     let other = json!({ "user_id": "b0b", "username": "zoe", "request_data": { "name": "zoe" } });
     let all = [
-        with(&own, json!({ "request_data": { "id": 7, "name": "Zoë", "a": { "id": "x" } } })),
+        with(
+            &own,
+            json!({ "request_data": { "id": 7, "name": "Zoë", "a": { "id": "x" }, "sid": "s-7" } }),
+        ),
         with(
             &own,
             json!({ "action_type": "WS:DISCONNECT", "error_message": "the user 7a1f left",
@@ -79,6 +82,12 @@ async fn a_person_is_gone_from_every_row_and_what_was_done_stays(database: Datab
                 "request_data": { "pkg_id": 3, "user": "7a1f", "data": { "name": "zoe" } } }),
         json!({ "user_id": "op", "username": "op", "action_type": "GET", "resource": "/audit-logs",
                 "request_data": { "user_id": "7a1f" } }),
+        // A logout that named a session alone.
+        json!({ "user_id": null, "username": null, "resource": "/auth/backchannel-logout",
+                "request_data": { "sid": "s-7" } }),
+        // Data of another program, no object.
+        json!({ "user_id": "op", "username": "op", "resource": "/admin/users/7a1f/connections",
+                "request_data": "a text" }),
         // Somebody else of the same name, and rows that are about nobody.
         other.clone(),
         json!({ "user_id": null, "username": "zoe2", "resource": "/auth/login/7a1f0" }),
@@ -89,20 +98,20 @@ async fn a_person_is_gone_from_every_row_and_what_was_done_stays(database: Datab
 
     let ran = erase(&place, &[&PERSON[..], &["--dry-run"]].concat());
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    assert!(ran.stdout.starts_with("would change 8 of 11 rows"), "{ran:?}");
+    assert!(ran.stdout.starts_with("would change 10 of 13 rows"), "{ran:?}");
     assert_eq!(rows(&place.place()).await, before);
     assert!(own_rows(&place.place()).await.is_empty());
 
     let ran = erase(&place, &PERSON);
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
-    let all_of = "8 of 12 rows: 2 of the subject, 1 by name alone, 5 of others";
+    let all_of = "10 of 14 rows: 2 of the subject, 1 by name alone, 7 of others";
     assert!(ran.stdout.contains(all_of), "{ran:?}");
     let stands = pseudonym(&ran.stdout);
     let after = rows(&place.place()).await;
-    assert_eq!((after.len(), &after[8..]), (before.len(), &before[8..]));
-    for (row, old) in after.iter().zip(&before).take(8) {
+    assert_eq!((after.len(), &after[10..]), (before.len(), &before[10..]));
+    for (row, old) in after.iter().zip(&before).take(10) {
         let text = row.to_string();
-        for name in ["7a1f", "Zoë Z", "Zo%C3", "\"username\":\"zoe\""] {
+        for name in ["7a1f", "Zoë Z", "Zo%C3", "\"username\":\"zoe\"", "s-7"] {
             assert!(!text.contains(name), "{name} in {text}");
         }
         assert!(text.contains(&stands), "{text}");
@@ -130,11 +139,15 @@ async fn a_person_is_gone_from_every_row_and_what_was_done_stays(database: Datab
     assert_eq!(after[5]["error_message"], Value::Null);
     let data = json!({ "pkg_id": 3, "user": stands, "data": { "name": "zoe" } });
     assert_eq!(after[6]["request_data"], data);
+    assert_eq!(after[9]["request_data"], "a text");
 
     let own = own_rows(&place.place()).await;
     let said: Vec<_> = own.iter().map(|row| row["request_data"].clone()).collect();
     assert_eq!(said[0], json!({ "pseudonym": stands, "erasure": "begun" }));
-    assert_eq!(said[1], json!({ "pseudonym": stands, "erasure": "done", "rows": 8 }));
+    assert_eq!(
+        said[1],
+        json!({ "pseudonym": stands, "erasure": "done", "rows": 10, "unreadable": 0 })
+    );
     for row in &own {
         assert_eq!((&row["action_type"], &row["user_id"]), (&json!("AUDIT:ERASE"), &Value::Null));
         assert!(row["username"].as_str().is_some_and(|name| !name.is_empty()), "{row}");

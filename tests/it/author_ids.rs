@@ -117,7 +117,13 @@ async fn rows_of_the_trail_that_cannot_be_read_are_left_out(database: Database) 
     let counted = server.metric(r#"db_unreadable_rows_total{table="user_actions"}"#).await;
     assert_eq!(counted, 3.0);
     let ran = run(&["audit", "export", "--format", "jsonl"], &place.settings());
-    assert_eq!((ran.code, ran.stdout.lines().count()), (Some(0), 2), "{ran:?}");
+    assert_eq!((ran.code, ran.stdout.lines().count()), (Some(1), 2), "{ran:?}");
+    assert!(ran.stderr.contains("3 rows cannot be read and are left out"), "{ran:?}");
+    // Nobody is to believe that the person is gone.
+    let ran = run(&["audit", "erase", "--subject", "7a1f"], &place.settings());
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(ran.stdout.starts_with("changed 2 of "), "{ran:?}");
+    assert!(ran.stderr.contains("3 rows cannot be read, and may still have the person"), "{ran:?}");
 }
 
 on_both![

@@ -2,6 +2,7 @@
 //! write it, ends of processes included, and no row is lost.
 
 use std::{
+    process::Stdio,
     sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
@@ -19,7 +20,7 @@ use crate::{
         Database, TestServer, audit,
         database::Place,
         on_both,
-        process::{Process, run, token},
+        process::{Process, finish, run, switchboard, token},
         rest::{add_author, refused},
     },
 };
@@ -356,4 +357,63 @@ async fn a_start_does_not_wait_for_a_table_that_others_use_nor_stop_who_writes()
     is_whole(&place, 2 + i64::try_from(written.len()).unwrap(), &written).await;
     assert_eq!(server.metric("audit_unnumbered_rows").await, 0.0);
     assert_eq!(audit::rows(&place.place()).await.len(), 2 + written.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_start_while_migrate_alone_numbers_the_trail_whatever_limit_the_database_has() {
+    let place = old(Database::Postgres).await;
+    fill(&place, MANY).await;
+    let mut reader = PgConnection::connect(&place.url).await.unwrap();
+    let limit = async |limit: &str| {
+        let name = place.execute("SELECT current_database()::text").await.remove(0);
+        place.execute(&format!("ALTER DATABASE \"{name}\" {limit}")).await;
+    };
+    limit("SET statement_timeout = '20ms'").await;
+    let mut migration = switchboard(&["migrate"], &place.settings());
+    let migration = migration.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let since = Instant::now();
+    while place.execute(COLUMN).await.is_empty() {
+        assert!(since.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(5)).await;
+    }
+    // It is not done before this row is free, which would be the last one.
+    let newest = "BEGIN; SELECT FROM user_actions ORDER BY timestamp DESC LIMIT 1 FOR UPDATE";
+    reader.execute(newest).await.unwrap();
+    while number(&place, "SELECT count(*) FROM user_actions WHERE number IS NULL").await > 1 {
+        assert!(since.elapsed() < PATIENCE);
+        sleep(Duration::from_millis(20)).await;
+    }
+    let server = place.server(&[("DB_AUTO_MIGRATE", "false")]).await;
+    add_author(&server, "Ann").await;
+    reader.execute("ROLLBACK").await.unwrap();
+    let ran = block_in_place(|| finish(migration));
+    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
+    assert!(ran.stdout.contains("waiting for a lock"), "{ran:?}");
+    for migration in ["authors migration 2", "server migration 2"] {
+        assert_eq!(ran.stdout.matches(&format!("{migration} was run")).count(), 1, "{ran:?}");
+    }
+    assert!(place.is_numbered().await);
+    limit("RESET statement_timeout").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_in_the_background_leaves_its_row() {
+    let place = old(Database::Postgres).await;
+    fill(&place, MANY).await;
+    let server = place.server(&[]).await;
+    let since = Instant::now();
+    loop {
+        let rows = audit::own_rows(&place.place()).await;
+        let migrated = |row: &Value| {
+            let ran = row["request_data"]["migrations"].as_array();
+            row["action_type"] == "SERVER:MIGRATE"
+                && ran.is_some_and(|ran| ran.contains(&json!("server 2")))
+        };
+        if rows.iter().any(migrated) {
+            break;
+        }
+        assert!(since.elapsed() < PATIENCE, "{rows:#?}");
+        sleep(Duration::from_millis(50)).await;
+    }
+    server.stop().await.unwrap();
 }

@@ -220,3 +220,16 @@ async fn the_queue_is_bounded_in_bytes() {
     slow.rows(taken).await;
     assert_eq!(slow.metric("audit_logs_dropped_total").await, 0.0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_request_that_ends_while_it_waits_for_room_has_no_row() {
+    let mut slow = Slow::start(&[("AUDIT_QUEUE", "20"), ("HTTP_REQUEST_TIMEOUT", "500ms")]).await;
+    let posts = (0..30).map(|n| slow.post("/authors", json!({ "name": n.to_string() })));
+    let posts = join_all(posts).await;
+    let made = posts.iter().filter(|(status, _)| *status == 201).count();
+    assert!(made < posts.len(), "{posts:?}");
+    slow.let_go().await;
+    // With the one that is set aside.
+    let rows = slow.rows(made).await;
+    assert!(rows.iter().all(|row| row["response_status"] == 201), "{rows:#?}");
+}

@@ -197,3 +197,10 @@ proptest! {
         prop_assert!(serde_json::from_str::<Value>(&shown).is_ok() && shown.len() <= MAX_DATA);
     }
 }
+
+#[test]
+fn a_text_that_is_json_of_a_text_is_looked_into() {
+    let inner = json!({ "password": "hunter2" }).to_string();
+    let raw = json!({ "a": Value::from(Value::from(inner).to_string()) }).to_string();
+    assert!(!Recorded::document(&raw).contains("hunter2"), "{:?}", Recorded::document(&raw));
+}

@@ -8,7 +8,7 @@ use super::{Action, BATCH, Store, StoreError, statement};
 const SQLITE: &str = "UPDATE user_actions SET user_id = fresh.value ->> 'user_id', \
     username = fresh.value ->> 'username', resource = fresh.value ->> 'resource', \
     ip_address = fresh.value ->> 'ip_address', user_agent = fresh.value ->> 'user_agent', \
-    request_id = fresh.value ->> 'request_id', request_data = fresh.value ->> 'request_data', \
+    request_id = fresh.value ->> 'request_id', request_data = nullif(fresh.value -> 'request_data', 'null'), \
     error_message = fresh.value ->> 'error_message' \
     FROM json_each($1) AS fresh WHERE user_actions.uid = fresh.value ->> 'id' RETURNING 1";
 const POSTGRES: &str = "UPDATE user_actions SET user_id = batch.user_id, \

@@ -24,6 +24,13 @@ pub(crate) struct ActionPart {
     pub(crate) has_more: bool,
 }
 
+impl ActionPart {
+    /// How many rows cannot be read.
+    pub(crate) fn left_out(&self) -> u64 {
+        u64::try_from(self.rows).unwrap_or_default().saturating_sub(self.items.len() as u64)
+    }
+}
+
 /// The place of an action in the trail: rows are ordered by time, and those of one moment by their `uid`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]

@@ -51,7 +51,7 @@ async fn a_batch_that_is_written_twice_is_there_once_and_as_it_was() {
     rows.push(row(3, "2026-11-22T10:00:00.000002Z"));
     store.insert_actions(rows.clone(), 2).await.unwrap();
     store.insert_actions(Vec::new(), 2).await.unwrap();
-    let seen = store.actions_after(None, None, None, 10).await.unwrap();
+    let seen = store.actions_after(None, None, None, 10).await.unwrap().items;
     assert_eq!(
         seen.iter().map(shown).collect::<Vec<_>>(),
         rows.iter().map(text).collect::<Vec<_>>()
@@ -67,11 +67,11 @@ async fn only_rows_from_before_a_time_are_removed_the_oldest_first_and_so_many()
     store.insert_actions(rows.clone(), 4).await.unwrap();
     let before = "2026-11-27T00:00:00Z".parse().unwrap();
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 4);
-    let left = store.actions_after(None, None, None, 10).await.unwrap();
+    let left = store.actions_after(None, None, None, 10).await.unwrap().items;
     assert_eq!(shown(&left[0]), text(&rows[4]));
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 3);
     assert_eq!(store.delete_actions(before, 4).await.unwrap(), 0);
-    let left = store.actions_after(None, None, None, 10).await.unwrap();
+    let left = store.actions_after(None, None, None, 10).await.unwrap().items;
     assert_eq!(
         left.iter().map(shown).collect::<Vec<_>>(),
         rows[7..].iter().map(text).collect::<Vec<_>>()

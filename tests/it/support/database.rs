@@ -106,7 +106,11 @@ impl Place {
             sqlx::query(AssertSqlSafe(sql)).bind(rows).execute(&mut connection).await.unwrap();
             return;
         }
-        let values = columns.split(", ").map(|name| format!("value ->> '{name}'"));
+        let values = columns.split(", ").map(|name| match name {
+            // A text of JSON stays one.
+            "request_data" => "nullif(value -> 'request_data', 'null')".to_owned(),
+            name => format!("value ->> '{name}'"),
+        });
         let values = values.collect::<Vec<_>>().join(", ");
         let sql =
             format!("INSERT INTO user_actions ({columns}) SELECT {values} FROM json_each($1)");
