@@ -114,6 +114,12 @@ fn erase() -> Command {
                 .action(ArgAction::SetTrue)
                 .help("Say how many rows would be changed, and change none"),
         )
+        .arg(
+            Arg::new("vacuum")
+                .long("vacuum")
+                .action(ArgAction::SetTrue)
+                .help("SQLite: take the bytes of old rows out of its files too, which stops others from writing"),
+        )
 }
 
 fn doctor() -> Command {

@@ -223,8 +223,16 @@ fn erase_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
         usernames: usernames.collect::<Result<_, _>>()?,
         pseudonym: pseudonym.unwrap_or_else(Pseudonym::random),
         dry_run: own.get_flag("dry-run"),
+        vacuum: own.get_flag("vacuum"),
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    if !erasure.dry_run {
+        // Now: whatever ends it in the middle, this is what goes on with it.
+        eprintln!(
+            "the person is called {0} from now on; if this is interrupted, run it again with --pseudonym {0}",
+            erasure.pseudonym
+        );
+    }
     let erased = runtime.block_on(erase(&config, &erasure))?;
     if erasure.dry_run {
         println!("would change {erased}; nothing was changed");
@@ -240,7 +248,10 @@ fn erase_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
         );
     }
     if erased.spooled {
-        println!("rows wait in DATA_DIR/audit: erase again when they are in the database");
+        println!(
+            "rows wait in DATA_DIR/audit: when they are in the database, erase again with --pseudonym {}",
+            erasure.pseudonym
+        );
     }
     anyhow::ensure!(
         erased.left_out == 0,

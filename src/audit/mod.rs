@@ -38,8 +38,10 @@ use uuid::Uuid;
 pub(crate) use document::{Recorded, UNKNOWN};
 pub(crate) use logins::session_data;
 pub(crate) use own::{Deed, leave, leave_migrated};
+pub(crate) use redact::cut;
 pub(crate) use secrets::path_without_secrets;
 pub(crate) use spool::has_spooled_rows;
+pub(crate) use summary::NAME_BYTES;
 pub(crate) use writer::AuditWriter;
 
 use crate::{

@@ -71,7 +71,7 @@ fn indexed(shared: &Arc<str>) -> Arc<str> {
 }
 
 /// As much of a text as an index holds, which ends with a whole character.
-fn cut(text: &str) -> Cow<'_, str> {
+pub(crate) fn cut(text: &str) -> Cow<'_, str> {
     let cut = &text[..text.floor_char_boundary(MAX_INDEXED)];
     if !cut.contains('\0') {
         return cut.into();

@@ -31,7 +31,7 @@ const ROWS_OF_ONE: usize = 10;
 const USERS: usize = 10_000;
 /// Distinct names that a row shows, and bytes of each.
 const NAMES: usize = 10;
-const NAME_BYTES: usize = 128;
+pub(crate) const NAME_BYTES: usize = 128;
 
 /// The sums of the interval that runs.
 pub(super) struct Summary {

@@ -74,7 +74,7 @@ pub const SETTINGS: &[Setting] = &[
         "AUDIT_ENABLED",
         "true",
         "BOOL",
-        "Keep an audit trail: changes, denials, failed authentications, forced disconnects",
+        "Keep an audit trail: changes, denials, logins, forced disconnects, starts and stops",
     ),
     setting("AUDIT_READS", "false", "BOOL", "Keep reads in the audit trail too"),
     setting(

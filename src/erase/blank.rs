@@ -20,7 +20,8 @@ const SESSION: &str = "sid";
 /// A person, and what stands for it afterwards.
 #[derive(Debug, Clone)]
 pub(super) struct Person {
-    pub(super) subject: String,
+    /// Its `sub`, also cut.
+    pub(super) subjects: Vec<String>,
     /// Names by which it stands in rows that have no `user_id`.
     pub(super) usernames: Vec<String>,
     pub(super) pseudonym: Arc<str>,
@@ -42,7 +43,7 @@ pub(super) enum About {
 impl Person {
     /// Takes the person out of a row; none where it is not in it.
     pub(super) fn blank(&mut self, action: &mut Action) -> Option<About> {
-        let by_subject = action.user_id.as_deref() == Some(&*self.subject);
+        let by_subject = action.user_id.as_deref().is_some_and(|id| self.is_subject(id));
         // The name of an operator is one of the operating system.
         let is_ours =
             action.action_type.starts_with("SERVER:") || action.action_type.starts_with("AUDIT:");
@@ -145,8 +146,8 @@ impl Person {
 
     fn blank_message(&self, action: &mut Action) {
         let names_person = |text: &Arc<str>| {
-            let names = [&self.subject].into_iter().chain(&self.usernames);
-            names.into_iter().any(|name| has_word(text, name))
+            let mut names = self.subjects.iter().chain(&self.usernames);
+            names.any(|name| has_word(text, name))
         };
         if action.error_message.as_ref().is_some_and(names_person) {
             action.error_message = None;
@@ -154,7 +155,11 @@ impl Person {
     }
 
     fn is(&self, text: &str) -> bool {
-        text == self.subject || self.is_name(text)
+        self.is_subject(text) || self.is_name(text)
+    }
+
+    fn is_subject(&self, text: &str) -> bool {
+        self.subjects.iter().any(|subject| subject == text)
     }
 
     fn is_name(&self, text: &str) -> bool {

@@ -75,6 +75,8 @@ pub struct Erasure {
     pub pseudonym: Pseudonym,
     /// Only count.
     pub dry_run: bool,
+    /// Take the bytes of old rows out of SQLite's files too.
+    pub vacuum: bool,
 }
 
 /// Why not everything was erased.
@@ -164,6 +166,9 @@ async fn run(store: &Store, erasure: &Erasure) -> Result<Erased, EraseError> {
     }
     let walked = async {
         walk(store, erasure, &mut erased).await?;
+        if erasure.vacuum && !erasure.dry_run {
+            store.vacuum().await?;
+        }
         if !erasure.dry_run {
             let mut done = row(json!("done"));
             done["rows"] = json!(erased.rows());
@@ -180,10 +185,17 @@ async fn run(store: &Store, erasure: &Erasure) -> Result<Erased, EraseError> {
     Ok(erased)
 }
 
+/// A text, and what rows have of it where it is long: a column with an index ends sooner, and a list of names
+/// sooner still.
+fn as_stored(text: &str) -> [String; 3] {
+    let listed = &text[..text.floor_char_boundary(audit::NAME_BYTES)];
+    [text.to_owned(), audit::cut(text).into_owned(), listed.to_owned()]
+}
+
 async fn walk(store: &Store, erasure: &Erasure, erased: &mut Erased) -> Result<(), StoreError> {
     let mut person = Person {
-        subject: erasure.subject.clone(),
-        usernames: erasure.usernames.clone(),
+        subjects: as_stored(&erasure.subject).into(),
+        usernames: erasure.usernames.iter().flat_map(|name| as_stored(name)).collect(),
         pseudonym: Arc::clone(&erasure.pseudonym.0),
         sessions: HashSet::new(),
     };

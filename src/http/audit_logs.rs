@@ -18,6 +18,7 @@ use super::{
     input::{self, Kind, Parameter},
 };
 use crate::{
+    audit,
     handlers::{
         HandlerError,
         input::Exact,
@@ -100,6 +101,11 @@ impl TryFrom<String> for Cursor {
     }
 }
 
+/// A text as a row has it, which may be cut.
+fn as_stored(text: Exact) -> String {
+    audit::cut(&text.0).into_owned()
+}
+
 /// The cursor of what comes after these, if there is more.
 fn cursor_after(items: &[StoredAction], has_more: bool) -> Option<String> {
     let last = items.last().filter(|_| has_more)?;
@@ -178,10 +184,10 @@ async fn page(api: &Api, query: Query) -> Result<Json<Page>, Problem> {
         return Err(invalid("start_date", "start_date must not be after end_date"));
     }
     let filter = ActionFilter {
-        user_id: query.user_id.map(|text| text.0),
-        username: query.username.map(|text| text.0),
-        action_type: query.action_type.map(|text| text.0),
-        resource: query.resource.map(|text| text.0),
+        user_id: query.user_id.map(as_stored),
+        username: query.username.map(as_stored),
+        action_type: query.action_type.map(as_stored),
+        resource: query.resource.map(as_stored),
         outcome: query.outcome.map(|outcome| outcome.0),
         since: query.start_date,
         until: query.end_date,

@@ -8,10 +8,10 @@ use sqlx::{AssertSqlSafe, ColumnIndex, Decode, FromRow, Type};
 use super::{Store, StoreError, fold::fold, statement, with_conditions};
 use crate::metrics::DbTable;
 
-/// The condition of a search. What an older program has written since is as that program folded it, until it is
-/// folded anew; such a program reads `name_folded` alone, in lower case.
-const SEARCH: &str = r"CASE WHEN name_search_of = name THEN name_search ELSE name_folded END
-    LIKE $3 ESCAPE '\'";
+/// The condition of a search. What an older program has written since is in lower case, as that program folded it
+/// and looks for it, until it is folded anew.
+const SEARCH: &str = r"CASE WHEN name_search_of = name THEN name_search LIKE $3 ESCAPE '\'
+    ELSE name_folded LIKE $4 ESCAPE '\' END";
 
 /// An author as clients see it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -79,30 +79,35 @@ where
 }
 
 impl AuthorFilter {
-    /// `contains` as a pattern in which `%` and `_` are ordinary characters.
-    fn pattern(&self) -> Option<String> {
-        let text = self.contains.as_ref()?;
-        let mut pattern = String::from("%");
-        for c in fold(text).chars() {
-            if matches!(c, '%' | '_' | '\\') {
-                pattern.push('\\');
-            }
-            pattern.push(c);
-        }
-        pattern.push('%');
-        Some(pattern)
+    /// `contains`, folded and in lower case, as patterns.
+    fn patterns(&self) -> [Option<String>; 2] {
+        let contains = self.contains.as_deref();
+        [fold, str::to_lowercase].map(|folded| contains.map(|text| pattern(&folded(text))))
     }
 
-    /// A statement with these conditions as `$1` to `$3`, and an id to be passed as `$4`.
+    /// A statement with these conditions as `$1` to `$4`, and an id to be passed as `$5`.
     fn statement(&self, head: &str, is_after: bool, tail: &str) -> AssertSqlSafe<String> {
         let conditions = [
             (self.id.is_some(), "id = $1"),
             (self.name.is_some(), "name = $2"),
             (self.contains.is_some(), SEARCH),
-            (is_after, "id > $4"),
+            (is_after, "id > $5"),
         ];
         with_conditions(head, &conditions, tail)
     }
+}
+
+/// A text as a pattern for a part, in which `%` and `_` are ordinary characters.
+fn pattern(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for c in text.chars() {
+        if matches!(c, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(c);
+    }
+    pattern.push('%');
+    pattern
 }
 
 impl Store {
@@ -120,15 +125,16 @@ impl Store {
         };
         let is_after = matches!(page, Some(AuthorPage::After { .. }));
         // The column, not what is selected under its name.
-        let tail = " ORDER BY author.id LIMIT $5 OFFSET $6";
+        let tail = " ORDER BY author.id LIMIT $6 OFFSET $7";
         let sql = filter.statement("SELECT CAST(id AS BIGINT), name FROM author", is_after, tail);
         // One more than asked for tells whether there is more, without counting.
         let at_most = take.saturating_add(1);
+        let [folded, lower] = filter.patterns();
         let mut rows: Vec<Row> = statement!(
             self,
             Reads,
             Select,
-            query_as(sql, filter.id, &filter.name, filter.pattern(), after, at_most, skip),
+            query_as(sql, filter.id, &filter.name, &folded, &lower, after, at_most, skip),
             fetch_all
         )?;
         let wanted = usize::try_from(take).unwrap_or(usize::MAX);
@@ -150,11 +156,12 @@ impl Store {
     /// How many authors match.
     pub(crate) async fn count_authors(&self, filter: &AuthorFilter) -> Result<i64, StoreError> {
         let sql = filter.statement("SELECT COUNT(*) FROM author", false, "");
+        let [folded, lower] = filter.patterns();
         statement!(
             self,
             Reads,
             Select,
-            query_scalar(sql, filter.id, &filter.name, filter.pattern()),
+            query_scalar(sql, filter.id, &filter.name, &folded, &lower),
             fetch_one
         )
     }

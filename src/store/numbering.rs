@@ -247,7 +247,13 @@ async fn begin(
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> sqlx::Result<()> {
     // Nodes may write as a user that may only change rows: see docs/database.md.
-    let sql = "ALTER TABLE user_actions ADD COLUMN IF NOT EXISTS number BIGINT;
+    let sql = "DO $$ BEGIN IF to_regclass('user_actions_numbers') IS NULL AND EXISTS (
+            SELECT FROM pg_attribute
+            WHERE attrelid = 'user_actions'::regclass AND attname = 'number' AND NOT attisdropped
+        ) THEN RAISE EXCEPTION
+            'user_actions has a column \"number\" of your own: rename it, and migrate again';
+        END IF; END $$;
+        ALTER TABLE user_actions ADD COLUMN IF NOT EXISTS number BIGINT;
         CREATE SEQUENCE IF NOT EXISTS user_actions_numbers;
         GRANT USAGE ON SEQUENCE user_actions_numbers TO PUBLIC;
         ALTER TABLE user_actions ALTER COLUMN number SET DEFAULT nextval('user_actions_numbers')";

@@ -218,7 +218,10 @@ impl History {
         let run = connection.list_applied_migrations(self.table).await?;
         let pending = found.pending.into_iter();
         let pending = pending.filter(|version| run.iter().all(|run| run.version != *version));
-        let found = Part { pending: pending.collect(), ..found };
+        let pending: Vec<_> = pending.collect();
+        // Another process has done it all.
+        let newest = run.iter().map(|run| run.version).max().filter(|_| pending.is_empty());
+        let found = Part { has: newest.unwrap_or(found.has), pending, ..found };
         if run.is_empty() && found.has > 0 {
             for migration in self.migrator.iter().take(1) {
                 connection.skip(self.table, migration).await?;

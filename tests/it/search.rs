@@ -122,8 +122,9 @@ async fn an_older_node_writes_beside_this_one_and_both_find_all(database: Databa
         format!("UPDATE author SET name = 'Größe', name_folded = 'größe' WHERE id = {weg}");
     place.execute(&rename).await;
     // Until then, names are found as the older node folded them.
-    assert_eq!(found(&server, "STRAß").await, json!([]));
-    for (term, name) in [("Stra", "Straße"), ("GRÖ", "Größe"), ("gasse", "Gasse")] {
+    assert_eq!(found(&server, "STRASS").await, json!([]));
+    let terms = [("STRAß", "Straße"), ("Stra", "Straße"), ("GRÖ", "Größe"), ("gasse", "Gasse")];
+    for (term, name) in terms {
         assert_eq!(found(&server, term).await, json!([name]), "{term}");
     }
     assert_eq!(found(&server, "weg").await, json!([]), "it has another name");

@@ -10,7 +10,7 @@ WHEN NEW.id NOT BETWEEN -2147483648 AND 2147483647
 BEGIN
     SELECT RAISE(ABORT, 'no id of 32 bits is left for an author');
 END;
-CREATE TRIGGER author_id_of_old AFTER UPDATE OF id ON author
+CREATE TRIGGER author_id_of_old AFTER UPDATE ON author
 WHEN NEW.id NOT BETWEEN -2147483648 AND 2147483647
 BEGIN
     SELECT RAISE(ABORT, 'no id of 32 bits is left for an author');

@@ -3,6 +3,16 @@
 -- All of it is one transaction. A long table is prepared before (src/store/numbering.rs): then nothing here reads
 -- its rows, and writers wait for some milliseconds.
 LOCK TABLE user_actions IN ACCESS EXCLUSIVE MODE;
+DO $$
+BEGIN
+    IF to_regclass('user_actions_numbers') IS NULL AND EXISTS (
+        SELECT FROM pg_attribute
+        WHERE attrelid = 'user_actions'::regclass AND attname = 'number' AND NOT attisdropped
+    ) THEN
+        RAISE EXCEPTION 'user_actions has a column "number" of your own: rename it, and migrate again';
+    END IF;
+END
+$$;
 ALTER TABLE user_actions ADD COLUMN IF NOT EXISTS number BIGINT;
 CREATE SEQUENCE IF NOT EXISTS user_actions_numbers;
 DO $$

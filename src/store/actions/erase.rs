@@ -2,7 +2,8 @@
 
 use sqlx::AssertSqlSafe;
 
-use super::{Action, BATCH, Store, StoreError, statement};
+use super::{Action, BATCH, Database, Store, StoreError, statement};
+use crate::metrics::{DbOperation, DbShare};
 
 /// What an erasure may change of a row. What it did, when, and with what outcome stays.
 const SQLITE: &str = "UPDATE user_actions SET user_id = fresh.value ->> 'user_id', \
@@ -17,6 +18,23 @@ const POSTGRES: &str = "UPDATE user_actions SET user_id = batch.user_id, \
     error_message = batch.error_message";
 
 impl Store {
+    /// Takes the bytes of old rows out of SQLite's files, as far as no other process reads its log meanwhile.
+    /// It rewrites them: nobody else can write until it is done.
+    pub(crate) async fn vacuum(&self) -> Result<(), StoreError> {
+        self.pragma("VACUUM").await?;
+        self.pragma("PRAGMA wal_checkpoint(TRUNCATE)").await
+    }
+
+    /// Nothing on Postgres, which has its own vacuum.
+    async fn pragma(&self, sql: &'static str) -> Result<(), StoreError> {
+        let Database::Sqlite(sqlite) = &self.database else { return Ok(()) };
+        let statement = async {
+            let mut taken = sqlite.shares().of(DbShare::AuditChanges).take().await?;
+            sqlx::raw_sql(sql).execute(&mut *taken).await
+        };
+        self.run(DbOperation::Update, sql, statement).await.map(drop)
+    }
+
     /// Writes rows anew that are there, in one statement; returns how many.
     pub(crate) async fn rewrite_actions(&self, rows: &[Action]) -> Result<usize, StoreError> {
         let rows = serde_json::to_string(rows).expect("a row is written as JSON");
