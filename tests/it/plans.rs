@@ -72,11 +72,15 @@ async fn a_cursor_walk_over_a_million_authors_of_postgres_reads_the_index() {
     let middle = format!("/authors/paginated?cursor={cursor}");
     let paths = ["/authors/paginated?cursor=", &middle, "/authors?name=Author%20500000"];
     let run = statements(&place, &paths).await;
-    let types = "int, text, text, bigint, bigint, bigint";
+    let types = "int, text, text, text, bigint, bigint, bigint";
     for (run, values, index) in [
-        (&run[0], "NULL, NULL, NULL, 0, 21, 0", "Index Scan using author_pkey"),
-        (&run[1], "NULL, NULL, NULL, 500000, 21, 0", "Index Scan using author_pkey"),
-        (&run[2], "NULL, 'Author 500000', NULL, 0, 1000, 0", "Index Scan using author_name_key"),
+        (&run[0], "NULL, NULL, NULL, NULL, 0, 21, 0", "Index Scan using author_pkey"),
+        (&run[1], "NULL, NULL, NULL, NULL, 500000, 21, 0", "Index Scan using author_pkey"),
+        (
+            &run[2],
+            "NULL, 'Author 500000', NULL, NULL, 0, 1000, 0",
+            "Index Scan using author_name_key",
+        ),
     ] {
         assert_eq!(run.len(), 1, "{run:?}");
         let plans = plans(&place, types, values, &run[0]).await;
