@@ -123,8 +123,11 @@ fn strict_production_refuses_all_that_is_weak() {
 
 /// The binary with settings of any bytes.
 fn with_bytes(args: &[&OsStr], environment: &[(&str, &OsStr)]) -> Ran {
-    let mut command = switchboard(&[], &[]);
-    finish(command.args(args).envs(environment.iter().copied()).spawn().unwrap())
+    // A default folder would be made here.
+    let folder = TempDir::new().unwrap();
+    let mut command = switchboard(&[], &[("LISTEN_ADDR", "127.0.0.1:0")]);
+    command.args(args).envs(environment.iter().copied()).current_dir(folder.path());
+    finish(command.spawn().unwrap())
 }
 
 #[test]
@@ -164,8 +167,7 @@ fn paths_may_be_any_bytes() {
     let ran = with_bytes(&["token", "--user", "ann"].map(OsStr::new), &settings);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(data.join("dev-key.pem").exists());
-    let listens = [settings[0], ("LISTEN_ADDR", OsStr::new("127.0.0.1:0"))];
-    let ran = with_bytes(&["doctor".as_ref()], &listens);
+    let ran = with_bytes(&["doctor".as_ref()], &settings);
     assert_eq!(ran.code, Some(0), "{ran:?}");
 
     let trail = below(b"trail\xff");
