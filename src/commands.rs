@@ -1,6 +1,8 @@
 //! What can be typed on the command line, as `--help` shows it.
 
-use clap::{Arg, ArgAction, Command};
+use std::ffi::OsString;
+
+use clap::{Arg, ArgAction, Command, value_parser};
 use switchboard::{config::SETTINGS, handlers::roles};
 
 /// Every command with its flags; those of settings stand before the command or after it.
@@ -8,6 +10,7 @@ pub(crate) fn all() -> Command {
     let file = Arg::new("CONFIG_FILE")
         .long("config-file")
         .value_name("PATH")
+        .value_parser(value_parser!(OsString))
         .env("CONFIG_FILE")
         .help("A TOML file of settings, keys in lower case");
     let settings: Vec<_> = SETTINGS
@@ -17,6 +20,8 @@ pub(crate) fn all() -> Command {
             Arg::new(setting.name)
                 .long(setting.flag())
                 .value_name(setting.value)
+                // Paths may be any bytes; the configuration says what is wrong with other values.
+                .value_parser(value_parser!(OsString))
                 .allow_hyphen_values(true)
                 .help(format!("{} [env: {}] [default: {default}]", setting.help, setting.name))
         })
@@ -88,7 +93,12 @@ fn export() -> Command {
         .arg(flag("since").value_name("TIME").help(format!("From this on: {time}")))
         .arg(flag("until").value_name("TIME").help("Up to this, a whole day included"))
         .arg(flag("format").value_name("FORMAT").default_value("jsonl").help("csv or jsonl"))
-        .arg(flag("output").value_name("FILE").help("Write to this file, which is replaced"))
+        .arg(
+            flag("output")
+                .value_name("FILE")
+                .value_parser(value_parser!(OsString))
+                .help("Write to this file, which is replaced"),
+        )
 }
 
 fn erase() -> Command {

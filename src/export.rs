@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::{self, Deed},
-    config::{Config, StoreConfig},
+    config::Config,
     metrics::Metrics,
     store::{ActionFilter, OpenError, Since, Store, StoreError, StoredAction, Until},
 };
@@ -96,8 +96,7 @@ pub async fn export(
     file: Option<&Path>,
 ) -> Result<(), ExportError> {
     let metrics = Metrics::new(&[], config.environment.as_str());
-    let as_it_is = StoreConfig { auto_migrate: false, ..config.store.clone() };
-    let store = Store::open(&as_it_is, metrics.db, None).await?;
+    let store = Store::open_existing(&config.store, metrics.db).await?;
     let written = record_and_write(&store, range, format, file).await;
     store.close().await;
     match written {

@@ -22,6 +22,8 @@
 //! [`machine`]; `fuzzing`, compiled for the fuzzer and the tests alone. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
+#![warn(clippy::print_stdout, clippy::print_stderr, reason = "commands print, the library returns")]
+
 mod audit;
 pub mod auth;
 mod breaker;

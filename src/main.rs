@@ -1,10 +1,19 @@
 //! The command line: `serve`, `migrate`, `audit export`, `audit erase`, `token`, `packages`, `config`, `doctor`,
 //! `healthcheck`. Everything else is the library's.
 
+#![warn(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "`print` alone writes to standard output"
+)]
+
 mod commands;
+mod print;
 
 use std::{
     collections::HashMap,
+    ffi::OsString,
+    fmt::Write as _,
     fs,
     io::{self, Read as _, Write as _},
     path::Path,
@@ -18,7 +27,7 @@ use anyhow::Context as _;
 use clap::ArgMatches;
 use switchboard::{
     auth::DevIssuer,
-    config::{Config, ConfigErrors, SETTINGS, Source, Sources},
+    config::{Config, ConfigErrors, SETTINGS, Source, Sources, Weakness},
     doctor::{self, Question},
     erase::{Erasure, Pseudonym, erase},
     export::{Format, Range, export},
@@ -39,8 +48,12 @@ const MAX_INPUT: u64 = 64 * 1024;
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let matches = commands::all().get_matches();
-    match dispatch(&matches) {
+    let done = match commands::all().try_get_matches() {
+        Ok(matches) => dispatch(&matches),
+        Err(usage) if usage.use_stderr() => usage.exit(),
+        Err(said) => print::help(&said).map(|()| ExitCode::SUCCESS),
+    };
+    match done {
         Ok(code) => code,
         Err(error) => {
             complain(format!("{error:#}"));
@@ -82,14 +95,14 @@ fn dispatch(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
 
 /// Flags may stand before and after the command; those after it win.
 fn sources(levels: &[&ArgMatches]) -> Sources {
-    let get = |name: &str| levels.iter().rev().find_map(|level| level.get_one::<String>(name));
+    let get = |name: &str| levels.iter().rev().find_map(|level| level.get_one::<OsString>(name));
     let flags: HashMap<_, _> = SETTINGS
         .iter()
         .filter_map(|setting| Some((setting.name.to_owned(), get(setting.name)?.clone())))
         .collect();
-    let environment = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let file = get("CONFIG_FILE").map(String::as_str);
+    let environment =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
+    let file = get("CONFIG_FILE").map(Path::new);
     Sources::new(flags, environment, file, |path| fs::read_to_string(path))
 }
 
@@ -98,6 +111,10 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
     // Dropped after the runtime: what its end logs is written too.
     let _last_lines = telemetry::install(&config.log, config.environment)
         .context("cannot start the thread of the log")?;
+    for weakness in config.weaknesses() {
+        let Weakness { setting, says, fix } = weakness;
+        tracing::warn!(setting, fix, "weak in production: {says}");
+    }
     let files = machine::raise_file_limit();
     let needed = machine::files_needed(config.sockets());
     if let Some(limit) = files.filter(|files| *files < needed) {
@@ -152,19 +169,20 @@ fn migrate_database(sources: &Sources) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let migrated = runtime.block_on(migrate::migrate(&config, &|progress| tell(progress)))?;
     let Migrated { schema, names } = migrated;
+    let mut done = Vec::new();
     if !schema.is_old() && names == 0 {
         let (has, needs) = (schema.has(), schema.needs());
-        println!("nothing to do: the schema versions are {has}, this program needs {needs}");
+        done.push(format!(
+            "nothing to do: the schema versions are {has}, this program needs {needs}"
+        ));
     }
     for Part { history, pending, .. } in schema.0 {
-        for version in pending {
-            println!("{history} migration {version} was run");
-        }
+        done.extend(pending.iter().map(|version| format!("{history} migration {version} was run")));
     }
     if names > 0 {
-        println!("{names} names of authors were folded anew for searches");
+        done.push(format!("{names} names of authors were folded anew for searches"));
     }
-    Ok(())
+    print::line(done.join("\n"))
 }
 
 /// Says how far a long migration is, every five seconds.
@@ -175,15 +193,17 @@ fn tell(progress: Progress) {
         return;
     }
     *last = Some(Instant::now());
-    match progress {
+    let text = match progress {
         Progress::Left(rows) => {
-            println!("rows of the audit trail that get their integer id: {rows} left")
+            format!("rows of the audit trail that get their integer id: {rows} left")
         }
-        Progress::Indexes => println!("the audit trail gets its new indexes"),
+        Progress::Indexes => "the audit trail gets its new indexes".to_owned(),
         Progress::Locked => {
-            println!("waiting for a lock: other sessions use the table user_actions")
+            "waiting for a lock: other sessions use the table user_actions".to_owned()
         }
-    }
+    };
+    // The migration goes on, whether or not somebody hears of it.
+    let _ = print::line(text);
 }
 
 fn export_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
@@ -200,7 +220,7 @@ fn export_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
         return Err(ConfigErrors::one("--since: it is after --until; allowed: before it").into());
     }
     let format = format.context("--format has a default")?;
-    let file = get("output").map(Path::new);
+    let file = own.get_one::<OsString>("output").map(Path::new);
     // Not of one thread alone: the connection to Postgres is watched while a pipe is full.
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -234,25 +254,25 @@ fn erase_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
         );
     }
     let erased = runtime.block_on(erase(&config, &erasure))?;
-    if erasure.dry_run {
-        println!("would change {erased}; nothing was changed");
-    } else {
-        println!("changed {erased}; the person is now {}", erasure.pseudonym);
-    }
+    let mut done = vec![match erasure.dry_run {
+        true => format!("would change {erased}; nothing was changed"),
+        false => format!("changed {erased}; the person is now {}", erasure.pseudonym),
+    }];
     let others: Vec<&str> = erased.names.iter().map(|name| &**name).collect();
     let unnamed = others.iter().any(|name| !erasure.usernames.iter().any(|known| known == name));
     if unnamed {
-        println!(
+        done.push(format!(
             "rows of the subject have the names {others:?}: rows of failed logins have a name alone, \
              and are found with --username"
-        );
+        ));
     }
     if erased.spooled {
-        println!(
+        done.push(format!(
             "rows wait in DATA_DIR/audit: when they are in the database, erase again with --pseudonym {}",
             erasure.pseudonym
-        );
+        ));
     }
+    print::line(done.join("\n"))?;
     anyhow::ensure!(
         erased.left_out == 0,
         "{} rows cannot be read, and may still have the person in them: look at them by hand",
@@ -277,17 +297,21 @@ fn flag<T>(
 
 fn token(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
     let config = sources.config()?;
-    let user = own.get_one::<String>("user").context("--user is required")?;
+    let named = |text: String| match text.trim().is_empty() || text.contains(char::is_control) {
+        true => Err("a name that is not empty, without control characters"),
+        false => Ok(text),
+    };
+    let user = flag("user", own.get_one("user"), named)?.context("--user is required")?;
     let roles: Vec<&str> = match own.get_many::<String>("roles") {
         Some(roles) => roles.map(|role| role.trim()).filter(|role| !role.is_empty()).collect(),
         None => roles::ALL.to_vec(),
     };
-    let ttl = own.get_one::<String>("ttl").context("--ttl has a default")?;
-    let ttl = switchboard::config::duration(ttl).map_err(|allowed| {
-        ConfigErrors::one(format!("--ttl: {ttl:?} is not allowed; allowed: {allowed}"))
-    })?;
-    println!("{}", issuer(&config)?.token(user, &roles, ttl));
-    Ok(())
+    let lasting = |text: String| match switchboard::config::duration(&text)? {
+        ttl if ttl < Duration::from_secs(1) => Err("at least 1s"),
+        ttl => Ok(ttl),
+    };
+    let ttl = flag("ttl", own.get_one("ttl"), lasting)?.context("--ttl has a default")?;
+    print::line(issuer(&config)?.token(&user, &roles, ttl))
 }
 
 fn issuer(config: &Config) -> anyhow::Result<DevIssuer> {
@@ -304,29 +328,32 @@ fn issuer(config: &Config) -> anyhow::Result<DevIssuer> {
 
 fn print_packages() -> anyhow::Result<()> {
     let row = |id: &str, name: &str, roles: &str, input: &str, output: &str| {
-        println!("{id:>6}  {name:<22} {roles:<14} {input:<52} {output}");
+        format!("{id:>6}  {name:<22} {roles:<14} {input:<52} {output}\n")
     };
-    row("pkg_id", "name", "roles", "input", "output");
+    let mut table = row("pkg_id", "name", "roles", "input", "output");
     for package in handlers::packages() {
         let roles = if package.roles.is_empty() { "-".to_owned() } else { package.roles.join(",") };
-        row(&package.id.to_string(), package.name, &roles, package.input, package.output);
+        let id = package.id.to_string();
+        table += &row(&id, package.name, &roles, package.input, package.output);
     }
-    Ok(())
+    print::print(&table)
 }
 
 fn print_config(sources: &Sources) -> anyhow::Result<()> {
+    let mut table = String::new();
     for setting in SETTINGS {
-        let (text, source) =
-            sources.get(setting.name).unwrap_or((setting.default, Source::Default));
-        let text = setting.shown(text);
+        let default = (setting.default.as_ref(), Source::Default);
+        let (text, source) = sources.get(setting.name).unwrap_or(default);
+        let text = setting.shown(&text.to_string_lossy());
         let source = match source {
             Source::Flag => "flag",
             Source::Environment => "environment",
             Source::File => "file",
             Source::Default => "default",
         };
-        println!("{} = {text:?} # {source}", setting.key());
+        writeln!(table, "{} = {text:?} # {source}", setting.key())?;
     }
+    print::print(&table)?;
     sources.config()?;
     Ok(())
 }
@@ -335,8 +362,7 @@ fn check_health(sources: &Sources) -> anyhow::Result<()> {
     let config = sources.config()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let url = runtime.block_on(healthcheck::ready(&config))?;
-    println!("ready: {url}");
-    Ok(())
+    print::line(format!("ready: {url}"))
 }
 
 fn examine(sources: &Sources, own: &ArgMatches) -> anyhow::Result<ExitCode> {
@@ -344,14 +370,14 @@ fn examine(sources: &Sources, own: &ArgMatches) -> anyhow::Result<ExitCode> {
     let config = match sources.config() {
         Ok(config) => config,
         Err(faults) => {
-            print!("{}", doctor::misconfigured(&faults));
+            print::print(&doctor::misconfigured(&faults).to_string())?;
             return Ok(ExitCode::from(EXIT_CONFIG));
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let packages = handlers::packages();
     let report = runtime.block_on(doctor::examine(&config, &packages, question.as_ref()));
-    print!("{report}");
+    print::print(&report.to_string())?;
     Ok(if report.faults() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

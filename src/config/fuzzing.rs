@@ -1,9 +1,13 @@
 //! Settings in any text: a fault names its setting and tells no secret, and an accepted text means the same from
 //! every source.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, HashMap},
+    io,
+    path::Path,
+};
 
-use super::*;
+use super::{allow_list::Entry, *};
 
 /// No text of a fuzzer has it by chance.
 const PASSWORD: &str = "hush-hush-4711";
@@ -13,9 +17,9 @@ pub(crate) fn settings(input: &[u8]) {
     let Ok(text) = str::from_utf8(input) else { return };
     let (lines, file) = text.split_once("\n\n").map_or((text, None), |(a, b)| (a, Some(b)));
     let pairs: BTreeMap<_, _> = lines.lines().filter_map(|line| line.split_once('=')).collect();
-    let owned = || pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-    let read = |_: &str| Ok(file.unwrap_or_default().to_owned());
-    let sources = Sources::new(HashMap::new(), owned(), file.map(|_| "file.toml"), read);
+    let owned = || pairs.iter().map(|(name, value)| ((*name).to_owned(), OsString::from(value)));
+    let read = |_: &Path| Ok(file.unwrap_or_default().to_owned());
+    let sources = Sources::new(HashMap::new(), owned(), file.map(|_| Path::new("file.toml")), read);
     match sources.config() {
         Err(faults) => {
             assert!(!faults.faults().is_empty() && faults.faults().iter().all(|f| !f.is_empty()));
@@ -45,14 +49,16 @@ fn same_from_every_source(sources: &Sources, config: &Config) {
     let mut file = String::new();
     for setting in SETTINGS {
         if let Some((text, _)) = sources.get(setting.name) {
+            let shown = text.to_str().expect("the input is UTF-8");
+            file.push_str(&format!("{} = {}\n", setting.key(), quoted(shown)));
             flags.insert(setting.name.to_owned(), text.to_owned());
-            file.push_str(&format!("{} = {}\n", setting.key(), quoted(text)));
         }
     }
     let none = || io::Error::from(io::ErrorKind::NotFound);
     let from_flags = Sources::new(flags, std::iter::empty(), None, |_| Err(none()));
     let nothing = HashMap::new();
-    let from_file = Sources::new(nothing, std::iter::empty(), Some("f"), |_| Ok(file.clone()));
+    let from_file =
+        Sources::new(nothing, std::iter::empty(), Some(Path::new("f")), |_| Ok(file.clone()));
     for other in [from_flags.config(), from_file.config()] {
         let other = other.expect("what one source has another may have");
         assert_eq!(format!("{other:?}"), format!("{config:?}"));
@@ -89,6 +95,9 @@ fn same_printed(sources: &Sources, config: &Config) {
         ("WS_MAX_MESSAGE_BYTES", ws.max_message_bytes.to_string()),
         ("MAX_REQUEST_BODY_SIZE", http.max_body_bytes.to_string()),
         ("AUDIT_SPOOL_LIMIT", format!("{}b", audit.spool_limit)),
+        ("ALLOWED_WS_ORIGINS", listed(&ws.allowed_origins)),
+        ("ALLOWED_HOSTS", listed(&http.allowed_hosts)),
+        ("CORS_ALLOWED_ORIGINS", listed(&http.cors_allowed_origins)),
     ]);
     for (name, time) in [
         ("WS_HANDLER_TIMEOUT", handlers.timeout),
@@ -103,11 +112,20 @@ fn same_printed(sources: &Sources, config: &Config) {
         }
     }
     let again = Config::read(|name| {
-        let set = sources.get(name).map(|(text, _)| text.to_owned());
+        let set = sources.get(name).and_then(|(text, _)| Some(text.to_str()?.to_owned()));
         printed.get(name).cloned().or(set)
     });
     let again = again.expect("a value that was accepted is accepted as it is printed");
     assert_eq!(format!("{again:?}"), format!("{config:?}"));
+}
+
+fn listed(list: &AllowList) -> String {
+    let AllowList::Only(entries) = list else { return "*".to_owned() };
+    let text = |entry: &Entry| match entry {
+        Entry::Name(name) => name.clone(),
+        Entry::Below { before, after } => format!("{before}*{after}"),
+    };
+    entries.iter().map(text).collect::<Vec<_>>().join(",")
 }
 
 /// A password is shown nowhere, wherever it stands in a value that may hold one.

@@ -73,9 +73,9 @@ impl Reader<'_> {
             rate_limit_per_minute: self.get("RATE_LIMIT_PER_MINUTE"),
             rate_limit_burst: self.get("RATE_LIMIT_BURST"),
             max_body_bytes,
-            allowed_hosts: self.get("ALLOWED_HOSTS"),
+            allowed_hosts: self.hosts("ALLOWED_HOSTS"),
             trusted_proxies: self.get("TRUSTED_PROXIES"),
-            cors_allowed_origins: self.get("CORS_ALLOWED_ORIGINS"),
+            cors_allowed_origins: self.origins("CORS_ALLOWED_ORIGINS"),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! A pure function of a lookup ([`Config::read`]), so that tests need no environment. Flags win over
 //! the environment, which wins over the TOML file, which wins over the defaults of [`SETTINGS`].
 
+mod allow_list;
 mod audit;
 mod auth;
 mod cluster;
@@ -12,12 +13,21 @@ mod http;
 mod network;
 mod setting;
 mod settings;
+mod sources;
 mod store;
 mod traces;
 mod value;
+mod weak;
 
-use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    ffi::{OsStr, OsString},
+    fmt,
+    net::SocketAddr,
+    path::PathBuf,
+    time::Duration,
+};
 
+pub use allow_list::AllowList;
 pub use audit::AuditConfig;
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
@@ -26,10 +36,12 @@ pub use network::Network;
 pub(crate) use network::network_of;
 pub use setting::Setting;
 pub use settings::SETTINGS;
+pub use sources::{Source, Sources};
 pub use store::{DatabasePlace, PostgresUrl, StoreConfig};
 pub use traces::TracesConfig;
-pub use value::{AllowList, ConnectionPolicy, Environment, FailMode, LogFormat, Secret};
 use value::{Bytes, Positive, Value};
+pub use value::{ConnectionPolicy, Environment, FailMode, LogFormat, Secret};
+pub use weak::Weakness;
 
 /// `DRAIN_DELAY` of a node that is not alone: two health checks of most balancers.
 const BALANCER_NOTICES: Duration = Duration::from_secs(5);
@@ -42,6 +54,10 @@ const LEAST_PENDING: usize = 16;
 pub struct Config {
     /// What the server is run for.
     pub environment: Environment,
+    /// `PRODUCTION_STRICT`.
+    pub strict: bool,
+    /// `PLAINTEXT_HOSTS`: hosts without TLS on whose way is nobody else.
+    pub plaintext_hosts: AllowList,
     /// Sockets and shutdown.
     pub server: ServerConfig,
     /// WebSocket connections.
@@ -184,6 +200,13 @@ impl fmt::Display for ConfigErrors {
 impl Config {
     /// Reads every setting through `lookup`, and reports every fault at once.
     pub fn read(lookup: impl Fn(&str) -> Option<String>) -> Result<Self, ConfigErrors> {
+        Self::read_bytes(|name| lookup(name).map(OsString::from))
+    }
+
+    /// The same of texts that may not be UTF-8, as only paths may be.
+    pub(crate) fn read_bytes(
+        lookup: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Self, ConfigErrors> {
         let mut reader = Reader { lookup: &lookup, faults: Vec::new() };
         let config = reader.config();
         reader.check(&config);
@@ -201,7 +224,7 @@ impl Config {
 }
 
 struct Reader<'a> {
-    lookup: &'a dyn Fn(&str) -> Option<String>,
+    lookup: &'a dyn Fn(&str) -> Option<OsString>,
     faults: Vec<String>,
 }
 
@@ -211,10 +234,11 @@ impl Reader<'_> {
         let setting =
             SETTINGS.iter().find(|s| s.name == name).expect("every setting read is in the table");
         let text = (self.lookup)(name);
-        let text = text.as_deref().map_or(setting.default, str::trim);
-        T::read(text).unwrap_or_else(|| {
-            let shown = setting.shown(text);
-            self.faults.push(format!("{name}: {shown:?} is not allowed; allowed: {}", T::ALLOWED));
+        let text = text.as_deref().unwrap_or(OsStr::new(setting.default));
+        T::read_bytes(text).unwrap_or_else(|| {
+            let shown = setting.shown(text.to_string_lossy().trim());
+            let why = if text.to_str().is_some() { "is not allowed" } else { "is not UTF-8" };
+            self.faults.push(format!("{name}: {shown:?} {why}; allowed: {}", T::ALLOWED));
             T::read(setting.default).expect("defaults are allowed")
         })
     }
@@ -230,6 +254,8 @@ impl Reader<'_> {
         let noticed = if cluster.redis.is_some() { BALANCER_NOTICES } else { Duration::ZERO };
         Config {
             environment,
+            strict: self.get("PRODUCTION_STRICT"),
+            plaintext_hosts: self.hosts("PLAINTEXT_HOSTS"),
             server: ServerConfig {
                 listen_addr: self.get("LISTEN_ADDR"),
                 ops_addr: self.get("OPS_ADDR"),
@@ -266,7 +292,7 @@ impl Reader<'_> {
         let max_pending =
             self.count_or("WS_MAX_PENDING", (max_connections / 10).max(LEAST_PENDING));
         WsConfig {
-            allowed_origins: self.get("ALLOWED_WS_ORIGINS"),
+            allowed_origins: self.origins("ALLOWED_WS_ORIGINS"),
             auth_timeout: self.get("WS_AUTH_TIMEOUT"),
             expiry_warning: self.get("WS_EXPIRY_WARNING"),
             query_token: self.get("WS_QUERY_TOKEN"),
@@ -319,23 +345,7 @@ impl Reader<'_> {
                 "DRAIN_GRACE: {grace:?} is not allowed; allowed: at most DRAIN_TIMEOUT, which is {limit:?}"
             ));
         }
-        if config.environment != Environment::Production {
-            return;
-        }
-        if config.auth.provider.is_none() {
-            self.faults.push(
-                "ENV: production refuses the development token issuer, and no other is configured; \
-                 allowed without KEYCLOAK_BASE_URL and KEYCLOAK_REALM, or OIDC_ISSUER: dev or staging"
-                    .into(),
-            );
-        }
-        if config.ws.allowed_origins == AllowList::All {
-            self.faults.push(
-                "ALLOWED_WS_ORIGINS: \"*\" is not allowed with ENV=production; \
-                 allowed: a list of origins such as https://app.example.com"
-                    .into(),
-            );
-        }
+        self.check_production(config);
     }
 }
 
@@ -348,137 +358,4 @@ fn filter_fault(filter: &str) -> Option<String> {
         Some(word) => Some(format!("{word:?} is not a level")),
         None => filter.parse::<Targets>().err().map(|error| error.to_string()),
     }
-}
-
-/// Where the value of a setting came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Source {
-    /// A flag of the command.
-    Flag,
-    /// The environment.
-    Environment,
-    /// The TOML file.
-    File,
-    /// Nothing set it.
-    Default,
-}
-
-/// The texts of the settings from every source, with the order of precedence.
-#[derive(Debug, Default)]
-pub struct Sources {
-    flags: HashMap<String, String>,
-    environment: HashMap<String, String>,
-    file: HashMap<String, String>,
-    faults: Vec<String>,
-}
-
-impl Sources {
-    /// Takes flags by setting name, the environment, and the path of a TOML file. `read` reads that file,
-    /// and those that hold secrets: `DATABASE_URL_FILE` names one with the text of `DATABASE_URL`.
-    pub fn new(
-        flags: HashMap<String, String>,
-        environment: impl Iterator<Item = (String, String)>,
-        file: Option<&str>,
-        read: impl Fn(&str) -> io::Result<String>,
-    ) -> Self {
-        let mut variables: HashMap<_, _> = environment.collect();
-        let mut sources = Self { flags, ..Self::default() };
-        for setting in SETTINGS {
-            let text = variables.remove(setting.name);
-            let held = setting.file_variable().and_then(|name| {
-                let path = variables.remove(&name).filter(|path| !path.is_empty())?;
-                Some((name, path))
-            });
-            let text = match held {
-                Some((name, path)) => sources.read_secret(&name, &path, text, &read),
-                None => text,
-            };
-            sources.environment.extend(text.map(|text| (setting.name.to_owned(), text)));
-        }
-        match file.map(|name| (name, read(name))) {
-            Some((name, Ok(text))) => sources.read_file(name, &text),
-            Some((name, Err(error))) => {
-                sources.faults.push(format!("CONFIG_FILE: {name}: {error}"));
-            }
-            None => {}
-        }
-        sources
-    }
-
-    /// The text in the file that a variable names. An empty one is a secret that was never written: taken
-    /// for no value, it would have the server run on a default.
-    fn read_secret(
-        &mut self,
-        variable: &str,
-        path: &str,
-        direct: Option<String>,
-        read: &impl Fn(&str) -> io::Result<String>,
-    ) -> Option<String> {
-        let fault = match read(path) {
-            _ if direct.is_some_and(|text| !text.is_empty()) => {
-                let setting = variable.trim_end_matches("_FILE");
-                format!("{variable}: it is not allowed beside {setting}; allowed: one of the two")
-            }
-            Ok(text) if text.trim().is_empty() => format!("{variable}: {path} is empty"),
-            Ok(text) => return Some(text.trim().to_owned()),
-            Err(error) => format!("{variable}: {path}: {error}"),
-        };
-        self.faults.push(fault);
-        None
-    }
-
-    /// The configuration, or the faults of the file and of all settings at once.
-    pub fn config(&self) -> Result<Config, ConfigErrors> {
-        let config = Config::read(|name| self.get(name).map(|(text, _)| text.to_owned()));
-        if self.faults.is_empty() {
-            return config;
-        }
-        let settings = config.err().map(|faults| faults.0).unwrap_or_default();
-        Err(ConfigErrors([self.faults.clone(), settings].concat()))
-    }
-
-    /// The text of a setting and where it came from; none where only the default is left.
-    pub fn get(&self, name: &str) -> Option<(&str, Source)> {
-        [
-            (&self.flags, Source::Flag),
-            (&self.environment, Source::Environment),
-            (&self.file, Source::File),
-        ]
-        .into_iter()
-        .find_map(|(texts, source)| Some((texts.get(name)?.as_str(), source)))
-    }
-
-    fn read_file(&mut self, name: &str, text: &str) {
-        let table: toml::Table = match text.parse() {
-            Ok(table) => table,
-            Err(error) => return self.faults.push(format!("{name}: {error}")),
-        };
-        for (key, value) in table {
-            let Some(setting) = SETTINGS.iter().find(|setting| setting.key() == key) else {
-                self.faults.push(format!(
-                    "{name}: {key:?} is not a setting; `switchboard config` lists them"
-                ));
-                continue;
-            };
-            match file_text(value) {
-                Some(text) => drop(self.file.insert(setting.name.to_owned(), text)),
-                None => self.faults.push(format!(
-                    "{name}: {key} must be a string, a number, a boolean or a list of strings"
-                )),
-            }
-        }
-    }
-}
-
-fn file_text(value: toml::Value) -> Option<String> {
-    Some(match value {
-        toml::Value::String(text) => text,
-        toml::Value::Integer(number) => number.to_string(),
-        toml::Value::Float(number) => number.to_string(),
-        toml::Value::Boolean(value) => value.to_string(),
-        toml::Value::Array(items) => {
-            items.into_iter().map(file_text).collect::<Option<Vec<_>>>()?.join(",")
-        }
-        _ => return None,
-    })
 }

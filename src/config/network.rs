@@ -33,6 +33,11 @@ impl Network {
         let host_bits = width - u32::from(self.prefix);
         host_bits == 128 || (network ^ address) >> host_bits == 0
     }
+
+    /// Whether it is wider than any private network, which are `10.0.0.0/8` and `fc00::/7`.
+    pub(crate) fn is_wider_than_private(&self) -> bool {
+        self.prefix < if self.address.is_ipv4() { 8 } else { 7 }
+    }
 }
 
 impl Value for Network {

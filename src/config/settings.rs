@@ -20,7 +20,19 @@ pub const SETTINGS: &[Setting] = &[
         "ENV",
         "dev",
         "dev|staging|production",
-        "production refuses the development issuer and `*` origins",
+        "production refuses what lets strangers in, and says what else is weak",
+    ),
+    setting(
+        "PRODUCTION_STRICT",
+        "false",
+        "BOOL",
+        "With ENV=production: refuse to start where something is weak, instead of a line in the log",
+    ),
+    setting(
+        "PLAINTEXT_HOSTS",
+        "",
+        "LIST",
+        "Hosts of the database, Redis and others that are reached without TLS, as nobody else is on the way; *: all",
     ),
     setting(
         "DATA_DIR",
@@ -160,7 +172,7 @@ pub const SETTINGS: &[Setting] = &[
         "LOG_FORMAT",
         "auto",
         "auto|json|human",
-        "auto: human on a terminal, else one JSON object a line",
+        "auto: human on a terminal, else one JSON object a line; colours on a terminal alone, and never with NO_COLOR",
     ),
     setting(
         "OTEL_EXPORTER_OTLP_ENDPOINT",
@@ -262,7 +274,7 @@ pub const SETTINGS: &[Setting] = &[
         "ALLOWED_WS_ORIGINS",
         "*",
         "LIST",
-        "Origins that browsers may open WebSockets from; *: all",
+        "Origins that browsers may open WebSockets from, such as https://app.example.com or https://*.example.com; *: all",
     ),
     setting("WS_AUTH_TIMEOUT", "5s", "DURATION", "Time for the auth frame after the upgrade"),
     setting(
@@ -416,7 +428,12 @@ pub const SETTINGS: &[Setting] = &[
         "Request bodies being read at once, all together; one address may have a quarter; empty: 64MiB, or four times MAX_REQUEST_BODY_SIZE if that is more",
     ),
     setting("MAX_REQUEST_BODY_SIZE", "1MiB", "SIZE", "Largest REST request body"),
-    setting("ALLOWED_HOSTS", "*", "LIST", "Host headers accepted; *: all"),
+    setting(
+        "ALLOWED_HOSTS",
+        "*",
+        "LIST",
+        "Host headers accepted, such as api.example.com or *.example.com, ports do not count; *: all",
+    ),
     setting(
         "TRUSTED_PROXIES",
         "",

@@ -1,6 +1,6 @@
 //! How the text of a setting becomes a value. Every type says what it allows.
 
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{ffi::OsStr, fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 /// A type that settings have.
 pub(super) trait Value: Sized {
@@ -9,6 +9,11 @@ pub(super) trait Value: Sized {
 
     /// None where the text is not allowed.
     fn read(text: &str) -> Option<Self>;
+
+    /// The same with blanks around it, and of what may not be UTF-8, as only paths may be.
+    fn read_bytes(text: &OsStr) -> Option<Self> {
+        Self::read(text.to_str()?.trim())
+    }
 }
 
 impl Value for bool {
@@ -121,6 +126,10 @@ impl Value for PathBuf {
     fn read(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| text.into())
     }
+
+    fn read_bytes(text: &OsStr) -> Option<Self> {
+        text.to_str().map_or_else(|| Some(text.into()), |text| Self::read(text.trim()))
+    }
 }
 
 impl Value for String {
@@ -128,6 +137,17 @@ impl Value for String {
 
     fn read(text: &str) -> Option<Self> {
         (!text.is_empty()).then(|| text.to_owned())
+    }
+}
+
+/// Any text, which its setting's own rules look at.
+pub(super) struct Text(pub(super) String);
+
+impl Value for Text {
+    const ALLOWED: &'static str = "a text";
+
+    fn read(text: &str) -> Option<Self> {
+        Some(Self(text.to_owned()))
     }
 }
 
@@ -182,6 +202,13 @@ impl<T: Value> Value for Option<T> {
     fn read(text: &str) -> Option<Self> {
         if text.is_empty() { Some(None) } else { T::read(text).map(Some) }
     }
+
+    fn read_bytes(text: &OsStr) -> Option<Self> {
+        match text.to_str().map(str::trim) {
+            Some("") => Some(None),
+            _ => T::read_bytes(text).map(Some),
+        }
+    }
 }
 
 /// Separated by commas; an empty text is an empty list.
@@ -190,34 +217,6 @@ impl<T: Value> Value for Vec<T> {
 
     fn read(text: &str) -> Option<Self> {
         text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(T::read).collect()
-    }
-}
-
-/// Names to compare with (origins, hosts), or all of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum AllowList {
-    /// `*`.
-    All,
-    /// These and no others, compared without regard to case.
-    Only(Vec<String>),
-}
-
-impl AllowList {
-    /// Whether `name` is on the list.
-    pub fn allows(&self, name: &str) -> bool {
-        match self {
-            Self::All => true,
-            Self::Only(names) => names.iter().any(|known| known.eq_ignore_ascii_case(name)),
-        }
-    }
-}
-
-impl Value for AllowList {
-    const ALLOWED: &'static str = "* or a list separated by commas";
-
-    fn read(text: &str) -> Option<Self> {
-        let names = Vec::<String>::read(text)?;
-        Some(if names.iter().any(|name| name == "*") { Self::All } else { Self::Only(names) })
     }
 }
 

@@ -10,7 +10,7 @@ use reqwest::{Client, Response, StatusCode};
 
 use super::Report;
 use crate::{
-    config::{AllowList, Config, DatabasePlace, Environment, ServerConfig},
+    config::{AllowList, Config, DatabasePlace, Environment, ServerConfig, Weakness},
     machine,
 };
 
@@ -23,6 +23,10 @@ pub(super) fn settings(config: &Config, report: &mut Report) {
         "configuration",
         format!("every setting is valid, ENV={}", config.environment.as_str()),
     );
+    for weakness in config.weaknesses() {
+        let Weakness { setting, says, fix } = weakness;
+        report.warning("production", format!("{setting}: {says}"), fix);
+    }
     if config.environment == Environment::Staging && config.ws.allowed_origins == AllowList::All {
         report.warning(
             "origins",
@@ -57,7 +61,8 @@ pub(super) fn settings(config: &Config, report: &mut Report) {
             );
         }
     }
-    if config.ws.query_token {
+    // In production it is one of the weaknesses.
+    if config.ws.query_token && config.environment != Environment::Production {
         report.warning(
             "configuration",
             "tokens in URLs are accepted: they end in the access logs of proxies",

@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::{
     audit::{self, Deed},
-    config::{Config, StoreConfig},
+    config::Config,
     metrics::Metrics,
     store::{OpenError, Store, StoreError, StoredAction},
 };
@@ -147,8 +147,7 @@ impl fmt::Display for Erased {
 /// Takes a person out of the trail, or counts the rows that would be changed.
 pub async fn erase(config: &Config, erasure: &Erasure) -> Result<Erased, EraseError> {
     let metrics = Metrics::new(&[], config.environment.as_str());
-    let as_it_is = StoreConfig { auto_migrate: false, ..config.store.clone() };
-    let store = Store::open(&as_it_is, metrics.db, None).await?;
+    let store = Store::open_existing(&config.store, metrics.db).await?;
     let done = run(&store, erasure).await;
     store.close().await;
     let mut erased = done?;

@@ -57,6 +57,48 @@ pub fn packages() -> Vec<Package> {
     ]
 }
 
+/// Ids that no package may have: 999 is promised to clients as unknown, and in Protobuf 0 is the same as none.
+const RESERVED: [i32; 2] = [0, 999];
+
+/// Two packages of one id, or one whose id is reserved: a client would reach another one than it meant.
+#[derive(Debug, thiserror::Error)]
+pub enum PackageError {
+    /// Clients count on it that there is no such package.
+    #[error("the package {name} has the pkg_id {id}, which is reserved: give it another one")]
+    Reserved {
+        /// Its id.
+        id: i32,
+        /// Its name.
+        name: &'static str,
+    },
+    /// One of them would never be called.
+    #[error(
+        "the packages {one} and {other} have the same pkg_id {id}: give one of them another id"
+    )]
+    Duplicate {
+        /// The id of both.
+        id: i32,
+        /// The one that stands first.
+        one: &'static str,
+        /// The other.
+        other: &'static str,
+    },
+}
+
+/// Whether every package can be called by its id.
+pub(crate) fn check(packages: &[Package]) -> Result<(), PackageError> {
+    for (place, package) in packages.iter().enumerate() {
+        let Package { id, name, .. } = *package;
+        if RESERVED.contains(&id) {
+            return Err(PackageError::Reserved { id, name });
+        }
+        if let Some(first) = packages[..place].iter().find(|first| first.id == id) {
+            return Err(PackageError::Duplicate { id, one: first.name, other: name });
+        }
+    }
+    Ok(())
+}
+
 /// A package whose requests wait for the database.
 fn stored<H: Handler>(
     id: i32,

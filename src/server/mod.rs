@@ -32,7 +32,7 @@ use crate::{
     cluster::{Cluster, ClusterLink},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
-    handlers::{Context, Package},
+    handlers::{self, Context, Package, PackageError},
     http::{self, Api, Forwarding, Held},
     hub::Hub,
     limits::{Limits, Pool},
@@ -90,6 +90,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Why a server cannot start or go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
+    /// The table of packages.
+    #[error(transparent)]
+    Packages(#[from] PackageError),
     /// The database.
     #[error(transparent)]
     Store(#[from] OpenError),
@@ -176,6 +179,7 @@ struct Server {
 
 impl Server {
     async fn open(config: Config, packages: Vec<Package>) -> Result<Self, ServeError> {
+        handlers::check(&packages)?;
         let names: Vec<_> = packages.iter().map(|package| (package.id, package.name)).collect();
         let metrics = Arc::new(Metrics::new(&names, config.environment.as_str()));
         let traces = config.traces.as_ref();

@@ -40,6 +40,8 @@ use crate::{
 };
 
 const NO_PLACE: &str = "This node takes no more connections";
+const IGNORED_TOKEN: &str = "authentication timeout: no auth frame came, and the token in the address does not count, \
+     as WS_QUERY_TOKEN is false";
 /// When a client may try again that came beside too many others of its address.
 const SOON: Duration = Duration::from_secs(1);
 
@@ -71,7 +73,15 @@ enum Entry {
     /// A token came with the upgrade, and its user has a place.
     Known(Arc<Identity>, OwnedSemaphorePermit),
     /// The token is to come, and the socket may wait for it.
-    Pending(Share),
+    Pending(Waiting),
+}
+
+/// A socket that is still to authenticate.
+struct Waiting {
+    /// Its place among those that wait.
+    _share: Share,
+    /// Whether there is a token in the address, which counts with `WS_QUERY_TOKEN` alone.
+    ignored_token: bool,
 }
 
 pub(super) async fn web(
@@ -171,7 +181,10 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
         return Err(no_place(web));
     }
     let entry = match authorization(&request.headers, &query, config.query_token) {
-        None => Entry::Pending(pending(web, &remote)?),
+        None => Entry::Pending(Waiting {
+            _share: pending(web, &remote)?,
+            ignored_token: query.token().is_some(),
+        }),
         Some(text) => {
             let identity = presented(web, &text, &remote).await?;
             if let Some(wait) = web.shared.limits.expulsions.refusal(&identity.subject) {
@@ -195,6 +208,12 @@ impl<'a> Query<'a> {
     fn get(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_ref())
     }
+
+    /// The token with its scheme.
+    fn token(&self) -> Option<String> {
+        let token = self.get("token").map(|token| format!("Bearer {token}"));
+        token.or_else(|| self.get("Authorization").map(ToOwned::to_owned))
+    }
 }
 
 fn format(query: &Query<'_>) -> Result<Format, String> {
@@ -205,10 +224,7 @@ fn format(query: &Query<'_>) -> Result<Format, String> {
 fn authorization(headers: &HeaderMap, query: &Query<'_>, query_token: bool) -> Option<String> {
     match headers.get(header::AUTHORIZATION) {
         Some(value) => Some(value.to_str().unwrap_or_default().to_owned()),
-        None if query_token => query
-            .get("token")
-            .map(|token| format!("Bearer {token}"))
-            .or_else(|| query.get("Authorization").map(ToOwned::to_owned)),
+        None if query_token => query.token(),
         None => None,
     }
 }
@@ -315,7 +331,7 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
     let known = match entry {
         Entry::Known(identity, place) => Ok((identity, place)),
         // Its place among those that wait is free before it is told why it is refused.
-        Entry::Pending(share) => authenticate(web, &mut socket, format, &remote, share).await,
+        Entry::Pending(waiting) => authenticate(web, &mut socket, format, &remote, waiting).await,
     };
     let (identity, place) = match known {
         Ok(known) => known,
@@ -362,13 +378,19 @@ async fn authenticate(
     socket: &mut Socket,
     format: Format,
     remote: &Arc<Remote>,
-    _waiting: Share,
+    waiting: Waiting,
 ) -> Result<(Arc<Identity>, OwnedSemaphorePermit), Refusal> {
     let identity = tokio::select! {
         identity = handshake::first_message(socket, format, &web.shared, remote.address) => identity,
         () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
     };
-    let identity = identity.inspect_err(|refusal| failed(web, refusal, remote))?;
+    let identity = identity.map_err(|mut refusal| {
+        if waiting.ignored_token && refusal.reason == CloseReason::AuthTimeout {
+            refusal.msg = IGNORED_TOKEN.into();
+        }
+        failed(web, &refusal, remote);
+        refusal
+    })?;
     if web.shared.limits.expulsions.refusal(&identity.subject).is_some() {
         web.shared.metrics.ws.connections.inc(ConnectionOutcome::RejectedLimit);
         web.shared.metrics.rate_limit_hits.inc(LimitType::Connection);

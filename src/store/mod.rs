@@ -19,6 +19,7 @@ mod unreadable;
 use std::{
     future::Future,
     io,
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -108,6 +109,14 @@ pub enum OpenError {
     /// The file, or the database of a server.
     #[error("cannot open the database: {0}")]
     Database(#[from] sqlx::Error),
+    /// There is no file, and it was not to be made.
+    #[error("there is no database: {} does not exist; {fix}", file.display())]
+    Absent {
+        /// Where it would be.
+        file: PathBuf,
+        /// What to change.
+        fix: &'static str,
+    },
     /// The server.
     #[error("no answer from the database at {place} within {limit:?} (DB_START_TIMEOUT): {error}")]
     Unreachable {
@@ -240,6 +249,23 @@ impl Store {
         };
         store.measure();
         Ok(store)
+    }
+
+    /// Opens a database that is there, with the schema that this program needs. Makes and migrates nothing.
+    pub(crate) async fn open_existing(
+        config: &StoreConfig,
+        metrics: DbMetrics,
+    ) -> Result<Self, OpenError> {
+        if let DatabasePlace::Sqlite(file) = &config.place
+            && !file.exists()
+        {
+            // In another folder than the server's, a relative path is another one.
+            let file = std::path::absolute(file).unwrap_or_else(|_| file.clone());
+            let fix = "set DATA_DIR or DATABASE_URL to where the server has it";
+            return Err(OpenError::Absent { file, fix });
+        }
+        let as_it_is = StoreConfig { auto_migrate: false, ..config.clone() };
+        Self::open(&as_it_is, metrics, None).await
     }
 
     /// How the schema was found, before it was brought up to date.

@@ -4,11 +4,14 @@
 //! The packages and the audit trail take turns on the writer: each has one place in its queue.
 
 use std::{
+    borrow::Cow,
     fs, io,
+    os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use sqlx::{
     ConnectOptions, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -17,7 +20,7 @@ use tokio::sync::Mutex;
 
 use super::{
     OpenError,
-    schema::{self, History, Runs, Schema, SchemaError, TABLES},
+    schema::{self, History, Runs, Schema, TABLES},
     shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{config::StoreConfig, metrics::DbErrorKind};
@@ -90,7 +93,9 @@ impl Sqlite {
 pub(super) async fn prepare(file: &Path, migrate: bool) -> Result<(SqlitePool, Schema), OpenError> {
     let histories = histories();
     if !migrate && !file.exists() {
-        return Err(SchemaError::from(&schema::compare(&Runs::new(), &histories)?).into());
+        let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+        let fix = "run `switchboard migrate`, which makes it, or set DATA_DIR or DATABASE_URL to where it is";
+        return Err(OpenError::Absent { file, fix });
     }
     let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
@@ -106,11 +111,20 @@ pub(super) async fn prepare(file: &Path, migrate: bool) -> Result<(SqlitePool, S
 
 fn options(file: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
-        .filename(file)
+        .filename(named(file))
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Normal)
         .busy_timeout(WAIT)
         .disable_statement_logging()
+}
+
+/// A path as the driver takes it, which wants UTF-8: SQLite itself takes any bytes, percent-encoded in a URI.
+pub(super) fn named(file: &Path) -> Cow<'_, Path> {
+    if file.to_str().is_some() {
+        return Cow::Borrowed(file);
+    }
+    let bytes = percent_encode(file.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+    Cow::Owned(format!("file:{bytes}").into())
 }
 
 fn pool(connections: u32) -> SqlitePoolOptions {

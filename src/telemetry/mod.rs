@@ -57,12 +57,17 @@ pub fn install(config: &LogConfig, environment: Environment) -> io::Result<LastL
     let filter: Targets = config.filter.parse().expect("the configuration was checked");
     // An actor of ractor lives in a span at info: a line for each would drown the rest.
     let filter = filter.with_target("ractor", LevelFilter::WARN);
+    let terminal = io::stdout().is_terminal();
     let human = match config.format {
         LogFormat::Human => true,
         LogFormat::Json => false,
-        LogFormat::Auto => std::io::stdout().is_terminal(),
+        LogFormat::Auto => terminal,
     };
-    let lines = tracing_subscriber::fmt::layer().with_writer(|| queue::Lines);
+    // See no-color.org.
+    let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(terminal && !no_color)
+        .with_writer(|| queue::Lines);
     if human {
         tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     } else {

@@ -2,13 +2,14 @@
 //! own tools, and that what one file names is there in another.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
 use serde_json::Value;
+use switchboard::config::{DatabasePlace, Sources};
 
 use crate::support::programs::program;
 
@@ -361,4 +362,78 @@ fn every_file_that_the_stack_mounts_is_there_and_every_secret_can_be_made() {
     let random: BTreeSet<_> = made.values().collect();
     assert_eq!(random.len(), made.len(), "two secrets are the same");
     assert_eq!(make(), made, "what is there stays");
+}
+
+/// A value of a compose file with its variables put in place: `${NAME}`, `${NAME:-default}`, `${NAME:?why}`.
+fn filled(text: &str, variables: &BTreeMap<String, String>) -> String {
+    let Some((start, rest)) = text.split_once("${") else { return text.to_owned() };
+    let (inner, rest) = rest.split_once('}').unwrap();
+    let (name, default) = inner.split_once(':').unwrap_or((inner, ""));
+    let value =
+        variables.get(name).cloned().or_else(|| Some(default.strip_prefix('-')?.to_owned()));
+    let value = value.unwrap_or_else(|| panic!(".env.example has no {name}"));
+    format!("{start}{value}{}", filled(rest, variables))
+}
+
+/// What `docker/compose.prod.yml` gives a node, over `compose.yml` and the image.
+fn production_environment() -> BTreeMap<String, String> {
+    let example = fs::read_to_string(docker().join(".env.example")).unwrap();
+    let pairs = example.lines().filter(|line| !line.starts_with('#'));
+    let pairs = pairs.filter_map(|line| line.split_once('='));
+    let variables = pairs.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    let mut environment = BTreeMap::new();
+    let image = fs::read_to_string(docker().join("Dockerfile")).unwrap();
+    let image = image.lines().find_map(|line| line.strip_prefix("ENV ")).unwrap();
+    for (name, value) in image.split_whitespace().filter_map(|pair| pair.split_once('=')) {
+        environment.insert(name.to_owned(), value.to_owned());
+    }
+    for file in ["compose.yml", "compose.prod.yml"] {
+        let node = &yaml(file)["services"]["switchboard-1"]["environment"];
+        for (name, value) in node.as_object().unwrap() {
+            environment.insert(name.clone(), filled(value.as_str().unwrap(), &variables));
+        }
+    }
+    environment
+}
+
+#[test]
+fn production_starts_without_a_warning() {
+    // The hosts and schemes of the secrets are those of production, see secrets/make.sh.
+    let secrets = docker().join("secrets/development");
+    let read = |path: &Path| fs::read_to_string(secrets.join(path.file_name().unwrap()));
+    let environment = production_environment();
+    assert_eq!(environment["ENV"], "production");
+    let strict = [("PRODUCTION_STRICT".to_owned(), "true".to_owned())];
+    for more in [&[][..], &strict] {
+        let all = environment.clone().into_iter().chain(more.iter().cloned());
+        let all = all.map(|(name, value)| (name, value.into()));
+        let config = Sources::new(HashMap::new(), all, None, read).config().unwrap();
+        assert_eq!(config.weaknesses(), []);
+        assert!(matches!(config.store.place, DatabasePlace::Postgres(_)));
+        assert!(config.cluster.redis.is_some());
+    }
+}
+
+#[test]
+fn everybody_who_asks_for_operations_asks_at_their_port() {
+    let address =
+        yaml("compose.yml")["services"]["switchboard-1"]["environment"]["OPS_ADDR"].clone();
+    let port = address.as_str().unwrap().rsplit_once(':').unwrap().1.to_owned();
+    let nodes: BTreeSet<_> = ["1", "2"].map(|node| format!("switchboard-{node}:{port}")).into();
+    let routes = yaml("traefik/switchboard.yml");
+    let services = &routes["http"]["services"];
+    let check = &services["switchboard"]["loadBalancer"]["healthCheck"];
+    assert_eq!(check["port"].as_u64().unwrap().to_string(), port);
+    let asked: BTreeSet<_> = items(&services["operations"]["loadBalancer"]["servers"])
+        .iter()
+        .map(|server| server["url"].as_str().unwrap().trim_start_matches("http://").to_owned())
+        .collect();
+    assert_eq!(asked, nodes);
+    let scraped = &yaml("prometheus/prometheus.yml")["scrape_configs"];
+    let ours = items(scraped).iter().find(|job| job["job_name"] == "switchboard").unwrap();
+    let scraped: BTreeSet<_> = items(&ours["static_configs"][0]["targets"])
+        .iter()
+        .map(|target| target.as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(scraped, nodes);
 }

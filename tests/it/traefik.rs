@@ -199,6 +199,55 @@ async fn a_node_that_drains_gets_nothing_new_and_no_request_is_lost() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn operations_have_a_port_of_their_own_and_are_reached_on_nodes_that_are_not_ready() {
+    let (folder, port) = (TempDir::new().unwrap(), free_port());
+    let key = folder.path().join("dev-key.pem");
+    let mut nodes = Vec::new();
+    for address in ["127.0.0.1", "127.0.0.2"] {
+        let (clients, ops) = (format!("{address}:0"), format!("{address}:{port}"));
+        let settings = [
+            ("DEV_KEY_FILE", key.to_str().unwrap()),
+            ("LISTEN_ADDR", &clients),
+            ("OPS_ADDR", &ops),
+            ("DRAIN_DELAY", "60s"),
+        ];
+        nodes.push(TestServer::start(&settings).await);
+    }
+    let clients = nodes.iter().map(|node| node.addr.to_string()).collect::<Vec<_>>();
+    let ops = nodes.iter().map(|node| node.ops_addr.unwrap().to_string()).collect::<Vec<_>>();
+    let check = format!("port: {port}");
+    let different = [
+        ("switchboard-1:8000", &*clients[0]),
+        ("switchboard-2:8000", &clients[1]),
+        ("switchboard-1:8001", &ops[0]),
+        ("switchboard-2:8001", &ops[1]),
+        ("port: 8001", &check),
+    ];
+    let start = || Traefik::start("development.yml", &["switchboard.yml"], &different, &[]);
+    let traefik = block_in_place(start);
+    traefik.until_served("sb.example", "/health/ready").await;
+    let (http, token) = (Http::new(), nodes[0].token("ann"));
+    let get = async |path: &str| {
+        let request = http.get(format!("http://{}{path}", traefik.addr())).bearer_auth(&token);
+        request.send().await.unwrap().status().as_u16()
+    };
+
+    nodes[0].begin_shutdown();
+    // Traefik asks at their port every second.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let served = "http_requests_total{endpoint=\"/authors\",method=\"GET\",status_code=\"200\"}";
+    for _ in 0..10 {
+        assert_eq!(get("/authors").await, 200);
+        assert_eq!(get("/admin/connections").await, 200);
+    }
+    assert_eq!(get("/health/live").await, 200);
+    assert_eq!(get("/metrics").await, 404);
+    assert_eq!(nodes[1].metric(served).await, 10.0, "a node that is not ready got a request");
+    let admin = served.replace("/authors", "/admin/connections");
+    assert!(nodes[0].metric(&admin).await > 0.0, "operators reach a node that is not ready");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_gone_costs_nobody_a_request_before_it_is_missed() {
     let nodes = Nodes::start(&[("DRAIN_GRACE", "0s")]).await;
     let traefik = nodes.traefik(&[]).await;

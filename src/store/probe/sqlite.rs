@@ -9,7 +9,7 @@ use crate::{
     machine,
     store::{
         schema::{Runs, compare},
-        sqlite::{histories, migrations_run},
+        sqlite::{histories, migrations_run, named},
     },
 };
 
@@ -30,7 +30,7 @@ pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
         return Ok(Probe::Absent);
     }
     // No journal mode: setting it would change the file.
-    let options = SqliteConnectOptions::new().filename(file).busy_timeout(WAIT);
+    let options = SqliteConnectOptions::new().filename(named(file)).busy_timeout(WAIT);
     let mut connection = options.connect().await.map_err(failed)?;
     let runs = look(&mut connection).await;
     // The last one to close takes the journals away that the first one made.

@@ -49,7 +49,7 @@ impl Monitoring {
         ];
         let alertmanager = alertmanager();
         let targets = [
-            ("\"switchboard-1:8000\", \"switchboard-2:8000\"", server),
+            ("\"switchboard-1:8001\", \"switchboard-2:8001\"", server),
             ("\"postgres-exporter:9187\"", exporters[0].addr),
             ("\"redis-exporter:9121\"", exporters[1].addr),
             ("\"alertmanager:9093\"", alertmanager.addr),
