@@ -2,6 +2,7 @@
 //! `healthcheck`. Everything else is the library's.
 
 mod commands;
+mod failure;
 
 use std::{
     collections::HashMap,
@@ -37,13 +38,20 @@ const EXIT_CONFIG: u8 = 64;
 const MAX_INPUT: u64 = 64 * 1024;
 /// Time for stderr to take the error that ends the process.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for threads that wait for a disk or a name server when a server has stopped.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let matches = commands::all().get_matches();
     match dispatch(&matches) {
         Ok(code) => code,
         Err(error) => {
-            complain(format!("{error:#}"));
+            let serve = match matches.subcommand() {
+                None => Some(sources(&[&matches])),
+                Some(("serve", own)) => Some(sources(&[&matches, own])),
+                Some(_) => None,
+            };
+            complain(failure::lines(&error, serve.as_ref()));
             let config = error.is::<ConfigErrors>();
             ExitCode::from(if config { EXIT_CONFIG } else { 1 })
         }
@@ -115,19 +123,16 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
     };
     let runtime = builder.enable_all().build()?;
     // Spawned: a future of `block_on` runs beside the workers, and every wake of it crosses threads.
-    runtime.block_on(async { tokio::spawn(serve_until_signal(config)).await? })
+    let served = runtime.block_on(async { tokio::spawn(serve_until_signal(config)).await? });
+    // A start that was stopped may have left a thread at a disk that does not answer.
+    runtime.shutdown_timeout(LAST_THREADS);
+    served
 }
 
 async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listeners = Listeners::bind(&config.server).await.context("cannot listen")?;
-    let address = listeners.clients.local_addr()?;
-    tracing::info!(
-        %address,
-        development_tokens = config.auth.provider.is_none(),
-        "listening"
-    );
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -180,6 +185,9 @@ fn tell(progress: Progress) {
             println!("rows of the audit trail that get their integer id: {rows} left")
         }
         Progress::Indexes => println!("the audit trail gets its new indexes"),
+        Progress::Held => {
+            println!("waiting for another process that has locked the folder of the database")
+        }
         Progress::Locked => {
             println!("waiting for a lock: other sessions use the table user_actions")
         }
@@ -270,8 +278,23 @@ fn token(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
     let ttl = switchboard::config::duration(ttl).map_err(|allowed| {
         ConfigErrors::one(format!("--ttl: {ttl:?} is not allowed; allowed: {allowed}"))
     })?;
-    println!("{}", issuer(&config)?.token(user, &roles, ttl));
+    let issuer = issuer(&config)?;
+    println!("{}", issuer.token(user, &roles, ttl));
+    complain(key_told(&issuer, &config.auth.dev_key_file));
     Ok(())
+}
+
+/// Whose tokens these are: a server trusts the key in one file alone, by default one of its own folder.
+fn key_told(issuer: &DevIssuer, file: &Path) -> String {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let file = file.display();
+    match issuer.is_new() {
+        true => format!(
+            "made a new development key, {file}: only a server with this file accepts the token; \
+             run this in the server's folder, or with its DATA_DIR or DEV_KEY_FILE"
+        ),
+        false => format!("signed with the development key {file}"),
+    }
 }
 
 fn issuer(config: &Config) -> anyhow::Result<DevIssuer> {

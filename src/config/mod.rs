@@ -6,9 +6,11 @@
 mod audit;
 mod auth;
 mod cluster;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod http;
+mod log;
 mod network;
 mod setting;
 mod settings;
@@ -21,6 +23,7 @@ use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::D
 pub use audit::AuditConfig;
 pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
 pub use cluster::{ClusterConfig, RedisUrl};
+pub(crate) use files::database_files;
 pub use http::HttpConfig;
 pub use network::Network;
 pub(crate) use network::network_of;
