@@ -40,9 +40,13 @@ performance *options:
 dashboards:
     docker/grafana/generate
 
-# Licences, banned and doubled crates, sources (cargo install cargo-deny)
+# Advisories, licences, banned and doubled crates, sources (cargo install cargo-deny)
 deny:
-    cargo deny check licenses bans sources
+    tests/deny.sh
+
+# The release in target/dist: program, bill of materials, checksums (cargo install cargo-deny cargo-cyclonedx)
+release:
+    .ci/release
 
 # Load on a private server, or with --url on another: throughput, latency, fanout … (docs/load-testing.md)
 load mode *options:

@@ -18,7 +18,7 @@
 //! Where many nodes are one server, [`cluster`] carries pushes and the ends of sessions to the others, and
 //! counts the connections of each user on all of them.
 //!
-//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `sync`, `outbound`, `objects`, [`metrics`], [`config`], [`telemetry`], [`traces`],
+//! Beside the way: [`limits`], [`redis`], [`breaker`], `task`, `sync`, `outbound`, `objects`, `files`, [`metrics`], [`config`], [`telemetry`], [`traces`],
 //! [`machine`]; `fuzzing`, compiled for the fuzzer and the tests alone. A module imports
 //! only from modules below it; `tests/it/direction.rs` has the order and enforces it.
 
@@ -33,6 +33,7 @@ mod connection;
 pub mod doctor;
 pub mod erase;
 pub mod export;
+mod files;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod handlers;

@@ -31,7 +31,12 @@ pub fn raise_file_limit() -> Option<u64> {
 
 /// The user of the operating system that this process is of: the name, or else the number.
 pub(crate) fn user() -> String {
-    let id = getuid().as_raw().to_string();
+    user_named(getuid().as_raw())
+}
+
+/// The name of a user of the operating system, or else the number.
+pub(crate) fn user_named(id: u32) -> String {
+    let id = id.to_string();
     let users = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let of_id = |line: &str| {
         let mut fields = line.split(':');

@@ -8,6 +8,7 @@
 )]
 
 mod commands;
+mod failure;
 mod print;
 
 use std::{
@@ -46,20 +47,28 @@ const EXIT_CONFIG: u8 = 64;
 const MAX_INPUT: u64 = 64 * 1024;
 /// Time for stderr to take the error that ends the process.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// Time for threads that wait for a disk or a name server when a server has stopped.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let done = match commands::all().try_get_matches() {
-        Ok(matches) => dispatch(&matches),
+    let (done, serve) = match commands::all().try_get_matches() {
+        Ok(matches) => (dispatch(&matches), settings_of_server(&matches)),
         Err(usage) if usage.use_stderr() => usage.exit(),
-        Err(said) => print::help(&said).map(|()| ExitCode::SUCCESS),
+        Err(said) => (print::help(&said).map(|()| ExitCode::SUCCESS), None),
     };
-    match done {
-        Ok(code) => code,
-        Err(error) => {
-            complain(format!("{error:#}"));
-            let config = error.is::<ConfigErrors>();
-            ExitCode::from(if config { EXIT_CONFIG } else { 1 })
-        }
+    done.unwrap_or_else(|error| {
+        complain(failure::lines(&error, serve.as_ref()));
+        let config = error.is::<ConfigErrors>();
+        ExitCode::from(if config { EXIT_CONFIG } else { 1 })
+    })
+}
+
+/// Where the command is `serve`, or none.
+fn settings_of_server(matches: &ArgMatches) -> Option<Sources> {
+    match matches.subcommand() {
+        None => Some(sources(&[matches])),
+        Some(("serve", own)) => Some(sources(&[matches, own])),
+        Some(_) => None,
     }
 }
 
@@ -132,19 +141,16 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
     };
     let runtime = builder.enable_all().build()?;
     // Spawned: a future of `block_on` runs beside the workers, and every wake of it crosses threads.
-    runtime.block_on(async { tokio::spawn(serve_until_signal(config)).await? })
+    let served = runtime.block_on(async { tokio::spawn(serve_until_signal(config)).await? });
+    // A start that was stopped may have left a thread at a disk that does not answer.
+    runtime.shutdown_timeout(LAST_THREADS);
+    served
 }
 
 async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let listeners = Listeners::bind(&config.server).await.context("cannot listen")?;
-    let address = listeners.clients.local_addr()?;
-    tracing::info!(
-        %address,
-        development_tokens = config.auth.provider.is_none(),
-        "listening"
-    );
     let shutdown = async move {
         tokio::select! {
             _ = terminate.recv() => {}
@@ -198,6 +204,9 @@ fn tell(progress: Progress) {
             format!("rows of the audit trail that get their integer id: {rows} left")
         }
         Progress::Indexes => "the audit trail gets its new indexes".to_owned(),
+        Progress::Held => {
+            "waiting for another process that has locked the folder of the database".to_owned()
+        }
         Progress::Locked => {
             "waiting for a lock: other sessions use the table user_actions".to_owned()
         }
@@ -248,10 +257,10 @@ fn erase_audit(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     if !erasure.dry_run {
         // Now: whatever ends it in the middle, this is what goes on with it.
-        eprintln!(
+        complain(format!(
             "the person is called {0} from now on; if this is interrupted, run it again with --pseudonym {0}",
             erasure.pseudonym
-        );
+        ));
     }
     let erased = runtime.block_on(erase(&config, &erasure))?;
     let mut done = vec![match erasure.dry_run {
@@ -311,7 +320,23 @@ fn token(sources: &Sources, own: &ArgMatches) -> anyhow::Result<()> {
         ttl => Ok(ttl),
     };
     let ttl = flag("ttl", own.get_one("ttl"), lasting)?.context("--ttl has a default")?;
-    print::line(issuer(&config)?.token(&user, &roles, ttl))
+    let issuer = issuer(&config)?;
+    print::line(issuer.token(&user, &roles, ttl))?;
+    complain(key_told(&issuer, &config.auth.dev_key_file));
+    Ok(())
+}
+
+/// Whose tokens these are: a server trusts the key in one file alone, by default one of its own folder.
+fn key_told(issuer: &DevIssuer, file: &Path) -> String {
+    let file = std::path::absolute(file).unwrap_or_else(|_| file.to_owned());
+    let file = file.display();
+    match issuer.is_new() {
+        true => format!(
+            "made a new development key, {file}: only a server with this file accepts the token; \
+             run this in the server's folder, or with its DATA_DIR or DEV_KEY_FILE"
+        ),
+        false => format!("signed with the development key {file}"),
+    }
 }
 
 fn issuer(config: &Config) -> anyhow::Result<DevIssuer> {

@@ -106,7 +106,10 @@ impl Spool {
         paths.retain(|path| path.extension().is_some_and(|ending| ending == ENDING));
         paths.sort();
         for path in paths {
-            if let Some(segment) = Segment::adopt(path)? {
+            let named = |error: io::Error| {
+                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+            };
+            if let Some(segment) = Segment::adopt(path.clone()).map_err(named)? {
                 self.segments.push_back(segment);
                 // Its last line may be torn, and what follows would be torn with it.
                 self.appending = false;

@@ -12,42 +12,63 @@ use aws_lc_rs::{
     rand::SystemRandom,
     signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair},
 };
-use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
+use jsonwebtoken::{
+    Algorithm, EncodingKey, Header,
+    dangerous::insecure_decode,
+    jwk::{Jwk, ThumbprintHash},
+};
 use serde_json::json;
 use uuid::Uuid;
+
+use crate::{files, machine};
 
 /// The `iss` of development tokens.
 pub(super) const ISSUER: &str = "switchboard-dev";
 /// The `kid` of development tokens.
 const KEY_ID: &str = "dev";
 const ALGORITHM: Algorithm = Algorithm::ES256;
+/// The claim that names the key itself: the `kid` of all development keys is the same.
+const KEY_CLAIM: &str = "dev_key";
 
 /// Signs development tokens.
 pub struct DevIssuer {
     key: EncodingKey,
     client_id: String,
+    /// The name of the public key.
+    thumbprint: String,
+    is_new: bool,
 }
 
 impl DevIssuer {
     /// Reads the key, or makes it on first use, readable by its owner alone.
     pub fn open(key_file: &Path, client_id: &str) -> io::Result<Self> {
-        match Self::read(key_file, client_id) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                create(key_file)?;
-                Self::read(key_file, client_id)
-            }
+        let opened = match Self::read(key_file, client_id) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => create(key_file)
+                .and_then(|is_new| Ok(Self { is_new, ..Self::read(key_file, client_id)? })),
             read => read,
-        }
+        };
+        opened.map_err(|error| {
+            let (file, user) = (key_file.display(), machine::user());
+            let fix = format!("let {user} read and write it, or set DEV_KEY_FILE to another file");
+            io::Error::new(error.kind(), format!("{file}: {error}; {fix}"))
+        })
+    }
+
+    /// Whether the key was made when it was opened.
+    pub fn is_new(&self) -> bool {
+        self.is_new
     }
 
     /// Reads the key, and makes none.
     pub(crate) fn read(key_file: &Path, client_id: &str) -> io::Result<Self> {
         let pem = fs::read(key_file)?;
         let key = EncodingKey::from_ec_pem(&pem).map_err(|error| {
-            let file = key_file.display();
-            io::Error::other(format!("{file} is no EC private key in PKCS#8 PEM form: {error}"))
+            io::Error::other(format!("this is no EC private key in PKCS#8 PEM form: {error}"))
         })?;
-        Ok(Self { key, client_id: client_id.to_owned() })
+        let thumbprint = Jwk::from_encoding_key(&key, ALGORITHM)
+            .and_then(|public| public.thumbprint(ThumbprintHash::SHA256))
+            .map_err(io::Error::other)?;
+        Ok(Self { key, client_id: client_id.to_owned(), thumbprint, is_new: false })
     }
 
     /// A token for a user. The subject is derived from the name, so that nodes agree on it.
@@ -62,6 +83,7 @@ impl DevIssuer {
             "preferred_username": username,
             "iat": now.as_secs(),
             "exp": (now + ttl).as_secs(),
+            KEY_CLAIM: self.thumbprint,
             "resource_access": { self.client_id.as_str(): { "roles": roles } },
         });
         self.sign(&claims)
@@ -80,11 +102,20 @@ impl DevIssuer {
     }
 }
 
+/// Whether a token, whose signature does not fit a key, says that it was signed with another development key.
+pub(super) fn is_of_other_key(token: &str, key: &Jwk) -> bool {
+    let Ok(token) = insecure_decode::<serde_json::Value>(token) else { return false };
+    let ours = key.thumbprint(ThumbprintHash::SHA256).ok();
+    let named = token.claims.get(KEY_CLAIM).and_then(serde_json::Value::as_str);
+    named.is_some() && named != ours.as_deref()
+}
+
 /// Writes a new key beside its place and links it there: of two processes, one wins and both read it.
-fn create(key_file: &Path) -> io::Result<()> {
+/// False: the other has.
+fn create(key_file: &Path) -> io::Result<bool> {
     let folder = key_file.parent().filter(|folder| !folder.as_os_str().is_empty());
     if let Some(folder) = folder {
-        fs::create_dir_all(folder)?;
+        files::make_folder(folder)?;
     }
     let key = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &SystemRandom::new())
         .map_err(|_| io::Error::other("the system has no randomness"))?;
@@ -95,7 +126,7 @@ fn create(key_file: &Path) -> io::Result<()> {
     let linked = fs::hard_link(&draft, key_file);
     fs::remove_file(&draft)?;
     match linked {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        linked => linked.map(|()| true),
     }
 }

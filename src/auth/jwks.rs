@@ -65,6 +65,11 @@ impl Key {
         Some(Self { jwk, algorithms, decoding })
     }
 
+    /// The key as it is published.
+    pub(super) fn public(&self) -> &Jwk {
+        &self.jwk
+    }
+
     /// Its name in tokens.
     pub(super) fn kid(&self) -> &str {
         self.jwk.common.key_id.as_deref().unwrap_or_default()

@@ -86,6 +86,8 @@ pub(crate) enum Signature {
     Fits,
     /// It is not, or the content was changed.
     Differs,
+    /// It is that of another development key.
+    OtherDevKey,
     /// The key is for tokens of other algorithms.
     OtherAlgorithm,
     /// No such key is trusted.
@@ -161,6 +163,9 @@ impl Trust {
         rules.validate_aud = false;
         match jsonwebtoken::decode::<Value>(token, decoding, &rules) {
             Ok(_) => Signature::Fits,
+            Err(_) if self.issuer == dev::ISSUER && dev::is_of_other_key(token, key.public()) => {
+                Signature::OtherDevKey
+            }
             Err(_) => Signature::Differs,
         }
     }

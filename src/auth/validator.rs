@@ -268,7 +268,22 @@ impl Validator {
         rules.leeway = self.leeway;
         rules.validate_nbf = true;
         rules.validate_aud = false; // its readers do: in access tokens `azp` counts too
-        Ok(jsonwebtoken::decode(token, decoding, &rules).map_err(refused)?.claims)
+        let decoded = jsonwebtoken::decode(token, decoding, &rules);
+        Ok(decoded.map_err(|error| self.refused(error, token, key))?.claims)
+    }
+
+    /// Tells the commonest mistake with development tokens from a token that was changed.
+    fn refused(&self, error: jsonwebtoken::errors::Error, token: &str, key: &Key) -> AuthError {
+        let by_other_key = matches!(error.kind(), ErrorKind::InvalidSignature)
+            && *self.issuer == *dev::ISSUER
+            && dev::is_of_other_key(token, key.public());
+        match by_other_key {
+            true => AuthError::Invalid(
+                "the token was signed with another development key than this server's \
+                 (DEV_KEY_FILE)",
+            ),
+            false => refused(error),
+        }
     }
 }
 

@@ -62,7 +62,7 @@ pub const SETTINGS: &[Setting] = &[
         "DB_START_TIMEOUT",
         "30s",
         "DURATION",
-        "At the start: time for Postgres to answer, all attempts together",
+        "At the start: time for Postgres to answer, all attempts together; for SQLite, time for another process to give back the lock on the folder",
     ),
     setting(
         "DB_STATEMENT_TIMEOUT",

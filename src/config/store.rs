@@ -17,7 +17,7 @@ pub struct StoreConfig {
     pub pool_size: u32,
     /// `DB_CONNECT_TIMEOUT`, of Postgres.
     pub connect_timeout: Duration,
-    /// `DB_START_TIMEOUT`, of Postgres.
+    /// `DB_START_TIMEOUT`: for the server of Postgres, or the lock on the folder of SQLite.
     pub start_timeout: Duration,
     /// `DB_STATEMENT_TIMEOUT`, of Postgres; 0: no limit.
     pub statement_timeout: Duration,

@@ -28,6 +28,9 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
             }
             ready(&place, &schema, migrates, report);
         }
+        Err(ProbeError::Unwritable(found)) => {
+            report.fault("database", format!("{place} cannot be used: {}", found.says), found.fix);
+        }
         Err(error) => {
             report.fault("database", format!("{place} cannot be used: {error}"), fix(&error));
         }
@@ -59,7 +62,7 @@ fn ready(place: &str, schema: &Schema, migrates: bool, report: &mut Report) {
 /// What to change.
 fn fix(error: &ProbeError) -> &'static str {
     match error {
-        ProbeError::Folder(_) | ProbeError::ReadOnly => {
+        ProbeError::Folder(_) | ProbeError::ReadOnly | ProbeError::Unwritable(_) => {
             "let the user that serves write the folder and the file (chown, or the volume's owner), \
              or set DATA_DIR or DATABASE_URL to a place that it can write"
         }

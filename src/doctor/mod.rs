@@ -31,6 +31,7 @@ pub async fn examine(config: &Config, packages: &[Package], asked: Option<&Quest
     surroundings::settings(config, &mut report);
     surroundings::addresses(&config.server, &mut report).await;
     surroundings::files(config, &mut report);
+    surroundings::rights(config, &mut report);
     database::check(&config.store, &mut report).await;
     let trust = issuer::check(&config.auth, &mut report).await;
     if let Some(asked) = asked {

@@ -156,6 +156,21 @@ async fn is_switchboard(address: SocketAddr) -> bool {
     })
 }
 
+/// Whether other users can use files of this server, and its start cannot change that.
+pub(super) fn rights(config: &Config, report: &mut Report) {
+    let left = crate::files::left_open(config.folder(), &config.files());
+    if left.is_empty() {
+        return;
+    }
+    let left: Vec<_> = left.iter().map(|path| path.display().to_string()).collect();
+    let files = left.join(" ");
+    report.warning(
+        "rights",
+        format!("other users can use {files}, which the start cannot change"),
+        format!("as their owner, run `chmod go= {files}`, or give DATA_DIR a folder of its own"),
+    );
+}
+
 /// Whether as many files may be open as connections are allowed.
 pub(super) fn files(config: &Config, report: &mut Report) {
     let needed = machine::files_needed(config.sockets());

@@ -32,10 +32,12 @@ use crate::{
     cluster::{Cluster, ClusterLink},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
+    files,
     handlers::{self, Context, Package, PackageError},
     http::{self, Api, Forwarding, Held},
     hub::Hub,
     limits::{Limits, Pool},
+    machine,
     metrics::{Dependency, Metrics},
     redis::Redis,
     registry::{RegistryAddress, RegistryMessage},
@@ -69,12 +71,23 @@ pub struct Listeners {
 impl Listeners {
     /// Binds the addresses of the configuration.
     pub async fn bind(config: &ServerConfig) -> io::Result<Self> {
-        let bind = |address| {
-            listen(address)
-                .map_err(|error| io::Error::new(error.kind(), format!("{address}: {error}")))
+        let bind = |setting, address| {
+            listen(address).map_err(|error| {
+                let says = format!(
+                    "{setting}={address}: {error}; set {setting} to a free address of this machine, \
+                     or end the program that has it"
+                );
+                io::Error::new(error.kind(), says)
+            })
         };
-        let ops = config.ops_addr.map(bind).transpose()?;
-        Ok(Self { clients: bind(config.listen_addr)?, ops })
+        let ops = config.ops_addr.map(|address| bind("OPS_ADDR", address)).transpose()?;
+        Ok(Self { clients: bind("LISTEN_ADDR", config.listen_addr)?, ops })
+    }
+
+    /// Where clients and operators connect, as texts.
+    fn addresses(&self) -> (Option<String>, Option<String>) {
+        let shown = |listener: &TcpListener| Some(listener.local_addr().ok()?.to_string());
+        (shown(&self.clients), self.ops.as_ref().and_then(shown))
     }
 }
 
@@ -97,7 +110,7 @@ pub enum ServeError {
     #[error(transparent)]
     Store(#[from] OpenError),
     /// The spool of the audit trail.
-    #[error("cannot use the spool of the audit trail, DATA_DIR/audit: {0}")]
+    #[error("cannot use the spool of the audit trail: {0}")]
     Audit(#[source] io::Error),
     /// The key of the development issuer.
     #[error("cannot use the development key: {0}")]
@@ -130,15 +143,25 @@ pub async fn run(
     // A database that does not answer is waited for, and a stop does not wait for that.
     let server = tokio::select! {
         server = Server::open(config, packages) => server?,
-        () = &mut shutdown => return Ok(()),
+        () = &mut shutdown => {
+            tracing::info!("stopped before the start was done");
+            return Ok(());
+        }
     };
     let started = Instant::now();
     let Context { audit, store, cluster, .. } = &*server.context;
     audit.started(store, cluster.node()).await;
     let (root, mut root_ended) = Actor::spawn(None, server.root(), ()).await?;
     ClusterLink::begin(&server.context.cluster).await;
+    let (address, ops_address) = listeners.addresses();
     let accepting = server.accept(listeners);
     tracing::info!(node = server.context.cluster.node(), "ready");
+    tracing::info!(
+        address,
+        ops_address,
+        development_tokens = server.provider.is_none(),
+        "listening"
+    );
 
     let supervision = tokio::select! {
         () = &mut shutdown => Ok(()),
@@ -185,14 +208,19 @@ impl Server {
         let traces = config.traces.as_ref();
         let traces = traces.map(|traces| Traces::open(traces, config.environment)).transpose()?;
         let traces = traces.map(Arc::new);
-        let (validator, provider) = validator(&config.auth, &metrics, traces.clone())?;
+        let (validator, provider) = validator(&config.auth, &metrics, traces.clone()).await?;
         let validator = Arc::new(validator);
         let store = Store::open(&config.store, metrics.db.clone(), traces.clone()).await?;
         let (settings, series) = (config.audit.clone(), metrics.audit.clone());
         // It reads what an earlier process left.
         let audit = spawn_blocking(move || Audit::open(&settings, series)).await;
-        let audit = audit.map_err(io::Error::other).flatten().map_err(ServeError::Audit)?;
+        let audit = audit.map_err(io::Error::other).flatten().map_err(|error| {
+            let (folder, user) = (config.audit.spool.display(), machine::user());
+            let fix = format!("let {user} write the folder and its files, or set DATA_DIR");
+            ServeError::Audit(io::Error::new(error.kind(), format!("{folder}: {error}; {fix}")))
+        })?;
         let audit = Arc::new(audit);
+        close_to_others(&config).await;
         let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
         let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
         let broadcast_errors = metrics.ws.broadcast_errors.clone();
@@ -363,15 +391,31 @@ impl Bounds {
     }
 }
 
+/// Takes the rights of other users from the files of this server. What cannot be changed is told once.
+async fn close_to_others(config: &Config) {
+    let (folder, files) = (config.folder().to_owned(), config.files());
+    let left = spawn_blocking(move || files::tighten(&folder, &files)).await.unwrap_or_default();
+    if left.is_empty() {
+        return;
+    }
+    let left: Vec<_> = left.iter().map(|path| path.display().to_string()).collect();
+    let files = left.join(" ");
+    let fix =
+        format!("as their owner, run `chmod go= {files}`, or give DATA_DIR a folder of its own");
+    tracing::warn!(files, fix, "other users can use files of this server");
+}
+
 /// With an identity provider there is no development issuer, and no key of it.
-fn validator(
+async fn validator(
     config: &AuthConfig,
     metrics: &Metrics,
     traces: Option<Arc<Traces>>,
 ) -> Result<(Validator, Option<Arc<Provider>>), ServeError> {
     let auth = metrics.auth.clone();
     let Some(provider) = &config.provider else {
-        let issuer = DevIssuer::open(&config.dev_key_file, &config.client_id)?;
+        let (file, client) = (config.dev_key_file.clone(), config.client_id.clone());
+        let issuer = spawn_blocking(move || DevIssuer::open(&file, &client)).await;
+        let issuer = issuer.map_err(io::Error::other).flatten()?;
         return Ok((Validator::trusting(&issuer, config, auth)?, None));
     };
     let breaker = metrics.breakers.of(Dependency::Keycloak);

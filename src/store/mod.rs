@@ -46,11 +46,15 @@ use unreadable::Logged;
 
 use crate::{
     config::{DatabasePlace, StoreConfig},
+    files::Unwritable,
     metrics::{DbErrorKind, DbMetrics, DbOperation, DbShare, Label as _},
     traces::{Query, Traces},
 };
 
 const LEAST_WANTED: usize = 4;
+
+/// What to do where the error itself is all that is known.
+const FIX: &str = "`switchboard doctor` with the same settings says what to change";
 
 /// Why an operation on the database failed.
 #[derive(Debug, thiserror::Error)]
@@ -133,6 +137,47 @@ pub enum OpenError {
     /// The schema, as it was brought up to date.
     #[error("cannot migrate the database: {0}")]
     Migrate(#[from] sqlx::migrate::MigrateError),
+    /// The lock on the folder of SQLite's file.
+    #[error(
+        "cannot open the database: another process has had the lock on the folder {folder} for {limit:?} \
+         (DB_START_TIMEOUT); `fuser -v {folder}` names it: wait for its migration, or end it", folder = folder.display()
+    )]
+    Held {
+        /// Where the file is.
+        folder: PathBuf,
+        /// How long it was waited for.
+        limit: Duration,
+    },
+    /// The folder, the file or the server, with its place and with what to do.
+    #[error("cannot use the database {place}: {error}; {fix}")]
+    Place {
+        /// The path, or the URL without its password.
+        place: String,
+        /// What SQLite, the server or the system says.
+        error: String,
+        /// What to do.
+        fix: String,
+    },
+}
+
+impl OpenError {
+    /// The same with its place, where it does not name it.
+    fn at(self, place: &DatabasePlace) -> Self {
+        let error = match self {
+            Self::Folder(error) => error.to_string(),
+            Self::Database(error) => error.to_string(),
+            Self::Migrate(error) => error.to_string(),
+            other => return other,
+        };
+        let (place, unwritable) = match place {
+            DatabasePlace::Sqlite(file) => (file.display().to_string(), sqlite::unwritable(file)),
+            DatabasePlace::Postgres(url) => (url.to_string(), None),
+        };
+        match unwritable {
+            Some(Unwritable { says, fix }) => Self::Place { place, error: says, fix },
+            None => Self::Place { place, error, fix: FIX.into() },
+        }
+    }
 }
 
 /// Brings the schema of a database up to date, whatever `DB_AUTO_MIGRATE` is; returns how it was.
@@ -142,14 +187,11 @@ pub async fn migrate(
     config: &StoreConfig,
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
-    match &config.place {
-        DatabasePlace::Sqlite(file) => {
-            let (writer, schema) = sqlite::prepare(file, true).await?;
-            writer.close().await;
-            Ok(schema)
-        }
+    let migrated = match &config.place {
+        DatabasePlace::Sqlite(file) => sqlite::migrate(file, config.start_timeout, tell).await,
         DatabasePlace::Postgres(url) => postgres::migrate(url, config, tell).await,
-    }
+    };
+    migrated.map_err(|error| error.at(&config.place))
 }
 
 /// An open database with the schema that this program needs.
@@ -224,17 +266,17 @@ impl Store {
         metrics: DbMetrics,
         traces: Option<Arc<Traces>>,
     ) -> Result<Self, OpenError> {
-        let (database, schema) = match &config.place {
-            DatabasePlace::Sqlite(file) => {
-                let (sqlite, schema) = Sqlite::open(file, config).await?;
-                (Database::Sqlite(sqlite), schema)
-            }
+        let opened = match &config.place {
+            DatabasePlace::Sqlite(file) => Sqlite::open(file, config)
+                .await
+                .map(|(sqlite, schema)| (Database::Sqlite(sqlite), schema)),
             DatabasePlace::Postgres(url) => {
-                let (postgres, schema) =
-                    Postgres::open(url, config, metrics.unnumbered_rows.clone()).await?;
-                (Database::Postgres(postgres), schema)
+                Postgres::open(url, config, metrics.unnumbered_rows.clone())
+                    .await
+                    .map(|(postgres, schema)| (Database::Postgres(postgres), schema))
             }
         };
+        let (database, schema) = opened.map_err(|error| error.at(&config.place))?;
         if schema.is_newer() {
             let (has, needs) = (schema.has(), schema.needs());
             tracing::warn!(has, needs, "the schema is that of a newer program");

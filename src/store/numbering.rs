@@ -58,6 +58,8 @@ pub enum Progress {
     Left(i64),
     /// Indexes are built and checked.
     Indexes,
+    /// Another process has locked the folder of the database: SQLite has not begun.
+    Held,
     /// Others use the table, so that the last step has to wait: its lock would stop writers.
     Locked,
 }
@@ -195,6 +197,8 @@ impl Log {
         *last = Some(Instant::now());
         match progress {
             Progress::Left(rows) => tracing::info!(rows, "the audit trail is being numbered"),
+            // Of SQLite, whose migrations have no log.
+            Progress::Held => {}
             Progress::Indexes => tracing::info!("the numbered audit trail gets its indexes"),
             Progress::Locked => tracing::warn!(
                 "other sessions use the table user_actions; its last step waits for them"

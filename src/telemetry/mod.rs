@@ -51,24 +51,48 @@ pub fn flush() {
     queue::flush(LAST_LINES);
 }
 
+/// Whether lines of a format are JSON.
+pub fn is_json(format: LogFormat) -> bool {
+    match format {
+        LogFormat::Human => false,
+        LogFormat::Json => true,
+        LogFormat::Auto => !io::stdout().is_terminal(),
+    }
+}
+
+/// A line of JSON at the level ERROR, for what is said where there is no log, or none any longer.
+pub fn error_line(message: &str, error: &str, environment: Environment) -> String {
+    let mut line = beginning("ERROR", "switchboard");
+    line.insert("message".into(), message.into());
+    line.insert("error".into(), error.into());
+    line.values_mut().for_each(cut);
+    line.insert("environment".into(), environment.as_str().into());
+    Value::Object(line).to_string()
+}
+
+/// The members that every line begins with.
+fn beginning(level: &str, logger: &str) -> Map<String, Value> {
+    let mut line = Map::new();
+    let now = jiff::Timestamp::now();
+    line.insert("timestamp".into(), format!("{now:.6}").into());
+    line.insert("level".into(), level.into());
+    line.insert("logger".into(), logger.replace("::", ".").into());
+    line.insert("message".into(), "".into());
+    line
+}
+
 /// Installs the process's subscriber and a panic hook that logs.
 pub fn install(config: &LogConfig, environment: Environment) -> io::Result<LastLines> {
     queue::start()?;
     let filter: Targets = config.filter.parse().expect("the configuration was checked");
     // An actor of ractor lives in a span at info: a line for each would drown the rest.
     let filter = filter.with_target("ractor", LevelFilter::WARN);
-    let terminal = io::stdout().is_terminal();
-    let human = match config.format {
-        LogFormat::Human => true,
-        LogFormat::Json => false,
-        LogFormat::Auto => terminal,
-    };
     // See no-color.org.
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let lines = tracing_subscriber::fmt::layer()
-        .with_ansi(terminal && !no_color)
+        .with_ansi(io::stdout().is_terminal() && !no_color)
         .with_writer(|| queue::Lines);
-    if human {
+    if !is_json(config.format) {
         tracing_subscriber::registry().with(lines.with_filter(filter)).init();
     } else {
         let lines = lines
@@ -100,12 +124,8 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> fmt::Result {
-        let mut line = Map::new();
-        let now = jiff::Timestamp::now();
-        line.insert("timestamp".into(), format!("{now:.6}").into());
-        line.insert("level".into(), event.metadata().level().as_str().into());
-        line.insert("logger".into(), event.metadata().target().replace("::", ".").into());
-        line.insert("message".into(), "".into());
+        let metadata = event.metadata();
+        let mut line = beginning(metadata.level().as_str(), metadata.target());
         for span in context.event_scope().into_iter().flatten() {
             let extensions = span.extensions();
             if let Some(fields) = extensions.get::<FormattedFields<N>>()

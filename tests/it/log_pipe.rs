@@ -28,7 +28,7 @@ struct Piped {
     stdout: Option<BufReader<PipeReader>>,
 }
 
-/// Starts it and reads until it is ready. Its stderr goes into the same pipe, or into one that is read.
+/// Starts it and reads until it listens. Its stderr goes into the same pipe, or into one that is read.
 fn start(same_stderr: bool) -> Piped {
     let data = TempDir::new().unwrap();
     let (reader, writer) = pipe().unwrap();
@@ -48,14 +48,12 @@ fn start(same_stderr: bool) -> Piped {
     drop(command);
     let mut stdout = BufReader::new(reader);
     let mut addr = None;
-    loop {
+    while addr.is_none() {
         let mut line = String::new();
         assert!(stdout.read_line(&mut line).unwrap() > 0, "it ended");
         let line: Value = serde_json::from_str(&line).unwrap();
-        match line["message"].as_str() {
-            Some("listening") => addr = Some(line["address"].as_str().unwrap().parse().unwrap()),
-            Some("ready") => break,
-            _ => {}
+        if line["message"] == "listening" {
+            addr = Some(line["address"].as_str().unwrap().parse().unwrap());
         }
     }
     Piped { data, child: Some(child), addr: addr.unwrap(), stdout: Some(stdout) }

@@ -21,7 +21,7 @@ pub(super) fn explain(
     report: &mut Report,
 ) {
     let kind = kind(content, report);
-    let signature = key(token, content, trust, kind, report);
+    let signature = key(token, content, trust, config, kind, report);
     issuer(content, trust, config, signature, report);
     times(content, config, report);
     // Such tokens are for another receiver by their nature.
@@ -71,6 +71,7 @@ fn key(
     token: &str,
     content: &Content,
     trust: &Trust,
+    config: &AuthConfig,
     kind: Kind,
     report: &mut Report,
 ) -> Option<Signature> {
@@ -104,6 +105,26 @@ fn key(
     let signature = trust.signature(token);
     match signature {
         Signature::Fits | Signature::Unchecked => {}
+        Signature::OtherDevKey => {
+            let file = config.dev_key_file.display();
+            report.fault(
+                "signature",
+                format!("it was signed with another development key than {file}"),
+                format!(
+                    "get one with `switchboard token` and the server's DATA_DIR or \
+                     DEV_KEY_FILE={file}; many nodes need one file, by DEV_KEY_FILE"
+                ),
+            );
+        }
+        Signature::Differs if config.provider.is_none() => {
+            let file = config.dev_key_file.display();
+            report.fault(
+                "signature",
+                format!("the signature does not fit {file}: another key's, or the token was changed or cut"),
+                "copy it whole, or get a new one with `switchboard token` and the server's \
+                 DATA_DIR or DEV_KEY_FILE",
+            );
+        }
         Signature::Differs => report.fault(
             "signature",
             "the signature does not fit: it was changed or cut, or signed by another's key",

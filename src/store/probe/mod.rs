@@ -7,7 +7,10 @@ mod sqlite;
 use std::{io, time::Duration};
 
 use super::{Schema, SchemaError};
-use crate::config::{DatabasePlace, StoreConfig};
+use crate::{
+    config::{DatabasePlace, StoreConfig},
+    files::Unwritable,
+};
 
 /// Time to wait for another process's lock on the file.
 const WAIT: Duration = Duration::from_secs(2);
@@ -30,6 +33,9 @@ pub(crate) enum ProbeError {
     /// Its owner or mode is not as needed.
     #[error("the file cannot be written")]
     ReadOnly,
+    /// The same, where the system says why.
+    #[error("{}", .0.says)]
+    Unwritable(Unwritable),
     /// Another process writes.
     #[error("another process has held its lock for {} seconds", WAIT.as_secs())]
     Busy,

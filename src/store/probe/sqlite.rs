@@ -9,7 +9,7 @@ use crate::{
     machine,
     store::{
         schema::{Runs, compare},
-        sqlite::{histories, migrations_run, named},
+        sqlite::{histories, migrations_run, named, unwritable},
     },
 };
 
@@ -24,10 +24,13 @@ fn failed(error: sqlx::Error) -> ProbeError {
 
 /// Looks at the file, or where it will be.
 pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
-    // Journals are made beside the file: a file of its own rights is not enough.
-    machine::can_make(file)?;
     if !file.exists() {
+        machine::can_make(file)?;
         return Ok(Probe::Absent);
+    }
+    // The folder too: journals are made beside the file.
+    if let Some(unwritable) = unwritable(file) {
+        return Err(ProbeError::Unwritable(unwritable));
     }
     // No journal mode: setting it would change the file.
     let options = SqliteConnectOptions::new().filename(named(file)).busy_timeout(WAIT);
@@ -40,8 +43,12 @@ pub(super) async fn probe(file: &Path) -> Result<Probe, ProbeError> {
 
 async fn look(connection: &mut SqliteConnection) -> sqlx::Result<Runs> {
     let runs = migrations_run(connection).await?;
-    // Takes the lock of a writer, and writes nothing.
+    // Takes the lock of a writer. In a file that cannot be written this succeeds: only a change tells.
     sqlx::query("BEGIN IMMEDIATE").execute(&mut *connection).await?;
+    let changed =
+        sqlx::query("CREATE TABLE switchboard_probe (id)").execute(&mut *connection).await;
+    // Nothing reaches the disk.
     sqlx::query("ROLLBACK").execute(connection).await?;
+    changed?;
     Ok(runs)
 }

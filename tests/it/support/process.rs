@@ -19,7 +19,7 @@ pub(crate) fn switchboard(args: &[&str], environment: &[(&str, &str)]) -> Comman
 }
 
 /// The same of another binary.
-fn program(path: &str, args: &[&str], environment: &[(&str, &str)]) -> Command {
+pub(crate) fn program(path: &str, args: &[&str], environment: &[(&str, &str)]) -> Command {
     let mut command = Command::new(path);
     command.args(args).env_clear().envs(environment.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -77,15 +77,32 @@ fn wait(child: &mut Child) -> Option<i32> {
 pub(crate) fn token(data: &Path, more: &[&str]) -> String {
     let args = [&["token"], more].concat();
     let ran = run(&args, &[("DATA_DIR", data.to_str().unwrap())]);
-    assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{args:?}");
+    assert_eq!(ran.code, Some(0), "{args:?}: {ran:?}");
     ran.stdout.trim_end().to_owned()
+}
+
+/// A command that serves on a free port.
+pub(crate) fn serve(binary: &str, data: &Path, environment: &[(&str, &str)]) -> Command {
+    let all = [
+        &[
+            ("LISTEN_ADDR", "127.0.0.1:0"),
+            ("DATA_DIR", data.to_str().unwrap()),
+            ("DRAIN_DELAY", "0"),
+            ("METRICS_RATE_LIMIT", "0"),
+            ("AUDIT_LOGINS", "false"),
+            ("DRAIN_GRACE", "100ms"),
+        ],
+        environment,
+    ]
+    .concat();
+    program(binary, &["serve"], &all)
 }
 
 /// A serving binary. It is killed when the test is over.
 pub(crate) struct Process {
     child: Child,
     pub(crate) addr: SocketAddr,
-    /// From the start to the line that says `ready`.
+    /// From the start to the last line of it.
     pub(crate) took: Duration,
     first: Vec<String>,
     lines: Option<JoinHandle<Vec<String>>>,
@@ -105,19 +122,7 @@ impl Process {
 
     /// The same of another binary.
     pub(crate) fn spawn_of(binary: &str, data: &Path, environment: &[(&str, &str)]) -> Child {
-        let all = [
-            &[
-                ("LISTEN_ADDR", "127.0.0.1:0"),
-                ("DATA_DIR", data.to_str().unwrap()),
-                ("DRAIN_DELAY", "0"),
-                ("METRICS_RATE_LIMIT", "0"),
-                ("AUDIT_LOGINS", "false"),
-                ("DRAIN_GRACE", "100ms"),
-            ],
-            environment,
-        ]
-        .concat();
-        program(binary, &["serve"], &all).spawn().unwrap()
+        serve(binary, data, environment).spawn().unwrap()
     }
 
     /// Waits until it is ready.
@@ -129,8 +134,9 @@ impl Process {
             text
         });
         let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
-        let (mut addr, mut first) = (None, Vec::new());
-        loop {
+        // `listening` comes last; the previous release says `ready` last.
+        let (mut addr, mut is_ready, mut first) = (None, false, Vec::new());
+        while addr.is_none() || !is_ready {
             let Some(line) = lines.next() else {
                 panic!("it ended: {first:?} {}", errors.join().unwrap())
             };
@@ -139,9 +145,7 @@ impl Process {
             if line["message"] == "listening" {
                 addr = Some(line["address"].as_str().unwrap().parse().unwrap());
             }
-            if line["message"] == "ready" {
-                break;
-            }
+            is_ready |= line["message"] == "ready";
         }
         let took = started.elapsed();
         let lines = Some(spawn(move || lines.collect()));
