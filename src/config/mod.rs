@@ -19,7 +19,7 @@ mod value;
 use std::{collections::HashMap, fmt, io, net::SocketAddr, path::PathBuf, time::Duration};
 
 pub use audit::AuditConfig;
-pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
+pub use auth::{AuthConfig, ClaimNames, ProviderConfig, TokenTypes};
 pub use cluster::{ClusterConfig, RedisUrl};
 pub use http::HttpConfig;
 pub use network::Network;
