@@ -21,6 +21,6 @@ put operators "${OPERATORS:?who may open the pages of operators}"
 put database_url "postgres://switchboard:$(random)@postgres:5432/switchboard"
 put redis_url "redis://default:$(random)@redis:6379/0"
 for name in postgres_password postgres_keycloak_password postgres_grafana_password postgres_monitor_password \
-    keycloak_admin_password grafana_admin_password grafana_client_secret; do
+    keycloak_admin_password grafana_admin_password grafana_client_secret switchboard_client_secret; do
     put "$name" "$(random)"
 done

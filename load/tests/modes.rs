@@ -315,10 +315,15 @@ mod keycloak {
     fn users_of_a_real_keycloak_log_in_to_be_measured() {
         let folder = TempDir::new().unwrap();
         let keycloak = std::env::var("KEYCLOAK_TEST_URL").unwrap();
-        let settings = [("KEYCLOAK_BASE_URL", &*keycloak), ("KEYCLOAK_REALM", "switchboard")];
+        let settings = [
+            ("KEYCLOAK_BASE_URL", &*keycloak),
+            ("KEYCLOAK_REALM", "switchboard"),
+            ("KEYCLOAK_CLIENT_SECRET", "development"),
+        ];
         let (_other, url) = Other::start(folder.path(), &settings);
         let logins = folder.path().join("logins");
-        fs::write(&logins, "admin-ann:admin-ann\neditor-eve:editor-eve\n").unwrap();
+        fs::write(&logins, "admin-ann:admin-ann-development\neditor-eve:editor-eve-development\n")
+            .unwrap();
         let logins = logins.display().to_string();
         let arguments = ["throughput", "--url", &url, "--logins", &logins, "--mix", "1=9,3=1"];
         let few = ["--connections", "4", "--in-flight", "1", "--seconds", "1"];

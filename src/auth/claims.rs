@@ -3,11 +3,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::{Map, Value};
 
 use super::{AuthError, Identity};
-use crate::config::{AuthConfig, ClaimNames};
+use crate::config::{AuthConfig, ClaimNames, TokenTypes};
 
 /// What is read of a token. Members of the wrong type refuse it.
 #[derive(Deserialize)]
@@ -15,16 +15,40 @@ pub(super) struct Claims {
     iss: Arc<str>,
     sub: String,
     sid: Option<Arc<str>>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "seconds")]
     iat: u64,
+    #[serde(deserialize_with = "seconds")]
     exp: u64,
     typ: Option<String>,
-    azp: Option<String>,
     #[serde(default)]
     aud: Audience,
     /// The claims whose names are settings are among these.
     #[serde(flatten)]
     more: Map<String, Value>,
+}
+
+/// A moment in a token (NumericDate of RFC 7519): seconds since 1970. Their fraction is cut off, so that
+/// a token never lives longer than it says.
+pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    let seconds = f64::deserialize(deserializer)?;
+    match (0.0..=u64::MAX as f64).contains(&seconds) {
+        true => Ok(seconds as u64),
+        false => Err(D::Error::custom("this is no moment since 1970")),
+    }
+}
+
+/// Claims of ID tokens (OpenID Connect) and of logout tokens, which access tokens do not have.
+pub(crate) const NOT_OF_ACCESS_TOKENS: [&str; 5] =
+    ["nonce", "at_hash", "c_hash", "s_hash", "events"];
+
+/// What a token is: Keycloak says so in a claim, RFC 9068 in the header. Others say `JWT` or nothing.
+pub(crate) fn token_type(claim: Option<&str>, header: Option<&str>) -> String {
+    TokenTypes::name(claim.or(header).unwrap_or("jwt"))
+}
+
+/// Whether only access tokens are of a type.
+pub(crate) fn is_of_access_tokens(typ: &str) -> bool {
+    matches!(typ, "bearer" | "at+jwt")
 }
 
 #[derive(Deserialize, Default)]
@@ -49,6 +73,8 @@ impl Audience {
 /// Reads claims for one client.
 pub(super) struct ClaimReader {
     client_id: String,
+    audience: Vec<String>,
+    types: TokenTypes,
     names: ClaimNames,
     /// Those of the token before: most users have the same, and share them.
     roles: Mutex<Arc<[Box<str>]>>,
@@ -60,6 +86,8 @@ impl ClaimReader {
     pub(super) fn new(config: &AuthConfig) -> Self {
         Self {
             client_id: config.client_id.clone(),
+            audience: config.audience.clone(),
+            types: config.types.clone(),
             names: config.claims.clone(),
             roles: Mutex::default(),
         }
@@ -71,28 +99,24 @@ impl ClaimReader {
         header_typ: Option<&str>,
         claims: Claims,
     ) -> Result<Identity, AuthError> {
-        // ID and refresh tokens have the same signature and go to other places: Keycloak tells them
-        // apart by the claim, RFC 9068 by the header.
-        let is_access = match &claims.typ {
-            Some(typ) => typ.eq_ignore_ascii_case("bearer"),
-            None => header_typ.is_some_and(|typ| {
-                typ.eq_ignore_ascii_case("at+jwt") || typ.eq_ignore_ascii_case("application/at+jwt")
-            }),
-        };
-        if !is_access {
+        let client = text(&claims.more, &self.names.client)?;
+        if !self.is_access_token(header_typ, &claims, client) {
             return Err(AuthError::Invalid("this is not an access token"));
         }
-        let for_us = claims.aud.contains(&self.client_id);
-        if !for_us && claims.azp.as_ref() != Some(&self.client_id) {
-            return Err(AuthError::Invalid("the token is for another client"));
+        let for_us = match &*self.audience {
+            [] => claims.aud.contains(&self.client_id) || client == Some(&*self.client_id),
+            audience => audience.iter().any(|name| claims.aud.contains(name)),
+        };
+        if !for_us {
+            return Err(AuthError::Invalid(match self.audience.is_empty() {
+                true => "the token is for another client",
+                false => "the token is for another audience",
+            }));
         }
         if claims.sub.is_empty() {
             return Err(AuthError::Invalid("the token has no subject"));
         }
-        let username = match claims.more.get(&self.names.username) {
-            None | Some(Value::Null) => "",
-            Some(name) => name.as_str().ok_or(MALFORMED)?,
-        };
+        let username = text(&claims.more, &self.names.username)?.unwrap_or_default();
         let same = username.is_empty() || username == claims.sub;
         let subject = Arc::from(claims.sub);
         Ok(Identity {
@@ -104,6 +128,27 @@ impl ClaimReader {
             issued_at: claims.iat,
             expires_at: claims.exp,
         })
+    }
+
+    /// ID and refresh tokens have the same signature, and go to other places.
+    fn is_access_token(
+        &self,
+        header_typ: Option<&str>,
+        claims: &Claims,
+        client: Option<&str>,
+    ) -> bool {
+        let typ = token_type(claims.typ.as_deref(), header_typ);
+        if !self.types.allow(&typ) {
+            return false;
+        }
+        // A type that ID tokens have too says nothing: the claims have to.
+        is_of_access_tokens(&typ) || {
+            let more = &claims.more;
+            let is_other = NOT_OF_ACCESS_TOKENS.iter().any(|claim| more.contains_key(*claim))
+                || more.get("token_use").is_some_and(|usage| usage != "access");
+            let is_issued = client.is_some() || more.get("jti").is_some_and(Value::is_string);
+            is_issued && !is_other
+        }
     }
 
     fn shared(&self, roles: Vec<Box<str>>) -> Arc<[Box<str>]> {
@@ -131,7 +176,15 @@ impl ClaimReader {
     }
 }
 
-/// The texts at the end of a path; none where the path leads nowhere.
+/// A claim that is a text, where it is there.
+fn text<'a>(claims: &'a Map<String, Value>, name: &str) -> Result<Option<&'a str>, AuthError> {
+    match claims.get(name) {
+        None | Some(Value::Null) => Ok(None),
+        Some(text) => text.as_str().map(Some).ok_or(MALFORMED),
+    }
+}
+
+/// The texts at the end of a path; none where the path leads nowhere. Zitadel has names of members there.
 fn list(
     claims: &Map<String, Value>,
     path: impl IntoIterator<Item = impl AsRef<str>>,
@@ -142,9 +195,14 @@ fn list(
         let Some(value) = at else { break };
         at = value.as_object().ok_or(MALFORMED)?.get(name.as_ref());
     }
-    let Some(roles) = at else { return Ok(Vec::new()) };
-    let roles = roles.as_array().ok_or(MALFORMED)?;
-    roles.iter().map(|role| role.as_str().map(Box::from).ok_or(MALFORMED)).collect()
+    match at {
+        None => Ok(Vec::new()),
+        Some(Value::Object(roles)) => Ok(roles.keys().map(|role| Box::from(&**role)).collect()),
+        Some(Value::Array(roles)) => {
+            roles.iter().map(|role| role.as_str().map(Box::from).ok_or(MALFORMED)).collect()
+        }
+        Some(_) => Err(MALFORMED),
+    }
 }
 
 #[cfg(test)]
@@ -152,10 +210,18 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::config::Config;
 
     fn reader(client_id: &str, roles: &str, realm_roles: bool) -> ClaimReader {
-        let names = ClaimNames { username: "upn".into(), roles: roles.into(), realm_roles };
-        ClaimReader { client_id: client_id.into(), names, roles: Mutex::default() }
+        let mut config = Config::read(|_| None).unwrap().auth;
+        config.client_id = client_id.into();
+        config.claims = ClaimNames {
+            client: "azp".into(),
+            username: "upn".into(),
+            roles: roles.into(),
+            realm_roles,
+        };
+        ClaimReader::new(&config)
     }
 
     fn identity(reader: &ClaimReader, more: Value) -> Result<Identity, AuthError> {
@@ -200,6 +266,13 @@ mod tests {
                 "r s",
             ),
             ("a", "groups", false, json!({ "groups": ["r", "s"] }), "r s"),
+            (
+                "a",
+                "groups",
+                false,
+                json!({ "groups": { "r": { "o": "a.example" }, "s": {} } }),
+                "r s",
+            ),
             (
                 "a",
                 "https://x.example/roles",

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     provider::{Answer, Provider, ProviderError},
     revocations::MAX_NAME,
+    validator::Validator,
 };
 use crate::{
     metrics::{AuthMetrics, LoginCounters, LoginMethod, LoginOutcome, ProviderOperation},
@@ -35,7 +36,14 @@ pub(crate) struct Tokens {
     token_type: String,
 }
 
-/// Whose session a refresh token is of, as it says itself.
+impl Tokens {
+    /// The access token.
+    pub(crate) fn access(&self) -> &str {
+        &self.access_token
+    }
+}
+
+/// Whose session a refresh token is of.
 pub(crate) struct SessionOf {
     pub(crate) sid: Arc<str>,
     pub(crate) subject: Option<Arc<str>>,
@@ -80,40 +88,49 @@ impl Logins {
         self.granted(answer, LoginMethod::Password)
     }
 
-    /// Fresh tokens for a refresh token, and its session, where the token says so.
+    /// Fresh tokens for a refresh token.
     pub(crate) async fn refresh(
         &self,
         refresh_token: &str,
         correlation: &str,
-    ) -> Result<(Tokens, Option<SessionOf>), LoginError> {
+    ) -> Result<Tokens, LoginError> {
         let form = [
             ("grant_type", "refresh_token"),
             ("client_id", &*self.client_id),
             ("refresh_token", refresh_token),
         ];
         let answer = self.ask(ProviderOperation::Refresh, &form, correlation).await;
-        let tokens = self.granted(answer, LoginMethod::Refresh)?;
-        Ok((tokens, self.session(refresh_token)))
+        self.granted(answer, LoginMethod::Refresh)
     }
 
-    /// Ends the session of a refresh token; returns which it is, where the token says so.
+    /// Ends the session of a refresh token. Returns which it is, where that is proven: by the signature of
+    /// the issuer, or by an access token of the same session. Keycloak signs refresh tokens with a secret of
+    /// its own, and that a provider answers 204 does not say that it looked.
     pub(crate) async fn logout(
         &self,
         refresh_token: &str,
+        access_token: Option<&str>,
+        validator: &Validator,
         correlation: &str,
     ) -> Result<Option<SessionOf>, LoginError> {
         let form = [("client_id", &*self.client_id), ("refresh_token", refresh_token)];
         let answer = self.ask(ProviderOperation::Logout, &form, correlation).await?;
-        match answer.status {
-            // No other status: some providers answer 200 to anything, with a page for a browser.
-            StatusCode::NO_CONTENT => Ok(self.session(refresh_token)),
-            _ => Err(refusal(&answer)),
+        // No other status: some providers answer 200 to anything, with a page for a browser.
+        if answer.status != StatusCode::NO_CONTENT {
+            return Err(refusal(&answer));
         }
+        let Some(session) = self.claimed_session(refresh_token) else { return Ok(None) };
+        if let Some(token) = access_token
+            && let Some(bearer) = validator.bearer(token).await
+            && bearer.session.as_ref() == Some(&session.sid)
+        {
+            return Ok(Some(session));
+        }
+        Ok(validator.has_signed(refresh_token).await.then_some(session))
     }
 
-    /// The session of a refresh token that the provider has just accepted: the signature is for it
-    /// alone to check.
-    fn session(&self, refresh_token: &str) -> Option<SessionOf> {
+    /// The session that a refresh token names. Nothing is checked.
+    fn claimed_session(&self, refresh_token: &str) -> Option<SessionOf> {
         #[derive(Deserialize)]
         struct Claims {
             iss: String,

@@ -2,6 +2,7 @@
 //! good. Other tokens of the same keys must not pass for one, nor one for another token.
 
 use std::{
+    slice,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -11,7 +12,7 @@ use serde_json::{Map, Value};
 
 use super::{
     AuthError,
-    claims::Audience,
+    claims::{Audience, seconds},
     memory::Memory,
     revocations::{Logout, MAX_NAME},
 };
@@ -32,6 +33,7 @@ pub(super) struct LogoutClaims {
     _iss: String,
     #[serde(default)]
     aud: Audience,
+    #[serde(deserialize_with = "seconds")]
     iat: u64,
     jti: Arc<str>,
     typ: Option<String>,
@@ -42,9 +44,10 @@ pub(super) struct LogoutClaims {
     more: Map<String, Value>,
 }
 
-/// Reads logout tokens for one client, each once.
+/// Reads logout tokens of the server's clients, each once.
 pub(super) struct LogoutReader {
-    client_id: String,
+    /// The clients whose sessions are ours.
+    clients: Vec<String>,
     leeway: Duration,
     seen: Mutex<Memory<()>>,
 }
@@ -54,7 +57,7 @@ impl LogoutReader {
         // From the earliest moment at which one can come to the latest.
         let lifetime = MAX_AGE + 2 * config.leeway + Duration::from_secs(1);
         Self {
-            client_id: config.client_id.clone(),
+            clients: [slice::from_ref(&config.client_id), &config.backchannel_clients].concat(),
             leeway: config.leeway,
             seen: Mutex::new(Memory::new(lifetime, BOUND)),
         }
@@ -77,7 +80,7 @@ impl LogoutReader {
         if !is_logout {
             return Err(AuthError::Invalid("this is not a logout token"));
         }
-        if !claims.aud.contains(&self.client_id) {
+        if !self.clients.iter().any(|client| claims.aud.contains(client)) {
             return Err(AuthError::Invalid("the token is for another client"));
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();

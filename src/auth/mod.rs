@@ -23,6 +23,7 @@ use std::{
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 
+pub(crate) use claims::{NOT_OF_ACCESS_TOKENS, is_of_access_tokens, token_type};
 pub use dev::DevIssuer;
 pub(crate) use login::{LoginError, Logins, SessionOf, Tokens};
 pub(crate) use provider::{Provider, ProviderError};

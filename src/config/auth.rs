@@ -7,7 +7,7 @@ use std::{
 
 use super::{
     Reader,
-    value::{Secret, WebAddress},
+    value::{Secret, Value, WebAddress},
 };
 
 /// Who may come in.
@@ -23,6 +23,12 @@ pub struct AuthConfig {
     pub client_id: String,
     /// `JWT_LEEWAY`.
     pub leeway: Duration,
+    /// `JWT_AUDIENCE`, of which a token's `aud` has to name one; empty: the client, by `aud` or by its claim.
+    pub audience: Vec<String>,
+    /// `JWT_TYPES`.
+    pub types: TokenTypes,
+    /// `BACKCHANNEL_CLIENTS`, whose logout tokens count beside those of the client.
+    pub backchannel_clients: Vec<String>,
     /// What is read of a token.
     pub claims: ClaimNames,
     /// `AUTH_FAILURES_PER_MINUTE`, of one address; 0: no limit.
@@ -50,15 +56,60 @@ pub struct ProviderConfig {
     pub client_secret: Option<Secret>,
 }
 
+/// The types of access tokens, in lower case and without `application/`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenTypes(Vec<String>);
+
+impl TokenTypes {
+    /// Whether access tokens may be of a type.
+    pub fn allow(&self, typ: &str) -> bool {
+        let typ = Self::name(typ);
+        self.0.contains(&typ)
+    }
+
+    /// The name of a type as it is compared: case and `application/` count for nothing (RFC 7515).
+    pub fn name(typ: &str) -> String {
+        let typ = typ.to_ascii_lowercase();
+        typ.strip_prefix("application/").map_or(typ.clone(), ToOwned::to_owned)
+    }
+}
+
+impl Value for TokenTypes {
+    const ALLOWED: &'static str = "types of access tokens with commas between them, such as \
+        Bearer,at+jwt or JWT; no ID, Refresh, Offline, Logout and DPoP, which let nobody in";
+
+    fn read(text: &str) -> Option<Self> {
+        const OTHERS: [&str; 6] = ["id", "refresh", "offline", "logout", "logout+jwt", "dpop"];
+        let types = Vec::<String>::read(text)?;
+        let types: Vec<_> = types.iter().map(|typ| Self::name(typ)).collect();
+        let good = |typ: &String| !typ.contains(char::is_whitespace) && !OTHERS.contains(&&**typ);
+        (!types.is_empty() && types.iter().all(good)).then_some(Self(types))
+    }
+}
+
 /// Where a token says who its bearer is.
 #[derive(Debug, Clone)]
 pub struct ClaimNames {
+    /// `JWT_CLIENT_CLAIM`: the client that a token was issued to.
+    pub client: String,
     /// `JWT_USERNAME_CLAIM`; without it in a token, the name is the subject.
     pub username: String,
     /// `JWT_ROLES_CLAIM`: names of nested claims, with dots between them and the client for `{client}`.
     pub roles: String,
     /// `JWT_REALM_ROLES`: `realm_access.roles` count too.
     pub realm_roles: bool,
+}
+
+impl AuthConfig {
+    /// The same for the development issuer, whose tokens are always alike: what is set of tokens
+    /// describes the provider's.
+    pub(crate) fn for_development(&self) -> Self {
+        let mut config = self.clone();
+        config.audience.clear();
+        config.types = TokenTypes(vec!["bearer".to_owned()]);
+        "azp".clone_into(&mut config.claims.client);
+        config
+    }
 }
 
 impl Reader<'_> {
@@ -69,7 +120,11 @@ impl Reader<'_> {
             timeout: self.get("OIDC_TIMEOUT"),
             client_id: self.get("KEYCLOAK_CLIENT_ID"),
             leeway: self.get("JWT_LEEWAY"),
+            audience: self.get("JWT_AUDIENCE"),
+            types: self.get("JWT_TYPES"),
+            backchannel_clients: self.get("BACKCHANNEL_CLIENTS"),
             claims: ClaimNames {
+                client: self.get("JWT_CLIENT_CLAIM"),
                 username: self.get("JWT_USERNAME_CLAIM"),
                 roles: self.get("JWT_ROLES_CLAIM"),
                 realm_roles: self.get("JWT_REALM_ROLES"),
@@ -188,6 +243,23 @@ mod tests {
         }
         let fault = read(&[(ISSUER, "https://ann:hush-hush@sso.example")]).unwrap_err();
         assert!(!fault.contains("hush-hush"), "{fault}");
+    }
+
+    #[test]
+    fn types_of_tokens_are_those_of_access_tokens() {
+        for (text, allowed, refused) in [
+            ("", "Bearer", "JWT"),
+            ("Bearer,at+jwt", "application/AT+JWT", "jwt"),
+            (" JWT ", "application/jwt", "at+jwt"),
+        ] {
+            let settings = [("JWT_TYPES", text)];
+            let types = read(&settings[..usize::from(!text.is_empty())]).unwrap().auth.types;
+            assert!(types.allow(allowed) && !types.allow(refused), "{text}");
+        }
+        for text in [",", "ID", "Bearer,refresh", "Offline", "application/logout+jwt", "at jwt"] {
+            let fault = read(&[("JWT_TYPES", text)]).unwrap_err();
+            assert!(fault.contains("JWT_TYPES") && fault.contains("at+jwt"), "{text}: {fault}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ use std::{
 
 pub use allow_list::AllowList;
 pub use audit::AuditConfig;
-pub use auth::{AuthConfig, ClaimNames, ProviderConfig};
+pub use auth::{AuthConfig, ClaimNames, ProviderConfig, TokenTypes};
 pub use cluster::{ClusterConfig, RedisUrl};
 pub(crate) use files::database_files;
 pub use http::HttpConfig;

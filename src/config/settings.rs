@@ -226,6 +226,24 @@ pub const SETTINGS: &[Setting] = &[
         "Time after which the issuer's keys are fetched again",
     ),
     setting("OIDC_TIMEOUT", "5s", "DURATION", "Time for each call to the issuer"),
+    setting(
+        "JWT_AUDIENCE",
+        "",
+        "NAMES",
+        "What aud of a token has to name one of; empty: KEYCLOAK_CLIENT_ID in aud or in JWT_CLIENT_CLAIM",
+    ),
+    setting(
+        "JWT_TYPES",
+        "Bearer,at+jwt",
+        "NAMES",
+        "Types of access tokens: claim typ, else header typ, else JWT",
+    ),
+    setting(
+        "JWT_CLIENT_CLAIM",
+        "azp",
+        "NAME",
+        "The claim that names the client a token was issued to",
+    ),
     setting("JWT_LEEWAY", "10s", "DURATION", "Clock skew allowed in a token's exp and nbf"),
     setting(
         "JWT_USERNAME_CLAIM",
@@ -251,6 +269,12 @@ pub const SETTINGS: &[Setting] = &[
         "60",
         "COUNT/MINUTE",
         "Expired tokens, foreign origins and broken upgrades from one address before it is told 429 unseen; 0: no limit",
+    ),
+    setting(
+        "BACKCHANNEL_CLIENTS",
+        "",
+        "NAMES",
+        "Clients whose logout tokens count beside those of KEYCLOAK_CLIENT_ID",
     ),
     setting(
         "BACKCHANNEL_FAILURES_PER_MINUTE",

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::{Api, Problem, audit::Noted, input, remote};
 use crate::{
-    auth::{LoginError, Logins, Logout, SessionOf, Tokens},
+    auth::{self, LoginError, Logins, Logout, SessionOf, Tokens},
     handlers::HandlerError,
     metrics::AuthOutcome,
     protocol::ErrorBody,
@@ -103,9 +103,10 @@ pub(super) async fn refresh(
     // Not a failed authentication of the address: nobody guesses one of these, and a session that
     // ended overnight is no attack.
     let granted = logins.refresh(&token, &correlation).await;
-    let (tokens, session) = granted.map_err(|error| refused(error, ENDED))?;
-    if let (Some(noted), Some(SessionOf { sid, subject })) = (noted, session) {
-        noted.session(Some(&sid), subject.as_ref(), None);
+    let tokens = granted.map_err(|error| refused(error, ENDED))?;
+    // Whose they are stands in the access token, which is signed.
+    if let (Some(noted), Some(user)) = (noted, api.validator.bearer(tokens.access()).await) {
+        noted.session(user.session.as_ref(), Some(&user.subject), None);
     }
     Ok(answer(tokens))
 }
@@ -117,12 +118,14 @@ pub(super) async fn logout(
     logins(&api)?;
     let correlation = Arc::clone(&remote(request.extensions()).correlation);
     let noted = request.extensions().get::<Noted>().cloned();
+    let authorization = request.headers().get(header::AUTHORIZATION).cloned();
     let RefreshToken { refresh_token: Hidden(token) } =
         input::unrecorded_body(&api, request, max_body(&api)).await?;
     // In a task of its own: a page that logs out is often gone before the answer, and a handler ends
     // with its client.
     let ending = async move {
-        let ended = logins(&api)?.logout(&token, &correlation).await;
+        let access = authorization.as_ref().and_then(|it| it.to_str().ok()).and_then(auth::bearer);
+        let ended = logins(&api)?.logout(&token, access, &api.validator, &correlation).await;
         if let Some(SessionOf { sid, subject }) = ended.map_err(|error| refused(error, ENDED))? {
             let user = api.context.cluster.log_out(&Logout::Session(Arc::clone(&sid)));
             if let Some(noted) = noted {

@@ -80,10 +80,11 @@ async fn a_login_and_a_refresh_bring_tokens_that_let_in() {
 async fn logins_and_their_failures_stand_in_the_audit_trail_with_the_name_that_was_given() {
     let issuer = Issuer::start().await;
     let server = trusting(&issuer, &[]).await;
-    let (_, refresh) = login(&server, "ann", PASSWORD).await;
+    let (access, refresh) = login(&server, "ann", PASSWORD).await;
     assert_eq!(try_login(&server, "mallory", "hush-hush").await.status(), 401);
     let token = json!({ "refresh_token": refresh });
-    assert_eq!(post(&server, "/auth/logout", &token).await.status(), 204);
+    let logout = server.request(Method::POST, "/auth/logout").bearer_auth(access).json(&token);
+    assert_eq!(logout.send().await.unwrap().status(), 204);
     let mut rows = server.audited(3).await;
     // A failure is summed up, and written when its interval ends.
     let failed = rows.iter_mut().find(|row| row["outcome"] == "error").unwrap();

@@ -369,7 +369,7 @@ async fn a_logout_over_rest_ends_its_session_here_and_may_be_repeated() {
     let mut closing = [socket(&server, &gone).await, socket(&server, &gone).await];
     let mut open = socket(&server, &kept).await;
     let logout = async |refresh: &str| {
-        let request = server.request(Method::POST, "/auth/logout");
+        let request = server.request(Method::POST, "/auth/logout").bearer_auth(&gone);
         request.json(&json!({ "refresh_token": refresh })).send().await.unwrap()
     };
     // Signed by somebody else, it names the session in vain.
@@ -408,7 +408,7 @@ async fn a_logout_goes_on_when_its_client_has_left() {
     let mut client = socket(&server, &access).await;
     issuer.set_mood(Mood::Slow(Duration::from_millis(500)));
     let since = Instant::now();
-    let request = server.request(Method::POST, "/auth/logout");
+    let request = server.request(Method::POST, "/auth/logout").bearer_auth(&access);
     let request = request.json(&json!({ "refresh_token": refresh }));
     let left = request.timeout(Duration::from_millis(100)).send().await;
     assert!(left.unwrap_err().is_timeout());

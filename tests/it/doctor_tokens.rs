@@ -71,6 +71,11 @@ async fn what_is_wrong_with_a_token_is_named_with_what_fixes_it() {
             "client",
             &["another client than switchboard", "aud is shop, account", "Audience"],
         ),
+        (
+            json!({ "azp": CLIENT, "typ": null }),
+            "kind",
+            &["the header's is jwt", "not in JWT_TYPES", "at+jwt", "docs/identity.md"],
+        ),
         (json!({ "exp": now() - 7300 }), "time", &["expired since", "for 2 h", "refresh token"]),
         (json!({ "nbf": now() + 600 }), "time", &["not valid before", "clocks", "JWT_LEEWAY"]),
         (json!({ "typ": "Refresh", "aud": "x" }), "kind", &["refresh token", "access_token"]),
@@ -87,6 +92,41 @@ async fn what_is_wrong_with_a_token_is_named_with_what_fixes_it() {
     for about in ["issuer", "time", "client", "subject"] {
         names(&ran, about, &["fix: "]);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn for_whom_a_token_is_is_explained_with_an_audience_and_without() {
+    let issuer = Issuer::start().await;
+    let token = issuer.token(json!({ "azp": CLIENT, "aud": ["orders", "account"] }));
+    let ran = asked(&issuer, &[], &token, &[]);
+    entry(&ran, "ok token serve lets it in");
+    let said = entry(&ran, "warning audience");
+    for word in ["aud is orders, account", "azp is switchboard", "JWT_AUDIENCE=switchboard"] {
+        assert!(said.contains(word), "{said}");
+    }
+    let strict = [("JWT_AUDIENCE", CLIENT)];
+    let words = ["JWT_AUDIENCE wants switchboard", "azp is not enough", "type Audience"];
+    names(&asked(&issuer, &strict, &token, &[]), "client", &words);
+    let named = issuer.token(json!({ "azp": "shop", "aud": CLIENT }));
+    healthy(&asked(&issuer, &strict, &named, &[]), &["ok token"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_only_looks_like_one_for_access_is_told_from_one() {
+    let issuer = Issuer::start().await;
+    let settings = [("JWT_TYPES", "JWT")];
+    for (changes, words) in [
+        (json!({ "nonce": "n" }), ["it has nonce", "id_token"]),
+        (json!({ "token_use": "id" }), ["its token_use is \"id\"", "id_token"]),
+        (json!({ "azp": null, "aud": CLIENT }), ["no azp, no jti", "id_token"]),
+        (json!({ "typ": "ID" }), ["it is an ID token", "id_token"]),
+    ] {
+        let mut claims = json!({ "typ": null });
+        claims.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+        names(&asked(&issuer, &settings, &issuer.token(claims), &[]), "kind", &words);
+    }
+    let access = issuer.token(json!({ "typ": null, "exp": now() as f64 + 99.5 }));
+    healthy(&asked(&issuer, &settings, &access, &[]), &["ok token"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

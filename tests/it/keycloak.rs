@@ -1,19 +1,21 @@
 //! Users, sessions and keys of a real Keycloak. `tests/keycloak.sh` starts it and runs these, one at a time.
 
+mod realm;
+
 use std::time::{Duration, Instant};
 
-use reqwest::{Method, Response};
+use reqwest::{Method, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::time::sleep;
 
 use crate::support::{
     Client, Closed, TestServer,
-    keycloak::{Keycloak, Tokens},
+    keycloak::{Keycloak, SECRET, Tokens, password},
     monitoring::unserved,
     rest::refused,
 };
 
-/// The users of docker/keycloak, whose passwords are their names, and whether they may read and add authors.
+/// The users of docker/keycloak, and whether they may read and add authors.
 const USERS: [(&str, bool, bool); 4] = [
     ("admin-ann", true, true),
     ("editor-eve", true, true),
@@ -34,7 +36,7 @@ async fn try_login(server: &TestServer, user: &str, password: &str) -> Response 
 }
 
 async fn login(server: &TestServer, user: &str) -> Tokens {
-    let answer = try_login(server, user, user).await;
+    let answer = try_login(server, user, &password(user)).await;
     assert_eq!(answer.status(), 200, "{user}");
     Tokens::from(&answer.json().await.unwrap())
 }
@@ -43,6 +45,12 @@ async fn refresh(server: &TestServer, tokens: &Tokens) -> Tokens {
     let answer = post(server, "/auth/refresh", &json!({ "refresh_token": tokens.refresh })).await;
     assert_eq!(answer.status(), 200);
     Tokens::from(&answer.json().await.unwrap())
+}
+
+async fn log_out(server: &TestServer, tokens: &Tokens) -> StatusCode {
+    let request = server.request(Method::POST, "/auth/logout").bearer_auth(&tokens.access);
+    let body = json!({ "refresh_token": tokens.refresh });
+    request.json(&body).send().await.unwrap().status()
 }
 
 /// A REST call that needs the role get-authors.
@@ -79,7 +87,7 @@ async fn a_user_logs_in_and_may_do_what_their_roles_say() {
     let keycloak = Keycloak::up().await;
     let server = keycloak.server().await;
     for (user, reads, adds) in USERS {
-        let answer = try_login(&server, user, user).await;
+        let answer = try_login(&server, user, &password(user)).await;
         assert_eq!(answer.status(), 200, "{user}");
         let body: Value = answer.json().await.unwrap();
         let mut members: Vec<_> = body.as_object().unwrap().keys().map(String::as_str).collect();
@@ -129,12 +137,14 @@ async fn a_login_that_keycloak_refuses_is_401_whatever_the_reason() {
         refused(try_login(&server, "reader-rob", "wrong").await, 401, "unauthorized").await;
     }
     sleep(Duration::from_millis(500)).await;
-    refused(try_login(&server, "reader-rob", "reader-rob").await, 401, "unauthorized").await;
+    refused(try_login(&server, "reader-rob", &password("reader-rob")).await, 401, "unauthorized")
+        .await;
     keycloak.forget_failures().await;
     let tokens = login(&server, "reader-rob").await;
 
     keycloak.set_enabled("reader-rob", false).await;
-    refused(try_login(&server, "reader-rob", "reader-rob").await, 401, "unauthorized").await;
+    refused(try_login(&server, "reader-rob", &password("reader-rob")).await, 401, "unauthorized")
+        .await;
     let body = json!({ "refresh_token": tokens.refresh });
     refused(post(&server, "/auth/refresh", &body).await, 401, "unauthorized").await;
     keycloak.set_enabled("reader-rob", true).await;
@@ -150,21 +160,25 @@ async fn a_login_that_keycloak_refuses_is_401_whatever_the_reason() {
 #[ignore = "needs Keycloak: tests/keycloak.sh"]
 async fn a_confidential_client_needs_its_secret_and_that_is_no_fault_of_users() {
     let keycloak = Keycloak::up().await;
-    keycloak.set_secret(Some("hush & hush%20+")).await;
+    keycloak.set_secret("hush & hush%20+").await;
     let server = keycloak.server_with(&[("KEYCLOAK_CLIENT_SECRET", "hush & hush%20+")]).await;
     let tokens = refresh(&server, &login(&server, "reader-rob").await).await;
     let mut client = [socket(&server, &tokens).await];
     let since = Instant::now();
-    let answer = post(&server, "/auth/logout", &json!({ "refresh_token": tokens.refresh })).await;
-    assert_eq!(answer.status(), 204);
+    assert_eq!(log_out(&server, &tokens).await, 204);
     is_revoked(&server, since, &mut client, &tokens.access).await;
-    for settings in [&[("KEYCLOAK_CLIENT_SECRET", "wrong")][..], &[]] {
-        let server = keycloak.server_with(settings).await;
-        refused(try_login(&server, "reader-rob", "reader-rob").await, 503, "unavailable").await;
+    for secret in ["wrong", ""] {
+        let server = keycloak.server_with(&[("KEYCLOAK_CLIENT_SECRET", secret)]).await;
+        refused(
+            try_login(&server, "reader-rob", &password("reader-rob")).await,
+            503,
+            "unavailable",
+        )
+        .await;
         let failed = "keycloak_auth_attempts_total{method=\"password\",status=\"error\"}";
         assert!((server.metric(failed).await - 1.0).abs() < f64::EPSILON);
     }
-    keycloak.set_secret(None).await;
+    keycloak.set_secret(SECRET).await;
 }
 
 #[tokio::test]
@@ -215,8 +229,7 @@ async fn a_logout_ends_one_session_and_not_the_users_other_one() {
     }
     let since = Instant::now();
     for _ in 0..2 {
-        let answer = post(&server, "/auth/logout", &json!({ "refresh_token": gone.refresh })).await;
-        assert_eq!(answer.status(), 204);
+        assert_eq!(log_out(&server, &gone).await, 204);
     }
     is_revoked(&server, since, &mut ended, &gone.access).await;
     let body = json!({ "refresh_token": gone.refresh });
@@ -305,14 +318,20 @@ async fn sockets_and_tokens_outlive_keycloak_and_logins_come_back_with_it() {
 
     keycloak.stop().await;
     for _ in 0..50 {
-        refused(try_login(&server, "reader-rob", "reader-rob").await, 503, "unavailable").await;
+        refused(
+            try_login(&server, "reader-rob", &password("reader-rob")).await,
+            503,
+            "unavailable",
+        )
+        .await;
         if server.metric(breaker).await > 1.5 {
             break;
         }
     }
     server.until_metric(breaker, 2.0).await;
     let since = Instant::now();
-    refused(try_login(&server, "reader-rob", "reader-rob").await, 503, "unavailable").await;
+    refused(try_login(&server, "reader-rob", &password("reader-rob")).await, 503, "unavailable")
+        .await;
     assert!(since.elapsed() < Duration::from_millis(100), "{:?}", since.elapsed());
     let body = json!({ "refresh_token": tokens.refresh });
     refused(post(&server, "/auth/refresh", &body).await, 503, "unavailable").await;
@@ -322,7 +341,7 @@ async fn sockets_and_tokens_outlive_keycloak_and_logins_come_back_with_it() {
 
     keycloak.start().await;
     let since = Instant::now();
-    while try_login(&server, "reader-rob", "reader-rob").await.status() != 200 {
+    while try_login(&server, "reader-rob", &password("reader-rob")).await.status() != 200 {
         assert!(since.elapsed() < Duration::from_secs(60), "logins do not come back");
         sleep(Duration::from_millis(250)).await;
     }
@@ -345,8 +364,9 @@ async fn a_token_is_accepted_in_every_algorithm_of_private_keys() {
         let form = [
             ("grant_type", "password"),
             ("client_id", "switchboard"),
+            ("client_secret", SECRET),
             ("username", "reader-rob"),
-            ("password", "reader-rob"),
+            ("password", "reader-rob-development"),
         ];
         // The first token makes the key, which the server then finds when it starts.
         let tokens = Tokens::from(&keycloak.tokens(&form).await.json().await.unwrap());
@@ -367,13 +387,16 @@ async fn keycloaks_other_tokens_let_nobody_in() {
         [
             ("grant_type", "password"),
             ("client_id", client),
+            ("client_secret", SECRET),
             ("username", "admin-ann"),
-            ("password", "admin-ann"),
+            ("password", "admin-ann-development"),
             ("scope", "openid"),
         ]
     };
     let ours: Value = keycloak.tokens(&form("switchboard")).await.json().await.unwrap();
-    let others: Value = keycloak.tokens(&form("admin-cli")).await.json().await.unwrap();
+    keycloak.set_password_grant("grafana", true).await;
+    let others: Value = keycloak.tokens(&form("grafana")).await.json().await.unwrap();
+    keycloak.set_password_grant("grafana", false).await;
     let text = |value: &Value| value.as_str().unwrap().to_owned();
     assert_eq!(authors(&server, &text(&ours["access_token"])).await.status(), 200);
     for (name, token) in [

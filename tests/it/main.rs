@@ -69,6 +69,8 @@ mod plans;
 mod process;
 mod promises;
 mod protobuf;
+mod proven_logouts;
+mod providers;
 mod push;
 mod readme;
 mod refresh;

@@ -3,6 +3,8 @@
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use serde_json::{Map, Value};
 
+use crate::auth::token_type;
+
 /// The header and the claims.
 pub(super) struct Content {
     pub(super) header: Map<String, Value>,
@@ -72,12 +74,22 @@ impl Content {
 
     /// A claim that is a time.
     pub(super) fn seconds(&self, claim: &str) -> Option<u64> {
-        self.claims.get(claim)?.as_u64()
+        let seconds = self.claims.get(claim)?.as_f64()?;
+        (0.0..=u64::MAX as f64).contains(&seconds).then_some(seconds as u64)
     }
 
     /// Whether a claim is there, also where its type is wrong.
     pub(super) fn has(&self, claim: &str) -> bool {
         self.claims.get(claim).is_some_and(|value| !value.is_null())
+    }
+
+    /// What it is, by its own word; none where the claim `typ` is no text.
+    pub(super) fn kind(&self) -> Option<String> {
+        let header = self.header.get("typ").and_then(Value::as_str);
+        match self.claims.get("typ") {
+            None | Some(Value::Null) => Some(token_type(None, header)),
+            Some(typ) => Some(token_type(Some(typ.as_str()?), header)),
+        }
     }
 
     /// The clients in `aud`.

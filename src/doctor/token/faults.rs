@@ -5,7 +5,7 @@ use serde_json::Value;
 
 use super::{content::Content, moment, now, shown, span};
 use crate::{
-    auth::{Signature, Trust, is_allowed},
+    auth::{NOT_OF_ACCESS_TOKENS, Signature, Trust, is_allowed, is_of_access_tokens},
     config::AuthConfig,
     doctor::{
         Report,
@@ -20,7 +20,7 @@ pub(super) fn explain(
     config: &AuthConfig,
     report: &mut Report,
 ) {
-    let kind = kind(content, report);
+    let kind = kind(content, config, report);
     let signature = key(token, content, trust, config, kind, report);
     issuer(content, trust, config, signature, report);
     times(content, config, report);
@@ -38,33 +38,60 @@ enum Kind {
     Other,
 }
 
-fn kind(content: &Content, report: &mut Report) -> Kind {
-    let header = content.header.get("typ").and_then(Value::as_str).unwrap_or_default();
+fn kind(content: &Content, config: &AuthConfig, report: &mut Report) -> Kind {
     let fix = "send the access_token of the provider's answer";
-    let says = match content.claims.get("typ") {
-        None | Some(Value::Null) => {
-            let header = header.to_ascii_lowercase();
-            if header == "at+jwt" || header == "application/at+jwt" {
-                return Kind::Access;
-            }
+    let fault = |says: String, report: &mut Report| {
+        report.fault("kind", says, format!("{fix}, not its refresh_token or id_token"));
+        Kind::Other
+    };
+    let Some(typ) = content.kind() else {
+        return fault("the claim typ is no text".to_owned(), report);
+    };
+    if config.types.allow(&typ) {
+        return match other(content, config, &typ) {
+            None => Kind::Access,
+            Some(says) => fault(says, report),
+        };
+    }
+    let says = match &*typ {
+        "refresh" | "offline" => "it is a refresh token (typ Refresh or Offline)".to_owned(),
+        "id" => "it is an ID token: it tells the client who logged in".to_owned(),
+        "logout" | "logout+jwt" => "it is a logout token".to_owned(),
+        _ => {
+            let says = match content.has("typ") {
+                true => format!("its claim typ is {}", shown(&typ)),
+                false => format!("there is no claim typ, and the header's is {}", shown(&typ)),
+            };
             report.fault(
                 "kind",
-                "nothing says that it is an access token: no claim typ, no header typ at+jwt",
-                format!("{fix}; with another provider than Keycloak, switch RFC 9068 (at+jwt) on"),
+                format!("{says}, which is not in JWT_TYPES"),
+                format!(
+                    "{fix}; with another provider than Keycloak, switch RFC 9068 (at+jwt) on, or set \
+                     JWT_TYPES as docs/identity.md has it for that provider"
+                ),
             );
             return Kind::Other;
         }
-        Some(Value::String(typ)) => match typ.to_ascii_lowercase().as_str() {
-            "bearer" => return Kind::Access,
-            "refresh" | "offline" => "it is a refresh token (typ Refresh or Offline)".to_owned(),
-            "id" => "it is an ID token: it tells the client who logged in".to_owned(),
-            "logout" => "it is a logout token".to_owned(),
-            _ => format!("it is of the type {}, not Bearer", shown(typ)),
-        },
-        Some(_) => "the claim typ is no text".to_owned(),
     };
-    report.fault("kind", says, format!("{fix}, not its refresh_token or id_token"));
-    Kind::Other
+    fault(says, report)
+}
+
+/// Why a token is none for access, although its type may be one of access tokens.
+fn other(content: &Content, config: &AuthConfig, typ: &str) -> Option<String> {
+    if is_of_access_tokens(typ) {
+        return None;
+    }
+    if let Some(claim) =
+        NOT_OF_ACCESS_TOKENS.into_iter().find(|it| content.claims.contains_key(*it))
+    {
+        return Some(format!("it has {claim}, which ID and logout tokens have"));
+    }
+    if let Some(usage) = content.claims.get("token_use").filter(|usage| *usage != "access") {
+        return Some(format!("its token_use is {}, not access", shown(&usage.to_string())));
+    }
+    let client = &config.claims.client;
+    let is_issued = content.text(client).is_some() || content.text("jti").is_some();
+    (!is_issued).then(|| format!("nothing says that it is an access token: no {client}, no jti"))
 }
 
 fn key(
@@ -239,8 +266,15 @@ fn times(content: &Content, config: &AuthConfig, report: &mut Report) {
 
 fn client(content: &Content, config: &AuthConfig, report: &mut Report) {
     let us = &*config.client_id;
-    let (audience, azp) = (content.audience(), content.text("azp"));
-    if azp == Some(us) || audience.contains(&us) {
+    let claim = &*config.claims.client;
+    let (audience, issued_to) = (content.audience(), content.text(claim));
+    let strict = !config.audience.is_empty();
+    let is_ours = issued_to == Some(us);
+    let is_named = match strict {
+        true => config.audience.iter().any(|name| audience.contains(&&**name)),
+        false => audience.contains(&us),
+    };
+    if is_named || is_ours && !strict {
         return;
     }
     let aud = match audience[..] {
@@ -248,19 +282,33 @@ fn client(content: &Content, config: &AuthConfig, report: &mut Report) {
         ["account"] => "aud is only account, which every token of Keycloak has".to_owned(),
         ref clients => format!("aud is {}", shown(&clients.join(", "))),
     };
-    let azp = azp.map(shown);
-    let issued = match &azp {
-        Some(azp) => format!("azp is {azp}: it was issued to that client"),
-        None => "there is no azp".to_owned(),
+    let issued_to = issued_to.map(shown);
+    let to = issued_to.as_deref().unwrap_or("the client that logs in");
+    let mapper = format!("(Keycloak: Clients, {to}, Client scopes, dedicated)");
+    if strict {
+        let wanted = config.audience.join(" or ");
+        let not_enough =
+            if is_ours { format!(", and {claim} is not enough with it") } else { String::new() };
+        return report.fault(
+            "client",
+            format!("{aud}, and JWT_AUDIENCE wants {wanted} there{not_enough}"),
+            format!(
+                "have the provider write {wanted} into aud, by a mapper of the type Audience {mapper}; \
+                 or set JWT_AUDIENCE to what stands there; without JWT_AUDIENCE, {claim}={us} is enough"
+            ),
+        );
+    }
+    let issued = match &issued_to {
+        Some(client) => format!("{claim} is {client}: it was issued to that client"),
+        None => format!("there is no {claim}"),
     };
-    let to = azp.as_deref().unwrap_or("the client that logs in");
-    let other = azp.as_deref().unwrap_or("CLIENT");
+    let other = issued_to.as_deref().unwrap_or("CLIENT");
     report.fault(
         "client",
         format!("it is for another client than {us}: {aud}, and {issued}"),
         format!(
-            "add a mapper of the type Audience with {us} as Included Client Audience to {to} \
-             (Keycloak: Clients, {to}, Client scopes, dedicated); or set KEYCLOAK_CLIENT_ID={other}"
+            "add a mapper of the type Audience with {us} as Included Client Audience to {to} {mapper}; \
+             or set KEYCLOAK_CLIENT_ID={other}; or JWT_AUDIENCE, if aud is to name a service"
         ),
     );
 }
@@ -277,7 +325,7 @@ fn subject(content: &Content, report: &mut Report) {
 
 /// Claims whose types refuse a token and that nothing else was said of.
 fn types(content: &Content, config: &AuthConfig, report: &mut Report) {
-    for claim in ["sid", "azp", &config.claims.username] {
+    for claim in ["sid", &config.claims.client, &config.claims.username] {
         if content.has(claim) && content.text(claim).is_none() {
             let fix = format!("change the mapper that writes {claim} to one text");
             report.fault("claims", format!("{claim} is no text"), fix);

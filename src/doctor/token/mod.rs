@@ -25,6 +25,8 @@ pub(super) async fn check(
     report: &mut Report,
 ) {
     let Some(trust) = trust else { return };
+    let of_development = config.provider.is_none().then(|| config.for_development());
+    let config = of_development.as_ref().unwrap_or(config);
     let token = bearer(&asked.token).unwrap_or(&asked.token).trim();
     let content = Content::of(token);
     let verdict = trust.judge(token, config).await;
@@ -74,7 +76,7 @@ fn who(content: &Content, identity: Option<&Identity>, config: &AuthConfig) -> S
     let text = |claim: &str| content.text(claim).map(shown);
     let subject = text("sub").unwrap_or_else(|| "nobody".to_owned());
     let name = text(&config.claims.username).unwrap_or_else(|| subject.clone());
-    let client = text("azp").unwrap_or_else(|| "no client".to_owned());
+    let client = text(&config.claims.client).unwrap_or_else(|| "no client".to_owned());
     let roles = match identity.map(|identity| &*identity.roles) {
         None => "roles unknown".to_owned(),
         Some([]) => "no roles".to_owned(),
@@ -98,6 +100,23 @@ fn remarks(content: &Content, identity: &Identity, config: &AuthConfig, report: 
             format!(
                 "add the client scope `profile` in Keycloak (it maps the username to \
                  preferred_username), or set JWT_USERNAME_CLAIM to a claim that is there instead of {claim}"
+            ),
+        );
+    }
+    let audience = content.audience();
+    let us = &*config.client_id;
+    let named = audience.contains(&us) || matches!(audience[..], [] | ["account"]);
+    if config.audience.is_empty() && !named {
+        report.warning(
+            "audience",
+            format!(
+                "aud is {}: other services; it is let in because {} is {us}",
+                shown(&audience.join(", ")),
+                config.claims.client
+            ),
+            format!(
+                "set JWT_AUDIENCE={us} to let in only tokens whose aud names it, once the provider writes \
+                 it there (Keycloak: a mapper of the type Audience)"
             ),
         );
     }

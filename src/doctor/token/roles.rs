@@ -141,12 +141,17 @@ fn elsewhere<'a>(
         };
         places.push((format!("resource_access.{client}.roles"), roles, fix));
     }
-    for claim in ["roles", "groups"] {
+    for claim in
+        ["roles", "groups", "permissions", "cognito:groups", "urn:zitadel:iam:org:project:roles"]
+    {
         let Some(roles) = claims.get(claim) else { continue };
         places.push((claim.to_owned(), roles, format!("set JWT_ROLES_CLAIM={claim}")));
     }
     places.into_iter().find_map(|(path, roles, fix)| {
-        let roles: Vec<_> = roles.as_array()?.iter().filter_map(Value::as_str).collect();
+        let roles: Vec<_> = match roles {
+            Value::Object(roles) => roles.keys().map(String::as_str).collect(),
+            roles => roles.as_array()?.iter().filter_map(Value::as_str).collect(),
+        };
         roles.iter().any(|role| wanted(role)).then_some(Elsewhere { path, roles, fix })
     })
 }
@@ -170,5 +175,8 @@ fn is_list(content: &Content, path: &[String]) -> bool {
         let Some(object) = value.as_object() else { return false };
         at = object.get(name);
     }
-    at.is_none_or(|roles| roles.as_array().is_some_and(|roles| roles.iter().all(Value::is_string)))
+    at.is_none_or(|roles| match roles {
+        Value::Array(roles) => roles.iter().all(Value::is_string),
+        roles => roles.is_object(),
+    })
 }

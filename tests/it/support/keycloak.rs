@@ -9,13 +9,22 @@ use std::{
 
 use form_urlencoded::Serializer;
 use jsonwebtoken::{dangerous::insecure_decode, decode_header};
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode, redirect::Policy};
 use serde_json::{Value, json};
 
 use super::TestServer;
 
 pub(crate) const REALM: &str = "switchboard";
 const CLIENT: &str = "switchboard";
+/// The client of browsers.
+pub(crate) const BROWSERS: &str = "switchboard-web";
+/// The secret of the client, as the realm's file has it.
+pub(crate) const SECRET: &str = "development";
+
+/// The password of a user of the realm's file.
+pub(crate) fn password(user: &str) -> String {
+    format!("{user}-development")
+}
 
 /// A handle; Keycloak itself outlives the test.
 pub(crate) struct Keycloak {
@@ -55,13 +64,15 @@ impl Keycloak {
     /// The running one, as the realm's file says; started again if a test left it down.
     pub(crate) async fn up() -> Self {
         let url = variable("KEYCLOAK_TEST_URL");
-        let keycloak = Self { url, http: Client::builder().no_proxy().build().unwrap() };
+        // Where a browser is sent to is for the tests to see.
+        let http = Client::builder().no_proxy().redirect(Policy::none()).build().unwrap();
+        let keycloak = Self { url, http };
         if keycloak.http.get(&keycloak.url).send().await.is_err() {
             keycloak.start().await;
         }
         keycloak.forget_failures().await;
         keycloak.sign_with("").await;
-        keycloak.set_secret(None).await;
+        keycloak.set_secret(SECRET).await;
         keycloak
     }
 
@@ -75,11 +86,16 @@ impl Keycloak {
         let settings = [
             ("KEYCLOAK_BASE_URL", &*self.url),
             ("KEYCLOAK_REALM", REALM),
+            ("KEYCLOAK_CLIENT_SECRET", SECRET),
+            ("JWT_AUDIENCE", CLIENT),
+            ("BACKCHANNEL_CLIENTS", BROWSERS),
             ("WS_BROADCAST_CHANGES", "false"),
             ("AUTH_FAILURES_PER_MINUTE", "0"),
         ];
         let server = TestServer::start(&[&settings, more].concat()).await;
-        self.call_back(server.addr).await;
+        for client in [CLIENT, BROWSERS] {
+            self.call_back(client, server.addr).await;
+        }
         server
     }
 
@@ -174,29 +190,69 @@ impl Keycloak {
 
     /// Makes Keycloak sign the client's access tokens with an algorithm; empty: the realm's.
     pub(crate) async fn sign_with(&self, algorithm: &str) {
-        self.set_attribute("access.token.signed.response.alg", algorithm).await;
+        self.set_attribute(CLIENT, "access.token.signed.response.alg", algorithm).await;
     }
 
-    /// Makes the client a confidential one, or a public one again.
-    pub(crate) async fn set_secret(&self, secret: Option<&str>) {
-        let mut client = self.client().await;
-        client["publicClient"] = json!(secret.is_none());
-        client["secret"] = json!(secret);
+    /// Gives the client another secret.
+    pub(crate) async fn set_secret(&self, secret: &str) {
+        self.change(CLIENT, |client| client["secret"] = json!(secret)).await;
+    }
+
+    /// Lets a client get tokens for passwords, or not.
+    pub(crate) async fn set_password_grant(&self, client: &str, allowed: bool) {
+        self.change(client, |client| client["directAccessGrantsEnabled"] = json!(allowed)).await;
+    }
+
+    /// Changes a client of the realm.
+    async fn change(&self, client: &str, change: impl FnOnce(&mut Value)) {
+        let mut client = self.get(&format!("/clients?clientId={client}")).await[0].take();
+        change(&mut client);
         let path = format!("/clients/{}", client["id"].as_str().unwrap());
         self.done(self.admin(Method::PUT, &path).await.json(&client)).await;
     }
 
     /// Tells Keycloak where the client wants to hear of logouts: a test's port is known only when it listens.
-    async fn call_back(&self, addr: SocketAddr) {
+    async fn call_back(&self, client: &str, addr: SocketAddr) {
         let url = format!("http://{addr}/auth/backchannel-logout");
-        self.set_attribute("backchannel.logout.url", &url).await;
+        self.set_attribute(client, "backchannel.logout.url", &url).await;
     }
 
-    async fn set_attribute(&self, name: &str, value: &str) {
-        let mut client = self.client().await;
-        client["attributes"][name] = json!(value);
-        let path = format!("/clients/{}", client["id"].as_str().unwrap());
-        self.done(self.admin(Method::PUT, &path).await.json(&client)).await;
+    async fn set_attribute(&self, client: &str, name: &str, value: &str) {
+        self.change(client, |client| client["attributes"][name] = json!(value)).await;
+    }
+
+    /// A new user, without a password and roles.
+    pub(crate) async fn add_user(&self, name: &str, email: &str) {
+        let body = json!({ "username": name, "email": email, "enabled": true });
+        self.done(self.admin(Method::POST, "/users").await.json(&body)).await;
+    }
+
+    /// Gives a user a password as an administrator would; the answer says whether the policy allows it.
+    pub(crate) async fn set_password(&self, user: &str, password: &str) -> StatusCode {
+        let path = format!("/users/{}/reset-password", self.user(user).await);
+        let body = json!({ "type": "password", "value": password, "temporary": false });
+        self.admin(Method::PUT, &path).await.json(&body).send().await.unwrap().status()
+    }
+
+    /// Opens the page to which a client sends a browser, with these parameters.
+    pub(crate) async fn login_page(&self, query: &[(&str, &str)]) -> Response {
+        let query = Serializer::new(String::new()).extend_pairs(query).finish();
+        let url = format!("{}/realms/{REALM}/protocol/openid-connect/auth?{query}", self.url);
+        self.http.get(url).send().await.unwrap()
+    }
+
+    /// Fills in the form of a login page, as a browser would.
+    pub(crate) async fn fill_in(&self, page: Response, form: &[(&str, &str)]) -> Response {
+        let cookies = page.headers().get_all("set-cookie").iter();
+        let cookies: Vec<_> =
+            cookies.map(|it| it.to_str().unwrap().split(';').next().unwrap().to_owned()).collect();
+        let text = page.text().await.unwrap();
+        let action = text.split("action=\"").nth(1).unwrap_or_else(|| panic!("no form: {text}"));
+        let action = action.split('"').next().unwrap().replace("&amp;", "&");
+        let kind = "application/x-www-form-urlencoded";
+        let request = self.http.post(action).header("content-type", kind);
+        let body = Serializer::new(String::new()).extend_pairs(form).finish();
+        request.header("cookie", cookies.join("; ")).body(body).send().await.unwrap()
     }
 
     /// What another client learns of a user.
