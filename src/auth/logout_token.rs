@@ -2,8 +2,8 @@
 //! good. Other tokens of the same keys must not pass for one, nor one for another token.
 
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -12,6 +12,7 @@ use serde_json::{Map, Value};
 use super::{
     AuthError,
     claims::Audience,
+    clock::{Moment, since_1970},
     memory::Memory,
     revocations::{Logout, MAX_NAME},
 };
@@ -42,30 +43,40 @@ pub(super) struct LogoutClaims {
     more: Map<String, Value>,
 }
 
+/// A logout token that is good.
+pub(crate) struct LogoutToken {
+    /// What it ends.
+    pub(crate) logout: Logout,
+    /// The user's `sub`, where it says so.
+    pub(crate) subject: Option<Arc<str>>,
+    jti: Arc<str>,
+}
+
 /// Reads logout tokens for one client, each once.
 pub(super) struct LogoutReader {
     client_id: String,
     leeway: Duration,
+    /// From the earliest moment at which a token can come to the latest.
+    lifetime: Duration,
     seen: Mutex<Memory<()>>,
 }
 
 impl LogoutReader {
     pub(super) fn new(config: &AuthConfig) -> Self {
-        // From the earliest moment at which one can come to the latest.
-        let lifetime = MAX_AGE + 2 * config.leeway + Duration::from_secs(1);
         Self {
             client_id: config.client_id.clone(),
             leeway: config.leeway,
-            seen: Mutex::new(Memory::new(lifetime, BOUND)),
+            lifetime: MAX_AGE + 2 * config.leeway + Duration::from_secs(1),
+            seen: Mutex::new(Memory::new(BOUND)),
         }
     }
 
-    /// What a token whose header has this `typ` ends, and the user's `sub`, where it says so.
+    /// What a token whose header has this `typ` says.
     pub(super) fn logout(
         &self,
         header_typ: Option<&str>,
         claims: LogoutClaims,
-    ) -> Result<(Logout, Option<Arc<str>>), AuthError> {
+    ) -> Result<LogoutToken, AuthError> {
         let is_logout = header_typ.is_none_or(|typ| {
             let known = ["jwt", "logout+jwt", "application/jwt", "application/logout+jwt"];
             known.contains(&&*typ.to_ascii_lowercase())
@@ -80,7 +91,7 @@ impl LogoutReader {
         if !claims.aud.contains(&self.client_id) {
             return Err(AuthError::Invalid("the token is for another client"));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = since_1970();
         let issued = Duration::from_secs(claims.iat);
         if issued > now + self.leeway {
             return Err(AuthError::Invalid("the token is not valid yet"));
@@ -102,19 +113,29 @@ impl LogoutReader {
         if logout.name().len() > MAX_NAME {
             return Err(AuthError::Invalid("the token's session or user has too long a name"));
         }
-        if claims.jti.is_empty() || claims.jti.len() > MAX_NAME || !self.is_new(claims.jti) {
+        let jti = claims.jti;
+        if jti.is_empty() || jti.len() > MAX_NAME || !self.is_new(Arc::clone(&jti)) {
             return Err(AuthError::Invalid("the token was used before, or has no name"));
         }
-        Ok((logout, subject))
+        Ok(LogoutToken { logout, subject, jti })
+    }
+
+    /// Takes a token once more: its sender was told to try again.
+    pub(super) fn take_again(&self, token: &LogoutToken) {
+        self.seen().remove(&token.jti);
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Memory<()>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The last of the checks: a token that was refused has not been used.
     fn is_new(&self, jti: Arc<str>) -> bool {
-        let now = Instant::now();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Moment::now();
+        let mut seen = self.seen();
         let new = seen.get(&jti, now).is_none();
         if new {
-            seen.insert(jti, (), now);
+            seen.insert(jti, (), self.lifetime, now);
         }
         new
     }

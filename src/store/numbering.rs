@@ -107,10 +107,13 @@ pub(super) async fn migrate(
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
     let mut connection = connect(options, patience).await?;
+    let mut first = None;
     // Held until the connection ends.
     while matches!(state(&mut connection).await?, State::Long | State::Begun) {
         let lock = "SELECT pg_try_advisory_lock($1)";
         if sqlx::query_scalar(lock).bind(LOCK).fetch_one(&mut connection).await? {
+            // Nodes that start meanwhile need all other migrations.
+            first = Some(migrate_others(options, patience).await?);
             prepare(&mut connection, tell).await?;
             break;
         }
@@ -134,7 +137,22 @@ pub(super) async fn migrate(
         }
     };
     drop(connection.close().await);
-    Ok(schema)
+    Ok(match first {
+        Some(first) => first.then(schema),
+        None => schema,
+    })
+}
+
+/// Runs all migrations but the one that is prepared here.
+async fn migrate_others(
+    options: &PgConnectOptions,
+    patience: Duration,
+) -> Result<Schema, OpenError> {
+    let mut other = connect(options, patience).await?;
+    let runs = migrations_run(&mut other).await?;
+    let settled = schema::settle(&mut other, &runs, &histories(false), true).await;
+    drop(other.close().await);
+    settled
 }
 
 /// Does it for a server that serves meanwhile, until it is done.

@@ -91,6 +91,15 @@ impl Schema {
         self.0.iter().any(|part| part.has > part.needs)
     }
 
+    /// How it was found before this and a later part of the same migration.
+    pub(super) fn then(mut self, later: Self) -> Self {
+        for (part, later) in self.0.iter_mut().zip(later.0) {
+            part.pending.extend(later.pending);
+            part.pending.sort_unstable();
+        }
+        self
+    }
+
     fn versions(&self, version: impl Fn(&Part) -> i64) -> String {
         let named = |part: &Part| format!("{} {}", part.history, version(part));
         self.0.iter().map(named).collect::<Vec<_>>().join(", ")
