@@ -1,5 +1,8 @@
-//! The keys in force. One task fetches them: when their lifetime ends, and when a token names one that
-//! is not known. Nobody whose key is known ever waits for it.
+//! The keys in force. One task fetches them: when their lifetime ends, when a token names one that is not
+//! known, and when an administrator says so. Nobody whose key is known ever waits for it.
+//!
+//! The provider's latest key set is in force: a key that it withdrew is not trusted any more. Without an answer of
+//! the provider, its last keys serve on until they are too old.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -12,16 +15,36 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     AuthError,
+    clock::Moment,
     jwks::{Key, KeySet},
     provider::{Provider, ProviderError},
 };
-use crate::metrics::{CallOutcome, Counters};
+use crate::{
+    config::AuthConfig,
+    metrics::{CallOutcome, Counters},
+};
 
 /// Unknown keys cause one fetch in this time, however many tokens name them.
 const ASK_INTERVAL: Duration = Duration::from_secs(10);
 /// After a failed fetch: the first pause, doubled each time up to the longest.
 const FIRST_RETRY: Duration = Duration::from_millis(250);
 const LAST_RETRY: Duration = Duration::from_secs(30);
+/// After an empty key set, which may be a mistake of the provider's: the pause before a second one counts. No
+/// longer than the keys' lifetime.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
+/// A node that never had keys counts as ready for so long: the first fetch may take a moment.
+const FIRST_KEYS: Duration = Duration::from_secs(5);
+
+/// Why keys were not fetched when an administrator said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum RefreshError {
+    /// The development issuer has one key, which stays.
+    #[error("no identity provider is configured, so there are no keys to fetch")]
+    Fixed,
+    /// The cause is logged.
+    #[error("the identity provider gave no keys: those from before stay in force")]
+    Failed,
+}
 
 /// The keys of the issuer.
 pub(super) struct Keys {
@@ -30,12 +53,20 @@ pub(super) struct Keys {
     fetching: Option<Fetching>,
 }
 
-#[derive(Default)]
 struct Shared {
-    /// None until the first fetch. Stale keys stay: tokens are valid while the provider is down.
-    set: ArcSwapOption<KeySet>,
+    /// None until the first fetch. They serve on while the provider is down.
+    fetched: ArcSwapOption<Fetched>,
+    /// Older keys are not used; none: keys that are never fetched.
+    max_age: Option<Duration>,
+    since: Moment,
     turn: Mutex<Turn>,
     asked: Notify,
+}
+
+struct Fetched {
+    keys: KeySet,
+    /// When the provider was asked.
+    at: Moment,
 }
 
 /// Whose turn it is.
@@ -44,47 +75,103 @@ struct Turn {
     running: bool,
     asked: bool,
     last_asked: Option<Instant>,
+    /// Fetches that have begun.
+    begun: u64,
 }
 
 impl Turn {
     /// Whoever asked gets this fetch, also one that came of itself.
-    fn begin(&mut self) {
+    fn begin(&mut self) -> u64 {
         self.running = true;
         self.asked = false;
+        self.begun += 1;
+        self.begun
     }
+}
+
+/// The end of a fetch.
+#[derive(Default)]
+struct Ended {
+    /// Which it was, from 1.
+    number: u64,
+    succeeded: bool,
 }
 
 struct Fetching {
     /// Changes with the end of every fetch, and closes with the task.
-    ends: watch::Receiver<()>,
+    ends: watch::Receiver<Ended>,
     _task: AbortOnDropHandle<()>,
 }
 
 impl Keys {
     /// Keys that stay as they are, or none at all.
     pub(super) fn fixed(set: Option<KeySet>) -> Self {
-        let shared = Shared { set: ArcSwapOption::from_pointee(set), ..Shared::default() };
+        let shared = Shared::new(None);
+        let fetched = set.map(|keys| Arc::new(Fetched { keys, at: shared.since }));
+        shared.fetched.store(fetched);
         Self { shared: Arc::new(shared), fetching: None }
     }
 
     /// The keys of a provider, fetched from now on until this is dropped.
     pub(super) fn of(
         provider: Arc<Provider>,
-        lifetime: Duration,
+        config: &AuthConfig,
         outcomes: Counters<CallOutcome>,
     ) -> Self {
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::new(Shared::new(Some(config.keys_max_age)));
         // From the start: who comes before the first fetch waits for it.
         shared.turn().running = true;
-        let (ended, ends) = watch::channel(());
-        let task = Arc::clone(&shared).keep(provider, lifetime, outcomes, ended);
+        let (ended, ends) = watch::channel(Ended::default());
+        let task = Arc::clone(&shared).keep(provider, config.keys_lifetime, outcomes, ended);
         let task = AbortOnDropHandle::new(tokio::spawn(task));
         Self { shared, fetching: Some(Fetching { ends, _task: task }) }
     }
 
-    /// A key of the current set.
+    /// A key of the current set; none where that is too old.
     pub(super) fn known(&self, kid: &str) -> Option<Arc<Key>> {
-        self.shared.set.load().as_ref()?.get(kid)
+        let fetched = self.shared.fetched.load();
+        fetched.as_ref().filter(|fetched| self.shared.is_current(fetched))?.keys.get(kid)
+    }
+
+    /// Whether tokens can be checked: there are keys, and they are not too old.
+    pub(super) fn are_usable(&self) -> bool {
+        match &*self.shared.fetched.load() {
+            Some(fetched) => self.shared.is_current(fetched) && fetched.keys.len() > 0,
+            None => Moment::now().since(self.shared.since) < FIRST_KEYS,
+        }
+    }
+
+    /// The time since the keys were fetched, or since the start where they never were; none where they stay.
+    pub(super) fn age(&self) -> Option<Duration> {
+        self.shared.max_age?;
+        let fetched = self.shared.fetched.load();
+        let at = fetched.as_ref().map_or(self.shared.since, |fetched| fetched.at);
+        Some(Moment::now().since(at))
+    }
+
+    /// Fetches the keys now, and waits for it; returns their names.
+    pub(super) async fn refresh(&self) -> Result<Vec<String>, RefreshError> {
+        let Some(fetching) = &self.fetching else { return Err(RefreshError::Fixed) };
+        // One that runs may have begun before the provider's keys changed.
+        let begun = self.ask_now();
+        let mut ends = fetching.ends.clone();
+        let ended = ends.wait_for(|ended| ended.number > begun).await;
+        if !ended.is_ok_and(|ended| ended.succeeded) {
+            return Err(RefreshError::Failed);
+        }
+        let fetched = self.shared.fetched.load();
+        let keys = fetched.iter().flat_map(|fetched| fetched.keys.iter());
+        let mut names: Vec<_> = keys.map(|key| key.kid().to_owned()).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Has the keys fetched now, however lately they were; returns how many fetches had begun before.
+    pub(super) fn ask_now(&self) -> u64 {
+        let mut turn = self.shared.turn();
+        turn.asked = true;
+        self.shared.asked.notify_one();
+        turn.begun
     }
 
     /// A key of the current set, or else of the one that is being fetched or may be fetched now.
@@ -95,7 +182,7 @@ impl Keys {
                 return Ok(key);
             }
             let fetched = self.fetched().await;
-            if self.shared.set.load().is_none() {
+            if !self.shared.fetched.load().as_ref().is_some_and(|it| self.shared.is_current(it)) {
                 return Err(AuthError::Unavailable);
             }
             if !fetched {
@@ -119,6 +206,20 @@ impl Keys {
 }
 
 impl Shared {
+    fn new(max_age: Option<Duration>) -> Self {
+        Self {
+            fetched: ArcSwapOption::empty(),
+            max_age,
+            since: Moment::now(),
+            turn: Mutex::default(),
+            asked: Notify::new(),
+        }
+    }
+
+    fn is_current(&self, fetched: &Fetched) -> bool {
+        self.max_age.is_none_or(|max_age| Moment::now().since(fetched.at) < max_age)
+    }
+
     fn turn(&self) -> MutexGuard<'_, Turn> {
         self.turn.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -144,12 +245,23 @@ impl Shared {
         provider: Arc<Provider>,
         lifetime: Duration,
         outcomes: Counters<CallOutcome>,
-        ended: watch::Sender<()>,
+        ended: watch::Sender<Ended>,
     ) {
-        let mut failures = 0;
+        let look_again = LOOK_AGAIN.min(lifetime);
+        let (mut failures, mut empty) = (0, None);
         loop {
-            self.turn().begin();
-            let pause = match self.fetch(&provider).await {
+            let number = self.turn().begin();
+            let fetched = self.fetch(&provider, &mut empty, look_again).await;
+            let succeeded = fetched.is_ok();
+            let pause = match fetched {
+                Ok(0) => {
+                    tracing::error!(
+                        "the identity provider has withdrawn all its keys: no token is good"
+                    );
+                    outcomes.inc(CallOutcome::Success);
+                    failures = 0;
+                    lifetime
+                }
                 Ok(keys) => {
                     tracing::info!(keys, "the keys of the identity provider are fetched");
                     outcomes.inc(CallOutcome::Success);
@@ -160,11 +272,14 @@ impl Shared {
                     tracing::warn!(%error, "the keys of the identity provider cannot be fetched");
                     outcomes.inc(CallOutcome::Error);
                     failures += 1;
-                    retry(failures)
+                    match error {
+                        ProviderError::NoKeys if empty.is_some() => look_again,
+                        _ => retry(failures),
+                    }
                 }
             };
             self.turn().running = false;
-            ended.send_replace(());
+            ended.send_replace(Ended { number, succeeded });
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.until_asked() => {}
@@ -172,13 +287,28 @@ impl Shared {
         }
     }
 
-    async fn fetch(&self, provider: &Provider) -> Result<usize, ProviderError> {
+    /// Puts the provider's keys in force. `empty` is when it first had none, if it has none since: these are put
+    /// in force when it still has none `look_again` later.
+    async fn fetch(
+        &self,
+        provider: &Provider,
+        empty: &mut Option<Instant>,
+        look_again: Duration,
+    ) -> Result<usize, ProviderError> {
+        let at = Moment::now();
         let text = provider.keys().await?;
-        let known = self.set.load_full().unwrap_or_default();
-        let set = KeySet::parse(&text, &known).map_err(ProviderError::Malformed)?;
-        let keys = set.len();
-        self.set.store(Some(Arc::new(set)));
-        Ok(keys)
+        let known = self.fetched.load_full();
+        let none = KeySet::default();
+        let keys = KeySet::parse(&text, known.as_ref().map_or(&none, |known| &known.keys));
+        let keys = keys.map_err(ProviderError::Malformed)?;
+        let count = keys.len();
+        if count > 0 {
+            *empty = None;
+        } else if known.is_none() || empty.get_or_insert_with(Instant::now).elapsed() < look_again {
+            return Err(ProviderError::NoKeys);
+        }
+        self.fetched.store(Some(Arc::new(Fetched { keys, at })));
+        Ok(count)
     }
 
     async fn until_asked(&self) {

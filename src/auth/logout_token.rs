@@ -3,8 +3,8 @@
 
 use std::{
     slice,
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use serde::Deserialize;
@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use super::{
     AuthError,
     claims::{Audience, seconds},
+    clock::{Moment, since_1970},
     memory::Memory,
     revocations::{Logout, MAX_NAME},
 };
@@ -44,31 +45,41 @@ pub(super) struct LogoutClaims {
     more: Map<String, Value>,
 }
 
+/// A logout token that is good.
+pub(crate) struct LogoutToken {
+    /// What it ends.
+    pub(crate) logout: Logout,
+    /// The user's `sub`, where it says so.
+    pub(crate) subject: Option<Arc<str>>,
+    jti: Arc<str>,
+}
+
 /// Reads logout tokens of the server's clients, each once.
 pub(super) struct LogoutReader {
     /// The clients whose sessions are ours.
     clients: Vec<String>,
     leeway: Duration,
+    /// From the earliest moment at which a token can come to the latest.
+    lifetime: Duration,
     seen: Mutex<Memory<()>>,
 }
 
 impl LogoutReader {
     pub(super) fn new(config: &AuthConfig) -> Self {
-        // From the earliest moment at which one can come to the latest.
-        let lifetime = MAX_AGE + 2 * config.leeway + Duration::from_secs(1);
         Self {
             clients: [slice::from_ref(&config.client_id), &config.backchannel_clients].concat(),
             leeway: config.leeway,
-            seen: Mutex::new(Memory::new(lifetime, BOUND)),
+            lifetime: MAX_AGE + 2 * config.leeway + Duration::from_secs(1),
+            seen: Mutex::new(Memory::new(BOUND)),
         }
     }
 
-    /// What a token whose header has this `typ` ends, and the user's `sub`, where it says so.
+    /// What a token whose header has this `typ` says.
     pub(super) fn logout(
         &self,
         header_typ: Option<&str>,
         claims: LogoutClaims,
-    ) -> Result<(Logout, Option<Arc<str>>), AuthError> {
+    ) -> Result<LogoutToken, AuthError> {
         let is_logout = header_typ.is_none_or(|typ| {
             let known = ["jwt", "logout+jwt", "application/jwt", "application/logout+jwt"];
             known.contains(&&*typ.to_ascii_lowercase())
@@ -83,7 +94,7 @@ impl LogoutReader {
         if !self.clients.iter().any(|client| claims.aud.contains(client)) {
             return Err(AuthError::Invalid("the token is for another client"));
         }
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now = since_1970();
         let issued = Duration::from_secs(claims.iat);
         if issued > now + self.leeway {
             return Err(AuthError::Invalid("the token is not valid yet"));
@@ -105,19 +116,29 @@ impl LogoutReader {
         if logout.name().len() > MAX_NAME {
             return Err(AuthError::Invalid("the token's session or user has too long a name"));
         }
-        if claims.jti.is_empty() || claims.jti.len() > MAX_NAME || !self.is_new(claims.jti) {
+        let jti = claims.jti;
+        if jti.is_empty() || jti.len() > MAX_NAME || !self.is_new(Arc::clone(&jti)) {
             return Err(AuthError::Invalid("the token was used before, or has no name"));
         }
-        Ok((logout, subject))
+        Ok(LogoutToken { logout, subject, jti })
+    }
+
+    /// Takes a token once more: its sender was told to try again.
+    pub(super) fn take_again(&self, token: &LogoutToken) {
+        self.seen().remove(&token.jti);
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Memory<()>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The last of the checks: a token that was refused has not been used.
     fn is_new(&self, jti: Arc<str>) -> bool {
-        let now = Instant::now();
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Moment::now();
+        let mut seen = self.seen();
         let new = seen.get(&jti, now).is_none();
         if new {
-            seen.insert(jti, (), now);
+            seen.insert(jti, (), self.lifetime, now);
         }
         new
     }

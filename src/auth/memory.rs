@@ -1,68 +1,92 @@
 //! Names that are remembered for a while, so many at most.
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{BTreeSet, HashMap},
     sync::Arc,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-/// What was said of names, each for the same time. At its bound the oldest are forgotten first.
+use super::clock::Moment;
+
+/// What was said of names, each for a time of its own. It lasts until both clocks say that it is over: to forget
+/// late costs memory, to forget early lets somebody in. At its bound, those whose time ends first are forgotten.
 pub(super) struct Memory<V> {
-    lifetime: Duration,
     bound: usize,
-    known: HashMap<Arc<str>, (Instant, V)>,
-    /// When each was said, also of names that were said again: it is this that has the bound.
-    order: VecDeque<(Instant, Arc<str>)>,
+    known: HashMap<Arc<str>, Kept<V>>,
+    /// The ends by the wall clock.
+    order: BTreeSet<(Duration, Arc<str>)>,
+}
+
+struct Kept<V> {
+    value: V,
+    /// For how long it was said.
+    time: Duration,
+    end: Moment,
+}
+
+impl<V> Kept<V> {
+    /// Never more than it was said for: other nodes are told, whose clocks were not set back.
+    fn left(&self, now: Moment) -> Duration {
+        now.until(self.end).min(self.time)
+    }
 }
 
 impl<V> Memory<V> {
-    pub(super) fn new(lifetime: Duration, bound: usize) -> Self {
-        Self { lifetime, bound, known: HashMap::new(), order: VecDeque::new() }
+    pub(super) fn new(bound: usize) -> Self {
+        Self { bound, known: HashMap::new(), order: BTreeSet::new() }
     }
 
     /// What was last said of a name.
-    pub(super) fn get(&self, name: &str, now: Instant) -> Option<&V> {
-        let (said, value) = self.known.get(name)?;
-        (now.duration_since(*said) < self.lifetime).then_some(value)
+    pub(super) fn get(&self, name: &str, now: Moment) -> Option<&V> {
+        let kept = self.known.get(name)?;
+        (!kept.left(now).is_zero()).then_some(&kept.value)
     }
 
     /// What is remembered, and for how long it still will be.
-    pub(super) fn all(&self, now: Instant) -> impl Iterator<Item = (&Arc<str>, &V, Duration)> {
-        let left = move |said: Instant| self.lifetime.saturating_sub(now.duration_since(said));
-        let all = self.known.iter().map(move |(name, (said, value))| (name, value, left(*said)));
+    pub(super) fn all(&self, now: Moment) -> impl Iterator<Item = (&Arc<str>, &V, Duration)> {
+        let all = self.known.iter().map(move |(name, kept)| (name, &kept.value, kept.left(now)));
         all.filter(|(_, _, left)| !left.is_zero())
     }
 
-    /// Remembers something that was said of a name; what was said of it later keeps its time. False:
+    /// Remembers something that was said of a name. What was said of it for longer keeps its time. False:
     /// something else had to be forgotten before its time.
-    pub(super) fn insert(&mut self, name: Arc<str>, value: V, said: Instant) -> bool {
-        self.forget(said, usize::MAX);
-        if let Some((last, known)) = self.known.get_mut(&name)
-            && *last >= said
+    pub(super) fn insert(&mut self, name: Arc<str>, value: V, time: Duration, now: Moment) -> bool {
+        let mut kept = Kept { value, time, end: now.after(time) };
+        if let Some(known) = self.take(&name)
+            && known.left(now) > time
         {
-            *known = value;
-            return true;
+            (kept.time, kept.end) = (known.time, known.end);
         }
-        let forgotten = self.forget(said, self.bound - 1);
-        self.order.push_back((said, Arc::clone(&name)));
-        self.known.insert(name, (said, value));
+        let forgotten = self.forget(now, self.bound - 1);
+        self.order.insert((kept.end.wall, Arc::clone(&name)));
+        self.known.insert(name, kept);
         !forgotten
     }
 
-    /// Forgets what is over, and the oldest until no more than `keep` are left; whether one of these
+    /// Forgets a name.
+    pub(super) fn remove(&mut self, name: &Arc<str>) {
+        drop(self.take(name));
+    }
+
+    fn take(&mut self, name: &Arc<str>) -> Option<Kept<V>> {
+        let known = self.known.remove(name)?;
+        self.order.remove(&(known.end.wall, Arc::clone(name)));
+        Some(known)
+    }
+
+    /// Forgets what is over, and what ends first until no more than `keep` are left; whether one of these
     /// still was in force.
-    fn forget(&mut self, now: Instant, keep: usize) -> bool {
+    fn forget(&mut self, now: Moment, keep: usize) -> bool {
         let mut early = false;
-        while let Some((said, name)) = self.order.front() {
-            let over = now.duration_since(*said) >= self.lifetime;
+        while let Some((_, name)) = self.order.first() {
+            let over = self.known.get(name).is_none_or(|kept| kept.left(now).is_zero());
             if !over && self.order.len() <= keep {
                 break;
             }
-            if self.known.get(name).is_some_and(|(last, _)| last == said) {
-                self.known.remove(name);
-                early |= !over;
+            early |= !over;
+            if let Some((_, name)) = self.order.pop_first() {
+                self.known.remove(&name);
             }
-            self.order.pop_front();
         }
         early
     }
@@ -76,51 +100,53 @@ mod tests {
 
     #[test]
     fn a_name_is_forgotten_when_its_time_is_over() {
-        let (mut memory, begun) = (Memory::new(MINUTE, 10), Instant::now());
-        assert!(memory.insert("a".into(), 1, begun));
-        assert_eq!(memory.get("a", begun + MINUTE / 2), Some(&1));
+        let (mut memory, begun) = (Memory::new(10), Moment::now());
+        assert!(memory.insert("a".into(), 1, MINUTE, begun));
+        assert_eq!(memory.get("a", begun.after(MINUTE / 2)), Some(&1));
         assert_eq!(memory.get("b", begun), None);
-        assert_eq!(memory.get("a", begun + MINUTE), None);
-        assert!(memory.insert("b".into(), 2, begun + MINUTE));
+        assert_eq!(memory.get("a", begun.after(MINUTE)), None);
+        assert!(memory.insert("b".into(), 2, MINUTE, begun.after(MINUTE)));
         assert_eq!((memory.known.len(), memory.order.len()), (1, 1));
     }
 
     #[test]
-    fn a_name_that_is_said_again_stays_longer() {
-        let (mut memory, begun) = (Memory::new(MINUTE, 10), Instant::now());
-        memory.insert("a".into(), 1, begun);
-        memory.insert("a".into(), 2, begun + MINUTE / 2);
-        memory.insert("b".into(), 3, begun + MINUTE);
-        assert_eq!(memory.get("a", begun + MINUTE), Some(&2));
+    fn a_name_that_is_said_again_stays_longer_and_never_shorter() {
+        let (mut memory, begun) = (Memory::new(10), Moment::now());
+        memory.insert("a".into(), 1, MINUTE, begun);
+        memory.insert("a".into(), 2, MINUTE, begun.after(MINUTE / 2));
+        memory.insert("a".into(), 3, MINUTE / 4, begun.after(MINUTE / 2));
+        assert_eq!(memory.get("a", begun.after(MINUTE)), Some(&3));
+        let left: Vec<_> = memory.all(begun.after(MINUTE)).map(|(_, _, left)| left).collect();
+        assert_eq!(left, [MINUTE / 2]);
+        assert_eq!(memory.order.len(), 1);
+        assert_eq!(memory.all(begun.after(2 * MINUTE)).count(), 0);
+        memory.remove(&"a".into());
+        assert_eq!((memory.known.len(), memory.order.len()), (0, 0));
     }
 
     #[test]
-    fn what_is_heard_of_late_is_forgotten_in_time_and_takes_nothing_from_what_came_later() {
-        let (mut memory, begun) = (Memory::new(MINUTE, 10), Instant::now());
-        let now = begun + MINUTE / 2;
-        memory.insert("new".into(), 1, now);
-        memory.insert("new".into(), 1, begun);
-        memory.insert("late".into(), 2, begun);
-        let mut all: Vec<_> = memory.all(now).map(|(name, _, left)| (&**name, left)).collect();
-        all.sort_unstable();
-        assert_eq!(all, [("late", MINUTE / 2), ("new", MINUTE)]);
-        assert_eq!(memory.order.len(), 2);
-        assert_eq!(memory.all(begun + MINUTE).count(), 1);
-        assert_eq!(memory.get("late", begun + MINUTE), None);
-        assert_eq!(memory.get("new", begun + MINUTE), Some(&1));
+    fn a_clock_that_is_set_forward_or_back_forgets_nothing_early_and_tells_no_longer_time() {
+        let (mut memory, begun) = (Memory::new(10), Moment::now());
+        memory.insert("a".into(), 1, MINUTE, begun);
+        let forward = Moment { wall: begun.wall + 100 * MINUTE, ..begun.after(MINUTE / 2) };
+        assert_eq!(memory.get("a", forward), Some(&1));
+        let back = Moment { wall: begun.wall - 100 * MINUTE, ..begun.after(2 * MINUTE) };
+        assert_eq!(memory.get("a", back), Some(&1));
+        assert_eq!(memory.all(back).next().map(|(_, _, left)| left), Some(MINUTE));
+        assert_eq!(memory.get("a", begun.after(MINUTE)), None);
     }
 
     #[test]
-    fn at_the_bound_the_oldest_goes_and_that_is_told() {
-        let (mut memory, now) = (Memory::new(MINUTE, 2), Instant::now());
-        assert!(memory.insert("a".into(), (), now));
-        assert!(memory.insert("b".into(), (), now));
-        assert!(!memory.insert("c".into(), (), now));
+    fn at_the_bound_what_ends_first_goes_and_that_is_told() {
+        let (mut memory, now) = (Memory::new(2), Moment::now());
+        assert!(memory.insert("a".into(), (), MINUTE, now));
+        assert!(memory.insert("b".into(), (), 2 * MINUTE, now));
+        assert!(!memory.insert("c".into(), (), 3 * MINUTE, now));
         assert!(memory.get("a", now).is_none() && memory.get("b", now).is_some());
-        for later in 1..=100 {
-            memory.insert("c".into(), (), now + Duration::from_nanos(later));
+        for _ in 1..=100 {
+            assert!(memory.insert("c".into(), (), 3 * MINUTE, now));
         }
-        assert_eq!((memory.known.len(), memory.order.len()), (1, 2));
+        assert_eq!((memory.known.len(), memory.order.len()), (2, 2));
         assert!(memory.get("c", now).is_some());
     }
 }

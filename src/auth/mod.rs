@@ -4,6 +4,7 @@
 
 mod cache;
 mod claims;
+mod clock;
 mod dev;
 mod jwks;
 mod keys;
@@ -15,17 +16,16 @@ mod revocations;
 mod trust;
 mod validator;
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 
 pub(crate) use claims::{NOT_OF_ACCESS_TOKENS, is_of_access_tokens, token_type};
+pub(crate) use clock::since_1970;
 pub use dev::DevIssuer;
+pub(crate) use keys::RefreshError;
 pub(crate) use login::{LoginError, Logins, SessionOf, Tokens};
+pub(crate) use logout_token::LogoutToken;
 pub(crate) use provider::{Provider, ProviderError};
 pub(crate) use revocations::{Logout, MAX_NAME};
 pub(crate) use trust::{Discovery, Signature, Trust, is_allowed};
@@ -58,10 +58,9 @@ impl Identity {
         roles.iter().all(|role| self.roles.iter().any(|known| **known == *role.as_ref()))
     }
 
-    /// Time until the token expires; zero if it has.
+    /// Time until the token expires, by the wall clock; zero if it has.
     pub fn expires_in(&self) -> Duration {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Duration::from_secs(self.expires_at).saturating_sub(now)
+        Duration::from_secs(self.expires_at).saturating_sub(since_1970())
     }
 }
 
@@ -87,8 +86,7 @@ pub(crate) fn claims_to_be_expired(token: &str) -> bool {
     }
     let claims = token.split('.').nth(1).and_then(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
     let expiry = claims.and_then(|claims| objects::read_bytes::<Expiry>(&claims).ok());
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    expiry.is_some_and(|expiry| expiry.exp < now.as_secs_f64())
+    expiry.is_some_and(|expiry| expiry.exp < since_1970().as_secs_f64())
 }
 
 /// The token of an `Authorization` value, whose scheme is `Bearer` in any case.

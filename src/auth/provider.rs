@@ -69,6 +69,9 @@ pub(crate) enum ProviderError {
     /// Its answer cannot be read.
     #[error("{0}")]
     Malformed(String),
+    /// It publishes none that could have signed a token.
+    #[error("its key set has no key that signs tokens")]
+    NoKeys,
 }
 
 impl ProviderError {
@@ -79,7 +82,7 @@ impl ProviderError {
             Self::BreakerOpen => false,
             Self::Unreachable(error) => error.is_connect(),
             Self::Status { status, .. } => status.is_client_error(),
-            Self::Malformed(_) => true,
+            Self::Malformed(_) | Self::NoKeys => true,
         }
     }
 }

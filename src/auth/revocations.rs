@@ -7,12 +7,12 @@ use std::{
         Arc, PoisonError, RwLock, RwLockReadGuard,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::{Identity, memory::Memory};
+use super::{Identity, clock::Moment, memory::Memory};
 
 /// Logouts remembered at most, of each kind: some 15 MB.
 const BOUND: usize = 100_000;
@@ -46,7 +46,7 @@ pub(crate) enum Logout {
         /// With a `subject`: the user's name, which is all that older nodes know a user by; empty where it
         /// is not this user's alone. Without: a `sub` or name that is not known where it was asked for.
         name: Arc<str>,
-        /// Milliseconds since 1970, by the clocks of the nodes.
+        /// Milliseconds since 1970, by the clock that the nodes share.
         at: u64,
         /// The user's `sub`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -113,7 +113,7 @@ impl Logout {
     }
 }
 
-/// The logouts that this node knows of, for as long as tokens may live.
+/// The logouts that this node knows of, each for as long as the node that heard of it said.
 pub(super) struct Revocations {
     lifetime: Duration,
     /// It was said that tokens live longer.
@@ -123,12 +123,12 @@ pub(super) struct Revocations {
 }
 
 impl Revocations {
-    /// Remembers each logout for `lifetime`.
+    /// Remembers a logout of this node for `lifetime`.
     pub(super) fn new(lifetime: Duration) -> Self {
         Self {
             lifetime,
             warned: AtomicBool::new(false),
-            kinds: [(); 5].map(|()| RwLock::new(Memory::new(lifetime, BOUND))),
+            kinds: [(); 5].map(|()| RwLock::new(Memory::new(BOUND))),
         }
     }
 
@@ -139,7 +139,7 @@ impl Revocations {
 
     /// Every logout that is remembered, and for how long it still will be.
     pub(super) fn all(&self) -> Vec<(Logout, Duration)> {
-        let now = Instant::now();
+        let now = Moment::now();
         let mut all = Vec::new();
         for kind in 0..self.kinds.len() {
             let known = self.known(kind);
@@ -152,14 +152,12 @@ impl Revocations {
     /// Whether all that the logout ends is refused already.
     pub(super) fn know(&self, logout: &Logout) -> bool {
         let (kind, name, at) = logout.parts();
-        self.known(kind).get(name, Instant::now()).is_some_and(|known| at <= known.at)
+        self.known(kind).get(name, Moment::now()).is_some_and(|known| at <= known.at)
     }
 
-    /// Refuses what the logout ends, for so long at most.
+    /// Refuses what the logout ends, for so long, or for as long as was said before.
     pub(super) fn add(&self, logout: &Logout, left: Duration) {
-        let now = Instant::now();
-        // Where the clock does not reach back that far, it is remembered for too long.
-        let now = now.checked_sub(self.lifetime.saturating_sub(left)).unwrap_or(now);
+        let now = Moment::now();
         let (kind, name, at) = logout.parts();
         let mut known = self.kinds[kind].write().unwrap_or_else(PoisonError::into_inner);
         // Logouts may arrive in another order than they were made in.
@@ -167,8 +165,8 @@ impl Revocations {
         if let Some(newer) = known.get(name, now).filter(|known| known.at > at) {
             last = Said { at: newer.at, name: newer.name.clone() };
         }
-        if !known.insert(Arc::clone(name), last, now) {
-            tracing::warn!(bound = BOUND, "too many logouts: the oldest is forgotten");
+        if !known.insert(Arc::clone(name), last, left, now) {
+            tracing::warn!(bound = BOUND, "too many logouts: the one that ends first is forgotten");
         }
     }
 
@@ -185,7 +183,7 @@ impl Revocations {
         since: u64,
         is_meant: impl Fn(&str) -> bool,
     ) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         let ended =
             |kind, name: &str| self.known(kind).get(name, now).is_some_and(|said| since <= said.at);
         self.known(CONNECTION).get(id, now).is_some()
@@ -210,7 +208,7 @@ impl Revocations {
 
     /// Whether the bearer of a token was logged out.
     pub(super) fn cover(&self, identity: &Identity) -> bool {
-        let now = Instant::now();
+        let now = Moment::now();
         let session = identity.session.as_deref();
         session.is_some_and(|sid| self.known(SESSION).get(sid, now).is_some())
             || self
@@ -271,9 +269,19 @@ mod tests {
 
     #[test]
     fn a_logout_is_forgotten_after_its_lifetime() {
-        let revocations = Revocations::new(Duration::ZERO);
-        revocations.add(&Logout::Session("s1".into()), MINUTE);
+        let revocations = Revocations::new(MINUTE);
+        revocations.add(&Logout::Session("s1".into()), Duration::ZERO);
         assert!(!revocations.cover(&identity("ann", Some("s1"), 0)));
+    }
+
+    #[test]
+    fn a_node_with_a_short_lifetime_keeps_what_another_one_keeps_for_longer() {
+        let revocations = Revocations::new(Duration::from_secs(1));
+        let session = Logout::Session("s1".into());
+        revocations.add(&session, MINUTE);
+        revocations.add(&session, revocations.lifetime());
+        let all = revocations.all();
+        assert!(all[0].1 > MINUTE / 2, "{all:?}");
     }
 
     #[test]

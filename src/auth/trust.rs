@@ -119,6 +119,9 @@ impl Trust {
     pub(crate) async fn fetched(provider: &Provider) -> Result<Self, ProviderError> {
         let text = provider.keys().await?;
         let keys = KeySet::parse(&text, &KeySet::default()).map_err(ProviderError::Malformed)?;
+        if keys.len() == 0 {
+            return Err(ProviderError::NoKeys);
+        }
         Ok(Self { keys: Some(keys), ..Self::without_keys(provider) })
     }
 

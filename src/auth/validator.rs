@@ -1,10 +1,7 @@
 //! Decides whether a token lets its bearer in. Where the keys come from is the only thing that differs
 //! between the development issuer and an identity provider.
 
-use std::{
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{sync::Arc, time::Duration};
 
 use jsonwebtoken::{Algorithm, Header, Validation, errors::ErrorKind};
 use serde::de::{DeserializeOwned, IgnoredAny};
@@ -14,10 +11,11 @@ use super::{
     DevIssuer, Identity, Provider,
     cache::{Entry, TokenCache, fingerprint},
     claims::{ClaimReader, Claims},
+    clock::since_1970,
     dev,
     jwks::{Key, KeySet},
-    keys::Keys,
-    logout_token::{LogoutClaims, LogoutReader},
+    keys::{Keys, RefreshError},
+    logout_token::{LogoutClaims, LogoutReader, LogoutToken},
     revocations::{Logout, Revocations},
 };
 use crate::{
@@ -84,7 +82,7 @@ impl Validator {
     /// Trusts the tokens of an identity provider, whose keys are fetched from now on. Needs a runtime.
     pub(crate) fn of(provider: &Arc<Provider>, config: &AuthConfig, metrics: AuthMetrics) -> Self {
         let fetched = metrics.keys_fetched.clone();
-        let keys = Keys::of(Arc::clone(provider), config.keys_lifetime, fetched);
+        let keys = Keys::of(Arc::clone(provider), config, fetched);
         Self::new(keys, provider.issuer().to_owned(), config, metrics)
     }
 
@@ -138,7 +136,7 @@ impl Validator {
     }
 
     /// The bearer of an access token that came along with something else: nothing is counted.
-    pub(crate) async fn bearer(&self, token: &str) -> Option<Identity> {
+    pub(crate) async fn bearer(&self, token: &str) -> Option<Arc<Identity>> {
         Some(self.check(token).await.ok()?.identity)
     }
 
@@ -148,17 +146,39 @@ impl Validator {
         self.signed::<IgnoredAny>(token, &header, &key, &["iss"]).is_ok()
     }
 
-    /// Reads a logout token, each once: what it ends, and the user's `sub`, where it says so.
-    pub(crate) async fn logout(
-        &self,
-        token: &str,
-    ) -> Result<(Logout, Option<Arc<str>>), AuthError> {
+    /// Whether tokens can be checked: there are keys, and they are not too old.
+    pub(crate) fn has_keys(&self) -> bool {
+        self.keys.are_usable()
+    }
+
+    /// The time since the keys were fetched; none where they never are.
+    pub(crate) fn keys_age(&self) -> Option<Duration> {
+        self.keys.age()
+    }
+
+    /// Fetches the keys now; returns their names.
+    pub(crate) async fn refresh_keys(&self) -> Result<Vec<String>, RefreshError> {
+        self.keys.refresh().await
+    }
+
+    /// The same, without waiting for it.
+    pub(crate) fn ask_for_keys(&self) {
+        self.keys.ask_now();
+    }
+
+    /// Reads a logout token, each once.
+    pub(crate) async fn logout(&self, token: &str) -> Result<LogoutToken, AuthError> {
         if token.len() > MAX_TOKEN {
             return Err(AuthError::Invalid("the token is too large"));
         }
         let (header, key) = self.key_of(token).await?;
         let claims: LogoutClaims = self.signed(token, &header, &key, &["iss"])?;
         self.logouts.logout(header.typ.as_deref(), claims)
+    }
+
+    /// Takes a logout token once more: its sender was told to try again.
+    pub(crate) fn take_again(&self, token: &LogoutToken) {
+        self.logouts.take_again(token);
     }
 
     /// Refuses the tokens of what a logout ends from now on.
@@ -169,10 +189,9 @@ impl Validator {
     /// The same for a logout that another node heard of, whose time is partly over. False: this node
     /// knew of it.
     pub(crate) fn learn(&self, logout: &Logout, left: Duration) -> bool {
-        let new = !self.revocations.know(logout);
-        if new {
-            self.revocations.add(logout, left);
-        }
+        let new = !left.is_zero() && !self.revocations.know(logout);
+        // One that is known may be kept for longer elsewhere.
+        self.revocations.add(logout, left);
         new
     }
 
@@ -232,8 +251,7 @@ impl Validator {
 
     /// Never past `exp`, whatever the leeway, and only while its very key is in force.
     fn still_good(&self, entry: &Entry) -> bool {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        entry.identity.expires_at > now.as_secs()
+        entry.identity.expires_at > since_1970().as_secs()
             && self.keys.known(entry.key.kid()).is_some_and(|key| Arc::ptr_eq(&key, &entry.key))
     }
 

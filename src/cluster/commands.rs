@@ -10,11 +10,8 @@ use fred::{
     types::{ClusterHash, config::Options, scripts::Script},
 };
 
-use super::{
-    Others,
-    event::{Revocation, now},
-};
-use crate::metrics::RedisOperation;
+use super::{Others, event::Revocation};
+use crate::{auth::Logout, metrics::RedisOperation};
 
 /// Silence after which the connection is given up.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
@@ -97,19 +94,18 @@ impl<'a> Commands<'a> {
         Ok(())
     }
 
-    /// Keeps logouts and tells every node of them, and forgets those whose time is over. All go at the latest
-    /// with the key, which lasts as long as the last of them.
+    /// Keeps logouts, each for the time that is left of it, and tells every node of them; forgets those whose time
+    /// is over. All go at the latest with the key, which lasts as long as the last of them.
     pub(super) async fn keep(
         &self,
-        revocations: &[Revocation],
-        lifetime: Duration,
+        logouts: &[(Logout, Duration)],
         text: String,
     ) -> Result<(), Error> {
-        let seconds = (lifetime.as_secs() + 1).to_string();
-        let mut arguments = vec![seconds, now().to_string(), self.channel.clone(), text];
-        for Revocation { logout, until } in revocations {
+        let mut arguments = vec![self.channel.clone(), text];
+        for (logout, left) in logouts {
             let text = serde_json::to_string(logout).expect("a logout has nothing that JSON lacks");
-            arguments.extend([until.to_string(), text]);
+            let left = (*left + Duration::from_millis(500)).as_secs();
+            arguments.extend([left.to_string(), text]);
         }
         let (redis, keys) = (&self.others.redis, vec![self.revocations.clone()]);
         redis.run_on(&self.client, RedisOperation::Revoke, &self.keep, keys, arguments).await
@@ -117,13 +113,13 @@ impl<'a> Commands<'a> {
 
     /// The logouts that are in force. From the end, so that none is passed over while others go at
     /// the beginning.
-    pub(super) async fn revocations(&self) -> Result<Vec<Revocation>, Error> {
+    pub(super) async fn revocations(&self, now: Duration) -> Result<Vec<Revocation>, Error> {
         let mut all = Vec::new();
         for offset in (0i64..).step_by(PAGE) {
             let page = self.client.zrevrangebyscore(
                 &self.revocations,
                 f64::INFINITY,
-                now() as f64,
+                now.as_secs() as f64,
                 true,
                 Some((offset, PAGE as i64)),
             );

@@ -2,10 +2,7 @@
 //!
 //! A node passes over a kind that it does not know, so that nodes of two versions can run side by side.
 
-use std::{
-    borrow::Cow,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{borrow::Cow, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::{RawValue, to_raw_value};
@@ -45,6 +42,8 @@ pub(super) enum Event {
     Replaced(Vec<Uuid>),
     /// Logouts, and what administrators end.
     LogOut(Vec<Revocation>),
+    /// An administrator has the identity provider's keys fetched.
+    RefreshKeys {},
 }
 
 impl Event {
@@ -57,29 +56,20 @@ impl Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Revocation {
     pub(super) logout: Logout,
-    /// Seconds since 1970, by the clocks of the nodes.
+    /// Seconds since 1970, by the clock that the nodes share. Older nodes go by their own.
     pub(super) until: u64,
 }
 
 impl Revocation {
-    pub(super) fn lasting(logout: Logout, left: Duration) -> Self {
-        // To the nearest second, so that it neither grows nor shrinks on its way from node to node.
-        Self { logout, until: now() + (left + Duration::from_millis(500)).as_secs() }
+    /// To the nearest second, so that it neither grows nor shrinks on its way from node to node.
+    pub(super) fn lasting(logout: Logout, left: Duration, now: Duration) -> Self {
+        Self { logout, until: now.as_secs() + (left + Duration::from_millis(500)).as_secs() }
     }
 
     /// The time that is left of it.
-    pub(super) fn left(&self) -> Duration {
-        Duration::from_secs(self.until.saturating_sub(now()))
+    pub(super) fn left(&self, now: Duration) -> Duration {
+        Duration::from_secs(self.until.saturating_sub(now.as_secs()))
     }
-}
-
-/// Seconds since 1970.
-pub(super) fn now() -> u64 {
-    since_1970().as_secs()
-}
-
-pub(super) fn since_1970() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -116,6 +106,7 @@ mod tests {
                 Event::Replaced(vec![Uuid::nil()]),
                 r#"{"replaced":["00000000-0000-0000-0000-000000000000"]}"#,
             ),
+            (Event::RefreshKeys {}, r#"{"refresh_keys":{}}"#),
             (
                 log_out(Logout::Session("s1".into())),
                 r#"{"log_out":[{"logout":{"session":"s1"},"until":9}]}"#,

@@ -22,7 +22,10 @@ use fred::{
 };
 use uuid::Uuid;
 
-use super::details::{Owner, describe};
+use super::{
+    clock::Clock,
+    details::{Owner, describe},
+};
 use crate::{
     config::{ConnectionPolicy, WsConfig},
     hub::Outbox,
@@ -59,6 +62,7 @@ impl Dead {
 pub(super) struct Ledger {
     redis: Arc<Redis>,
     node: Arc<str>,
+    clock: Arc<Clock>,
     lives: AtomicU64,
     limit: u32,
     policy: ConnectionPolicy,
@@ -74,7 +78,12 @@ struct Scripts {
 }
 
 impl Ledger {
-    pub(super) fn new(redis: Arc<Redis>, node: Arc<str>, config: &WsConfig) -> Self {
+    pub(super) fn new(
+        redis: Arc<Redis>,
+        node: Arc<str>,
+        clock: Arc<Clock>,
+        config: &WsConfig,
+    ) -> Self {
         let scripts = Scripts {
             enter: Script::from_lua(include_str!("scripts/enter.lua")),
             release: Script::from_lua(include_str!("scripts/release.lua")),
@@ -83,7 +92,7 @@ impl Ledger {
             page: Script::from_lua(include_str!("scripts/page.lua")),
         };
         let (limit, policy) = (config.max_connections_per_user, config.connection_policy);
-        Self { redis, node, lives: AtomicU64::new(0), limit, policy, scripts }
+        Self { redis, node, clock, lives: AtomicU64::new(0), limit, policy, scripts }
     }
 
     /// Whether users may have so many connections only.
@@ -183,7 +192,7 @@ impl Ledger {
         let mut arguments = vec![self.life(), limit, policy.to_owned(), channel];
         for outbox in outboxes {
             keys.extend([self.lease(outbox.subject()), self.name(outbox.username())]);
-            let age = outbox.age().as_millis().to_string();
+            let age = self.clock.since(outbox.since).as_millis().to_string();
             arguments.extend([outbox.id.to_string(), age, self.describe(outbox)]);
         }
         (keys, arguments)

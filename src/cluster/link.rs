@@ -28,6 +28,7 @@ use super::{
     queue::Batch,
 };
 use crate::{
+    auth::Logout,
     redis::{Backoff, Connection, gone},
     task::{self, Task},
 };
@@ -155,6 +156,7 @@ impl<'a> Session<'a> {
         let keeper = Keeper::new(&others.leases, client.clone());
         let session = Self { cluster, others, commands: Commands::new(others, client), keeper };
         session.commands.subscribe().await?;
+        session.ask_for_the_time().await?;
         session.sync().await?;
         session.keeper.compare().await?;
         session.commands.count_nodes().await?;
@@ -167,11 +169,19 @@ impl<'a> Session<'a> {
         loop {
             sleep(HEARTBEAT).await;
             match self.commands.sign_of_life().await {
-                Ok(()) => last = Instant::now(),
+                Ok(()) => {
+                    last = Instant::now();
+                    // Without an answer, the time since the last one does.
+                    drop(self.ask_for_the_time().await);
+                }
                 Err(error) if last.elapsed() >= SILENCE => return error,
                 Err(_) => {}
             }
         }
+    }
+
+    async fn ask_for_the_time(&self) -> Result<(), Error> {
+        self.cluster.clock.ask(Some(&self.commands.client)).await.map(drop)
     }
 
     /// Keeps leases. A Redis that has lost them may have lost logouts too.
@@ -220,7 +230,7 @@ impl<'a> Session<'a> {
                 Batch::Events(events) => {
                     self.commands.publish(&self.cluster.envelope(events)).await
                 }
-                Batch::LogOut(revocation) => self.tell(slice::from_ref(revocation)).await,
+                Batch::LogOut(logout) => self.tell(slice::from_ref(logout)).await,
             };
             // Also what has arrived: an end of the connection after this gives up nothing.
             let given_up = self.others.queue.give_up();
@@ -238,14 +248,13 @@ impl<'a> Session<'a> {
     /// Makes this node and Redis know the same logouts: each tells the other what it lacks. A Redis
     /// that was started anew lacks all of them.
     async fn sync(&self) -> Result<(), Error> {
-        let kept = self.commands.revocations().await?;
-        self.cluster.learn(&kept);
+        let now = self.cluster.clock.now();
+        let kept = self.commands.revocations(now).await?;
+        let left = |kept: &Revocation| (kept.logout.clone(), kept.left(now));
+        self.cluster.learn(kept.iter().map(left));
         let kept: HashSet<_> = kept.into_iter().map(|revocation| revocation.logout).collect();
         let known = self.cluster.validator.revoked().into_iter();
-        let missing: Vec<_> = known
-            .filter(|(logout, _)| !kept.contains(logout))
-            .map(|(logout, left)| Revocation::lasting(logout, left))
-            .collect();
+        let missing: Vec<_> = known.filter(|(logout, _)| !kept.contains(logout)).collect();
         for page in missing.chunks(PAGE) {
             self.tell(page).await?;
         }
@@ -253,10 +262,12 @@ impl<'a> Session<'a> {
     }
 
     /// Keeps logouts in Redis, which tells the nodes that are there.
-    async fn tell(&self, revocations: &[Revocation]) -> Result<(), Error> {
-        let lifetime = self.cluster.validator.revocation_lifetime();
-        let event = Event::LogOut(revocations.to_vec()).encode();
-        self.commands.keep(revocations, lifetime, self.cluster.envelope(&[event])).await
+    async fn tell(&self, logouts: &[(Logout, Duration)]) -> Result<(), Error> {
+        let now = self.cluster.clock.now();
+        let lasting =
+            |(logout, left): &(Logout, Duration)| Revocation::lasting(logout.clone(), *left, now);
+        let event = Event::LogOut(logouts.iter().map(lasting).collect()).encode();
+        self.commands.keep(logouts, self.cluster.envelope(&[event])).await
     }
 }
 

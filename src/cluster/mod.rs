@@ -6,10 +6,12 @@
 //! and hands over theirs. A new connection takes one of the `leases`, which the link's `keeper` keeps in
 //! the `ledger`. A node that is cut off from Redis serves its own clients as before.
 
+mod clock;
 mod commands;
 mod details;
 mod event;
 mod keeper;
+mod kept;
 mod leases;
 mod ledger;
 mod link;
@@ -20,11 +22,12 @@ use std::{
     borrow::Cow,
     cell::OnceCell,
     cmp::Reverse,
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use fred::error::Error;
@@ -34,25 +37,39 @@ use serde_json::value::{RawValue, to_raw_value};
 use tokio::task::yield_now;
 use uuid::Uuid;
 
+pub(crate) use kept::{NotKept, keep_logouts};
 pub(crate) use leases::Lease;
 pub(crate) use link::ClusterLink;
 pub(crate) use users::{NamedBy, User};
 
 use crate::{
-    auth::{Identity, Logout, Validator},
+    auth::{Identity, Logout, RefreshError, Validator},
     config::Config,
     hub::{Hub, Outbox, Recipients},
     protocol::{CloseReason, Push},
     redis::Redis,
+    store::Store,
 };
+use clock::Clock;
 use details::describe;
-use event::{Envelope, Event, Revocation, since_1970};
+use event::{Envelope, Event};
 use leases::Leases;
 use ledger::Ledger;
 use queue::{Dropped, Item, Queue};
 
 /// Why a connection is ended from outside.
 const REVOKED: CloseReason = CloseReason::SessionRevoked;
+
+/// Why a connection may not have been ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CloseError {
+    /// Redis does not say whether there is one.
+    #[error(transparent)]
+    Away(#[from] Error),
+    /// It is ended, and nodes that hear nothing may not learn it.
+    #[error(transparent)]
+    NotKept(#[from] NotKept),
+}
 
 /// Who gets a push.
 pub(crate) enum Audience<'a> {
@@ -73,8 +90,12 @@ pub(crate) struct Cluster {
     node: Arc<str>,
     hub: Arc<Hub>,
     validator: Arc<Validator>,
+    store: Arc<Store>,
+    clock: Arc<Clock>,
     viewers: Viewers,
     broadcast_errors: IntCounter,
+    /// Logouts that are in force and that the database does not keep yet.
+    unkept: Mutex<HashSet<Logout>>,
     /// None: this node is alone.
     others: Option<Others>,
 }
@@ -98,14 +119,16 @@ impl Cluster {
     pub(crate) fn new(
         config: &Config,
         redis: Option<Arc<Redis>>,
+        store: Arc<Store>,
         hub: Arc<Hub>,
         validator: Arc<Validator>,
         viewers: Viewers,
         broadcast_errors: IntCounter,
     ) -> Self {
         let node = node_id(config.cluster.node.as_deref());
+        let clock = Arc::new(Clock::new(redis.clone()));
         let leases = |redis| {
-            let ledger = Ledger::new(redis, Arc::clone(&node), &config.ws);
+            let ledger = Ledger::new(redis, Arc::clone(&node), Arc::clone(&clock), &config.ws);
             Arc::new(Leases::new(ledger, config.cluster.fail_mode))
         };
         let others = redis.map(|redis| Others {
@@ -116,12 +139,18 @@ impl Cluster {
             nodes: AtomicUsize::new(1),
             unsynced: AtomicBool::new(false),
         });
-        Self { node, hub, validator, viewers, broadcast_errors, others }
+        let unkept = Mutex::default();
+        Self { node, hub, validator, store, clock, viewers, broadcast_errors, unkept, others }
     }
 
     /// This node's id, another one after each start.
     pub(crate) fn node(&self) -> &str {
         &self.node
+    }
+
+    /// Milliseconds since 1970, by the clock that the nodes share: when a connection was opened.
+    pub(crate) fn now(&self) -> u64 {
+        millis(self.clock.now())
     }
 
     /// Whether there may be others.
@@ -234,30 +263,35 @@ impl Cluster {
     }
 
     /// Ends a connection, on whichever node it is; false if none of this id is here or listed.
-    pub(crate) async fn close(&self, id: Uuid) -> Result<bool, Error> {
+    pub(crate) async fn close(&self, id: Uuid) -> Result<bool, CloseError> {
         if self.hub.close(id, REVOKED) {
             return Ok(true);
         }
         let Some(others) = &self.others else { return Ok(false) };
         let listed = others.leases.ledger.has(id).await?;
         // In any case: those of a node that drains, or is away, may not be listed.
-        self.disconnect(Logout::Connection(id.to_string().into()));
+        self.disconnect(Logout::Connection(id.to_string().into())).await?;
         // Once more: it may have been let in here meanwhile.
         Ok(self.hub.close(id, REVOKED) || listed)
     }
 
     /// Ends every connection of a user.
-    pub(crate) fn close_user(&self, User { subject, name }: User) {
-        let at = u64::try_from(since_1970().as_millis()).unwrap_or(u64::MAX);
-        self.disconnect(Logout::User { name, at, subject: subject.clone() });
-        if let Some(subject) = subject {
-            self.hub.close_user(&subject, u64::MAX, REVOKED);
+    pub(crate) async fn close_user(&self, User { subject, name }: User) -> Result<(), NotKept> {
+        if let Some(subject) = &subject {
+            self.hub.close_user(subject, u64::MAX, REVOKED);
         }
+        let at = millis(self.clock.ask_or_guess().await);
+        let kept = self.disconnect(Logout::User { name, at, subject: subject.clone() }).await;
+        // Once more: some may have been let in here meanwhile.
+        if let Some(subject) = subject {
+            self.hub.close_user(&subject, at, REVOKED);
+        }
+        kept
     }
 
     /// Refuses what a logout ends, then closes it: a socket that is opened in between finds the refusal.
-    /// Returns the user, if a connection here tells who it is.
-    pub(crate) fn log_out(&self, logout: &Logout) -> Option<Identity> {
+    /// Returns the user, if a connection here tells who it is, and whether the database keeps it.
+    pub(crate) async fn log_out(&self, logout: &Logout) -> (Option<Identity>, Result<(), NotKept>) {
         self.validator.revoke(logout);
         let user = OnceCell::new();
         let is_meant = |identity: &Identity| {
@@ -270,20 +304,30 @@ impl Cluster {
         let connections = self.hub.close_of(is_meant, REVOKED);
         tracing::info!(connections, "a logout closes its connections");
         self.tell(logout.clone());
-        user.into_inner()
+        (user.into_inner(), self.keep(logout).await)
     }
 
     /// Ends connections of other nodes, which learn it like a logout: when they are back if they are away.
-    fn disconnect(&self, logout: Logout) {
-        if self.is_on() {
-            self.validator.revoke(&logout);
-            self.tell(logout);
+    async fn disconnect(&self, logout: Logout) -> Result<(), NotKept> {
+        if !self.is_on() {
+            return Ok(());
         }
+        self.validator.revoke(&logout);
+        self.tell(logout.clone());
+        self.keep(&logout).await
     }
 
     fn tell(&self, logout: Logout) {
         let lifetime = self.validator.revocation_lifetime();
-        self.queue(|| Item::LogOut(Revocation::lasting(logout, lifetime)));
+        self.queue(|| Item::LogOut((logout, lifetime)));
+    }
+
+    /// Has all nodes fetch the identity provider's keys; returns the names of those that this one got.
+    pub(crate) async fn refresh_keys(&self) -> Result<Vec<String>, RefreshError> {
+        if self.is_on() {
+            self.publish(Event::RefreshKeys {});
+        }
+        self.validator.refresh_keys().await
     }
 
     fn publish(&self, event: Event) {
@@ -348,7 +392,12 @@ impl Cluster {
                     others.leases.replace(&ids);
                 }
             }
-            Event::LogOut(revocations) => self.learn(&revocations),
+            Event::LogOut(revocations) => {
+                let now = self.clock.now();
+                let left = revocations.iter().map(|one| (one.logout.clone(), one.left(now)));
+                self.learn(left);
+            }
+            Event::RefreshKeys {} => self.validator.ask_for_keys(),
         }
     }
 
@@ -367,11 +416,11 @@ impl Cluster {
     }
 
     /// Takes over logouts, and looks once through the connections for all of them.
-    fn learn(&self, revocations: &[Revocation]) {
+    fn learn(&self, revocations: impl IntoIterator<Item = (Logout, Duration)>) {
         let mut logouts = 0;
-        for revocation in revocations {
-            let is_new = self.validator.learn(&revocation.logout, revocation.left());
-            match &revocation.logout {
+        for (logout, left) in revocations {
+            let is_new = self.validator.learn(&logout, left);
+            match &logout {
                 _ if !is_new => {}
                 Logout::Connection(id) => {
                     drop(Uuid::try_parse(id).map(|id| self.hub.close(id, REVOKED)));
@@ -401,6 +450,10 @@ fn node_id(name: Option<&str>) -> Arc<str> {
         None => random.to_string().into(),
         Some(name) => format!("{name}-{:08x}", random.as_fields().0).into(),
     }
+}
+
+fn millis(since_1970: Duration) -> u64 {
+    u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX)
 }
 
 fn size(number: i64) -> usize {

@@ -10,7 +10,7 @@ use std::{
 use serde_json::value::RawValue;
 use tokio::sync::Notify;
 
-use super::event::Revocation;
+use crate::auth::Logout;
 
 /// Bytes that wait at most; one more, and the oldest is dropped.
 const BOUND: usize = 16 * 1024 * 1024;
@@ -25,15 +25,15 @@ const BATCH: usize = 64 * 1024;
 pub(super) enum Item {
     /// An event, encoded.
     Event(Box<RawValue>),
-    /// A logout, which is kept in Redis as well.
-    LogOut(Revocation),
+    /// A logout, which is kept in Redis as well, and its time.
+    LogOut((Logout, Duration)),
 }
 
 impl Item {
     fn size(&self) -> usize {
         let text = match self {
             Self::Event(event) => event.get().len(),
-            Self::LogOut(revocation) => revocation.logout.name().len(),
+            Self::LogOut((logout, _)) => logout.name().len(),
         };
         text + mem::size_of::<(Instant, Self)>()
     }
@@ -44,7 +44,7 @@ pub(super) enum Batch {
     /// Events that follow each other.
     Events(Vec<Box<RawValue>>),
     /// A logout.
-    LogOut(Revocation),
+    LogOut((Logout, Duration)),
 }
 
 /// Oldest first.
@@ -227,7 +227,7 @@ mod tests {
         let Some(past) = Instant::now().checked_sub(2 * STALE) else { return };
         let logout = crate::auth::Logout::Session("s1".into());
         queue.push(event(1));
-        queue.push(Item::LogOut(Revocation { logout, until: 0 }));
+        queue.push(Item::LogOut((logout, Duration::ZERO)));
         queue.push(event(1));
         queue.state().waiting.iter_mut().for_each(|(since, _)| *since = past);
         let one = Dropped { events: 1, logouts: 0 };

@@ -17,6 +17,8 @@ pub struct AuthConfig {
     pub provider: Option<ProviderConfig>,
     /// `OIDC_JWKS_LIFETIME`.
     pub keys_lifetime: Duration,
+    /// `OIDC_JWKS_MAX_AGE`; if not set, four lifetimes.
+    pub keys_max_age: Duration,
     /// `OIDC_TIMEOUT`, of each call.
     pub timeout: Duration,
     /// `KEYCLOAK_CLIENT_ID`.
@@ -114,9 +116,11 @@ impl AuthConfig {
 
 impl Reader<'_> {
     pub(super) fn auth(&mut self, data_dir: &Path) -> AuthConfig {
+        let (keys_lifetime, keys_max_age) = self.keys_ages();
         AuthConfig {
             provider: self.provider(),
-            keys_lifetime: self.get("OIDC_JWKS_LIFETIME"),
+            keys_lifetime,
+            keys_max_age,
             timeout: self.get("OIDC_TIMEOUT"),
             client_id: self.get("KEYCLOAK_CLIENT_ID"),
             leeway: self.get("JWT_LEEWAY"),
@@ -138,6 +142,19 @@ impl Reader<'_> {
                 .get::<Option<PathBuf>>("DEV_KEY_FILE")
                 .unwrap_or_else(|| data_dir.join("dev-key.pem")),
         }
+    }
+
+    /// After how long keys are fetched again, and after how long they are not used any more.
+    fn keys_ages(&mut self) -> (Duration, Duration) {
+        let lifetime: Duration = self.get("OIDC_JWKS_LIFETIME");
+        let max_age: Option<Duration> = self.get("OIDC_JWKS_MAX_AGE");
+        let max_age = max_age.unwrap_or_else(|| lifetime.saturating_mul(4));
+        if max_age < lifetime {
+            self.faults.push(format!(
+                "OIDC_JWKS_MAX_AGE: {max_age:?} is not allowed; allowed: at least OIDC_JWKS_LIFETIME, which is {lifetime:?}"
+            ));
+        }
+        (lifetime, max_age)
     }
 
     /// Keycloak by its base and realm, or any provider by its issuer. With both, tokens bear the
@@ -260,6 +277,25 @@ mod tests {
             let fault = read(&[("JWT_TYPES", text)]).unwrap_err();
             assert!(fault.contains("JWT_TYPES") && fault.contains("at+jwt"), "{text}: {fault}");
         }
+    }
+
+    #[test]
+    fn keys_are_used_for_four_lifetimes_or_as_long_as_is_set_but_not_less_than_one() {
+        let (lifetime, max_age) = ("OIDC_JWKS_LIFETIME", "OIDC_JWKS_MAX_AGE");
+        for (settings, seconds) in [
+            (&[][..], 4 * 3600),
+            (&[(lifetime, "5m")], 4 * 300),
+            (&[(lifetime, "5m"), (max_age, "1h")], 3600),
+            (&[(max_age, "1h")], 3600),
+        ] {
+            assert_eq!(
+                read(settings).unwrap().auth.keys_max_age.as_secs(),
+                seconds,
+                "{settings:?}"
+            );
+        }
+        let fault = read(&[(max_age, "59m")]).unwrap_err();
+        assert!(fault.contains(max_age) && fault.contains(lifetime), "{fault}");
     }
 
     #[test]

@@ -225,6 +225,12 @@ pub const SETTINGS: &[Setting] = &[
         "DURATION",
         "Time after which the issuer's keys are fetched again",
     ),
+    setting(
+        "OIDC_JWKS_MAX_AGE",
+        "",
+        "DURATION",
+        "Age at which the issuer's keys are not used any more; empty: four times OIDC_JWKS_LIFETIME",
+    ),
     setting("OIDC_TIMEOUT", "5s", "DURATION", "Time for each call to the issuer"),
     setting(
         "JWT_AUDIENCE",

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     auth::MAX_NAME,
-    cluster::{Audience, NamedBy, User},
+    cluster::{Audience, CloseError, NamedBy, User},
     handlers::{
         HandlerError,
         input::Exact,
@@ -152,7 +152,11 @@ pub(super) async fn disconnect(
         path: "id".into(),
         msg: "a connection's id is a UUID".into(),
     })?;
-    if !api.context.cluster.close(id).await.map_err(|error| away(&error))? {
+    let closed = api.context.cluster.close(id).await.map_err(|error| match error {
+        CloseError::Away(error) => away(&error),
+        CloseError::NotKept(error) => Problem::unavailable(error.to_string()),
+    });
+    if !closed? {
         return Err(HandlerError::NotFound(format!("No connection has the id {id}")).into());
     }
     Ok(StatusCode::NO_CONTENT)
@@ -173,6 +177,23 @@ pub(super) async fn disconnect_user(
     caller(&request, roles::ADMIN)?;
     let Named { by } = query?;
     let user = user(&api, parameter(&path), by).await?;
-    api.context.cluster.close_user(user);
+    let kept = api.context.cluster.close_user(user).await;
+    kept.map_err(|error| Problem::unavailable(error.to_string()))?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+/// The names of the signing keys in force.
+#[derive(Serialize)]
+pub(super) struct Keys {
+    keys: Vec<String>,
+}
+
+pub(super) async fn refresh_keys(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+) -> Result<Json<Keys>, Problem> {
+    caller(&request, roles::ADMIN)?;
+    let keys = api.context.cluster.refresh_keys().await;
+    let keys = keys.map_err(|error| Problem::unavailable(error.to_string()))?;
+    Ok(Json(Keys { keys }))
 }

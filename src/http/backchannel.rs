@@ -13,7 +13,7 @@ use axum::{
 
 use super::{Api, Problem, audit::Noted, input, remote};
 use crate::{
-    auth::{AuthError, Logout},
+    auth::{AuthError, Logout, LogoutToken},
     metrics::LimitType,
     protocol::ErrorBody,
 };
@@ -37,16 +37,22 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
             Problem::too_many("Too many refused logout tokens", wait).into_response()
         }
         None => match read(&api, request).await {
-            Ok((logout, subject)) => {
-                let user = api.context.cluster.log_out(&logout);
-                let sid = match &logout {
+            Ok(token) => {
+                let (user, kept) = api.context.cluster.log_out(&token.logout).await;
+                let sid = match &token.logout {
                     Logout::Session(sid) => Some(sid),
                     _ => None,
                 };
                 if let Some(noted) = noted {
-                    noted.session(sid, subject.as_ref(), user);
+                    noted.session(sid, token.subject.as_ref(), user);
                 }
-                StatusCode::OK.into_response()
+                match kept {
+                    Ok(()) => StatusCode::OK.into_response(),
+                    Err(error) => {
+                        api.validator.take_again(&token);
+                        Problem::unavailable(error.to_string()).into_response()
+                    }
+                }
             }
             Err(problem) => {
                 if problem.status().is_client_error() {
@@ -60,8 +66,8 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
     answer
 }
 
-/// What a request ends, and the user's `sub`, where its token says so.
-async fn read(api: &Api, request: Request<Body>) -> Result<(Logout, Option<Arc<str>>), Problem> {
+/// The token of a request.
+async fn read(api: &Api, request: Request<Body>) -> Result<LogoutToken, Problem> {
     let kind = request.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok());
     let kind = kind.unwrap_or_default().split(';').next().unwrap_or_default().trim();
     if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {

@@ -45,7 +45,9 @@ pub(super) async fn live() -> Json<serde_json::Value> {
 
 /// New clients may be sent here.
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
-    let ready = !api.leaving.is_cancelled() && api.context.store.is_healthy().await;
+    // Without keys nobody can be let in.
+    let can_check = api.validator.has_keys();
+    let ready = !api.leaving.is_cancelled() && can_check && api.context.store.is_healthy().await;
     (status(ready), Json(json!({ "status": word(ready) }))).into_response()
 }
 
@@ -78,6 +80,9 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, request: Request<Body>)
     runtime.set_entries(Table::HttpLimits, http);
     runtime.set_entries(Table::Failures, failures);
     runtime.set_entries(Table::Tokens, api.validator.tokens_known());
+    if let Some(age) = api.validator.keys_age() {
+        api.metrics.auth.keys_age.set(i64::try_from(age.as_secs()).unwrap_or(i64::MAX));
+    }
     runtime.set_entries(Table::AuditSums, api.context.audit.sums());
     let kind = [(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")];
     (kind, api.metrics.render()).into_response()

@@ -127,10 +127,12 @@ pub(super) async fn logout(
         let access = authorization.as_ref().and_then(|it| it.to_str().ok()).and_then(auth::bearer);
         let ended = logins(&api)?.logout(&token, access, &api.validator, &correlation).await;
         if let Some(SessionOf { sid, subject }) = ended.map_err(|error| refused(error, ENDED))? {
-            let user = api.context.cluster.log_out(&Logout::Session(Arc::clone(&sid)));
+            let logout = Logout::Session(Arc::clone(&sid));
+            let (user, kept) = api.context.cluster.log_out(&logout).await;
             if let Some(noted) = noted {
                 noted.session(Some(&sid), subject.as_ref(), user);
             }
+            kept.map_err(|error| Problem::unavailable(error.to_string()))?;
         }
         Ok(StatusCode::NO_CONTENT)
     };

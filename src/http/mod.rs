@@ -125,7 +125,8 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/admin/broadcast", post(admin::broadcast))
         .route("/admin/connections", get(admin::connections))
         .route("/admin/connections/{id}", delete(admin::disconnect))
-        .route("/admin/users/{user}/connections", delete(admin::disconnect_user));
+        .route("/admin/users/{user}/connections", delete(admin::disconnect_user))
+        .route("/admin/keys/refresh", post(admin::refresh_keys));
     let health = Router::new()
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
@@ -161,6 +162,7 @@ fn declare(metrics: &Metrics) {
         ("GET", "/admin/connections", &[200, 409]),
         ("DELETE", "/admin/connections/{id}", &[204, 404]),
         ("DELETE", "/admin/users/{user}/connections", &[204, 409]),
+        ("POST", "/admin/keys/refresh", &[200]),
     ];
     for (method, route, statuses) in routes {
         metrics.http.declare(method, route, &[*statuses, GUARDED].concat());

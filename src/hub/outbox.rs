@@ -8,7 +8,7 @@ use std::{
     mem,
     sync::{Arc, PoisonError, atomic::Ordering},
     task::{Context, Poll, Waker},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use tokio::sync::Notify;
@@ -32,7 +32,7 @@ pub(crate) struct Outbox {
     pub(crate) format: Format,
     /// Where the upgrade came from.
     pub(crate) remote: Arc<Remote>,
-    /// When it was made: milliseconds since 1970.
+    /// When it was made: milliseconds since 1970, by the clock that the nodes share.
     pub(crate) since: u64,
     push_limit: usize,
     in_flight: AtomicUsize,
@@ -116,13 +116,14 @@ impl Outbox {
         format: Format,
         push_limit: usize,
         remote: Arc<Remote>,
+        since: u64,
     ) -> Self {
         Self {
             id,
             first: Arc::clone(&identity),
             format,
             remote,
-            since: now(),
+            since,
             push_limit,
             in_flight: AtomicUsize::new(0),
             received: AtomicU64::new(0),
@@ -203,11 +204,6 @@ impl Outbox {
         let messages = self.received.load(Ordering::Relaxed);
         let Batch { replies, pushes } = &self.state().batch;
         Figures { messages, replies: replies.len(), pushes: pushes.len() }
-    }
-
-    /// How long ago it was made.
-    pub(crate) fn age(&self) -> Duration {
-        Duration::from_millis(now().saturating_sub(self.since))
     }
 
     /// Notes whose token is in force, which a refresh changes.
@@ -293,12 +289,6 @@ impl State {
     }
 }
 
-/// Milliseconds since 1970.
-fn now() -> u64 {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.as_millis().try_into().unwrap_or(u64::MAX)
-}
-
 /// Wakes the session after the lock is released, so that it does not run into it.
 fn wake(mut state: MutexGuard<'_, State>) {
     let session = state.session.take();
@@ -328,7 +318,7 @@ impl Outbox {
             trace: None,
         };
         let (identity, remote) = (Arc::new(identity), Arc::new(remote));
-        Self::new(Uuid::new_v4(), identity, Format::Json, push_limit, remote)
+        Self::new(Uuid::new_v4(), identity, Format::Json, push_limit, remote, 0)
     }
 }
 

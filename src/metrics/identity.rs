@@ -52,6 +52,9 @@ pub(crate) struct AuthMetrics {
     pub(crate) cache_hits: IntCounter,
     pub(crate) cache_misses: IntCounter,
     pub(crate) keys_fetched: Counters<CallOutcome>,
+    /// Set when Prometheus asks.
+    pub(crate) keys_age: IntGauge,
+    pub(crate) keys_max_age: IntGauge,
     pub(crate) logins: LoginCounters,
     /// Seconds of a call to the identity provider.
     pub(crate) provider_duration: Histograms<ProviderOperation>,
@@ -86,6 +89,14 @@ impl AuthMetrics {
                 "jwks_refreshes_total",
                 "Fetches of the identity provider's keys.",
                 "status",
+            ),
+            keys_age: family.gauge(
+                "jwks_age_seconds",
+                "Seconds since the identity provider's keys were fetched, or since the start; 0 without a provider.",
+            ),
+            keys_max_age: family.gauge(
+                "jwks_max_age_seconds",
+                "Age of the keys at which no token is accepted any more; 0 without a provider.",
             ),
             logins: LoginCounters(logins),
             provider_duration: family.histograms(

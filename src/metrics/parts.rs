@@ -307,8 +307,8 @@ impl ErrorMetrics {
 label!(
     /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
     /// to tell of those that are kept, how many nodes there are, and what limits allow; to enter
-    /// connections with their leases, to take them off, to show their figures, to tell of them, and to
-    /// keep the node alive.
+    /// connections with their leases, to take them off, to show their figures, to tell of them, to
+    /// keep the node alive, and for the time.
     RedisOperation {
         Connect = "connect",
         Publish = "publish",
@@ -323,6 +323,7 @@ label!(
         Report = "report",
         Connections = "connections",
         Renew = "renew",
+        Clock = "clock",
     }
 );
 

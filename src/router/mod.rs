@@ -24,7 +24,7 @@ use crate::{
     config::HandlerConfig,
     handlers::{Caller, Context, Effect, Package},
     metrics::Metrics,
-    protocol::{ErrorBody, Request, Status},
+    protocol::{CloseReason, ErrorBody, Request, Status},
 };
 use handler_actor::{HandlerActor, Job, Jobs, Work};
 use places::Places;
@@ -127,19 +127,20 @@ impl Router {
     }
 
     /// Sends a request on its way, with those that arrived with it. The responder answers if it
-    /// cannot go.
+    /// cannot go. The error ends the connection.
     pub(crate) fn dispatch(
         &self,
         request: Request,
         caller: &Arc<Caller>,
         mut responder: Responder,
         departure: &mut Departure,
-    ) {
+    ) -> Result<(), CloseReason> {
         let routes = self.routes.load();
         let Ok(found) = routes.binary_search_by_key(&request.pkg_id, |route| route.work.package.id)
         else {
             let msg = format!("No handler found for pkg_id {}", request.pkg_id);
-            return responder.refuse(Status::Error, ErrorBody::new("unknown_pkg", msg));
+            responder.refuse(Status::Error, ErrorBody::new("unknown_pkg", msg));
+            return Ok(());
         };
         let route = &routes[found];
         let package = &route.work.package;
@@ -158,16 +159,26 @@ impl Router {
             let msg = format!("No permission for pkg_id {}", request.pkg_id);
             let error = ErrorBody::new("permission_denied", msg)
                 .with(json!({ "required_roles": package.roles }));
-            return responder.refuse(Status::PermissionDenied, error);
+            responder.refuse(Status::PermissionDenied, error);
+            return Ok(());
+        }
+        // The session's timer may not know it yet: the wall clock may have stepped.
+        if package.effect == Effect::Change && caller.identity.expires_in().is_zero() {
+            let error =
+                ErrorBody::new("token_expired", "The token is expired: nothing was changed");
+            responder.refuse(Status::Error, error);
+            return Err(CloseReason::SessionExpired);
         }
         let lane = route.lane_of(caller.connection);
         let queued = Arc::clone(&route.lanes[lane].queued);
         if route.is_full(lane, self.config.queue) {
             let error = overloaded("Too many requests wait for this handler");
-            return responder.refuse(Status::Error, error);
+            responder.refuse(Status::Error, error);
+            return Ok(());
         }
         let caller = Arc::clone(caller);
         departure.join(route, lane, Job { data: request.data, caller, responder, queued });
+        Ok(())
     }
 
     /// Whether a request for a package belongs into the audit trail.

@@ -97,15 +97,23 @@ fn world() -> World {
     let config = Config::read(|name| settings.get(name).map(|text| (*text).to_owned())).unwrap();
     let metrics = Arc::new(Metrics::new(&[(1, "READS")], "development"));
     let store = runtime.block_on(Store::open(&config.store, metrics.db.clone(), None)).unwrap();
+    let store = Arc::new(store);
     let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
     let validator = Validator::trusting(&issuer, &config.auth, metrics.auth.clone()).unwrap();
     let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
     let errors = metrics.ws.broadcast_errors.clone();
     let viewers = Vec::new().into_iter().collect();
-    let cluster =
-        Cluster::new(&config, None, Arc::clone(&hub), Arc::new(validator), viewers, errors);
+    let cluster = Cluster::new(
+        &config,
+        None,
+        Arc::clone(&store),
+        Arc::clone(&hub),
+        Arc::new(validator),
+        viewers,
+        errors,
+    );
     let context = Arc::new(Context {
-        store: Arc::new(store),
+        store,
         audit: Arc::new(Audit::open(&config.audit, metrics.audit.clone()).unwrap()),
         changes: TaskTracker::new(),
         hub,

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::{Audit, AuditWriter},
     auth::{DevIssuer, Logins, Provider, Validator},
-    cluster::{Cluster, ClusterLink},
+    cluster::{Cluster, ClusterLink, keep_logouts},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     files,
@@ -112,6 +112,9 @@ pub enum ServeError {
     /// The spool of the audit trail.
     #[error("cannot use the spool of the audit trail: {0}")]
     Audit(#[source] io::Error),
+    /// The logouts that the database keeps.
+    #[error("cannot read the logouts in the table revocations: {0}")]
+    Logouts(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The key of the development issuer.
     #[error("cannot use the development key: {0}")]
     DevKey(#[from] io::Error),
@@ -171,6 +174,7 @@ pub async fn run(
     accepting.stop().await;
     server.finish_changes(until).await;
     ClusterLink::finish(&server.context.cluster).await;
+    cluster.keep_late().await;
     if supervision.is_ok() {
         root.stop(None);
         drop(root_ended.await);
@@ -211,6 +215,7 @@ impl Server {
         let (validator, provider) = validator(&config.auth, &metrics, traces.clone()).await?;
         let validator = Arc::new(validator);
         let store = Store::open(&config.store, metrics.db.clone(), traces.clone()).await?;
+        let store = Arc::new(store);
         let (settings, series) = (config.audit.clone(), metrics.audit.clone());
         // It reads what an earlier process left.
         let audit = spawn_blocking(move || Audit::open(&settings, series)).await;
@@ -228,13 +233,15 @@ impl Server {
         let cluster = Cluster::new(
             &config,
             redis.clone(),
+            Arc::clone(&store),
             Arc::clone(&hub),
             Arc::clone(&validator),
             viewers.collect(),
             broadcast_errors,
         );
+        cluster.recall().await.map_err(|error| ServeError::Logouts(error.into()))?;
         let context = Arc::new(Context {
-            store: Arc::new(store),
+            store,
             audit: Arc::clone(&audit),
             changes: TaskTracker::new(),
             hub,
@@ -328,6 +335,8 @@ impl Server {
         let mut loops = vec![loop_on(listeners.clients, clients, &held.connections)];
         loops.extend(listeners.ops.map(|listener| loop_on(listener, ops, &held.ops_connections)));
         loops.push(tokio::spawn(forget_idle(Arc::clone(&self.shared.limits), stop.clone())));
+        let cluster = Arc::clone(&self.context.cluster);
+        loops.push(tokio::spawn(keep_logouts(cluster, stop.clone())));
         loops.push(tokio::spawn(keep_folded(Arc::clone(&self.context.store), stop.clone())));
         Accepting { stop, requests, loops }
     }
@@ -420,6 +429,8 @@ async fn validator(
     };
     let breaker = metrics.breakers.of(Dependency::Keycloak);
     let duration = auth.provider_duration.clone();
+    let max_age = config.keys_max_age.as_secs();
+    auth.keys_max_age.set(i64::try_from(max_age).unwrap_or(i64::MAX));
     let provider = Arc::new(Provider::new(provider, config.timeout, breaker, duration, traces)?);
     Ok((Validator::of(&provider, config, auth), Some(provider)))
 }

@@ -259,7 +259,8 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
         correlation: "c".into(),
         trace: None,
     };
-    let outbox = Outbox::new(Uuid::nil(), Arc::clone(&identity), Format::Json, 1, Arc::new(remote));
+    let outbox =
+        Outbox::new(Uuid::nil(), Arc::clone(&identity), Format::Json, 1, Arc::new(remote), 0);
     let admission = Box::new(Admission {
         socket: socket::accept(tcp, &[], 1024).await,
         budget: server.shared.limits.messages(&identity.subject).await,

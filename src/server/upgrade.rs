@@ -343,6 +343,7 @@ async fn admit(web: &Web, upgraded: Upgraded, accepted: Accepted) {
         format,
         config.send_queue,
         Arc::clone(&remote),
+        web.cluster.now(),
     ));
     let lease = match web.cluster.lease(&outbox).await {
         Ok(lease) => lease,

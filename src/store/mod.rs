@@ -11,6 +11,7 @@ mod names;
 mod numbering;
 mod postgres;
 mod probe;
+mod revocations;
 mod schema;
 mod shares;
 mod sqlite;

@@ -440,9 +440,10 @@ pub(super) fn histories(numbered: bool) -> [History; 2] {
     let mut server = vec![
         (1, "user actions", include_str!("../../migrations/server/postgres/0001_user_actions.sql")),
         (2, "integer key", include_str!("../../migrations/server/postgres/0002_integer_key.sql")),
+        (3, "revocations", include_str!("../../migrations/server/postgres/0003_revocations.sql")),
     ];
     if !numbered {
-        server.pop();
+        server.retain(|(version, ..)| *version != 2);
     }
     let authors = include_str!("../../migrations/authors/postgres/0001_author.sql");
     let search = include_str!("../../migrations/authors/postgres/0002_name_search.sql");

@@ -303,6 +303,7 @@ pub(super) fn histories() -> [History; 2] {
     let server = [
         (1, "user actions", include_str!("../../migrations/server/sqlite/0001_user_actions.sql")),
         (2, "integer key", include_str!("../../migrations/server/sqlite/0002_integer_key.sql")),
+        (3, "revocations", include_str!("../../migrations/server/sqlite/0003_revocations.sql")),
     ];
     let authors = include_str!("../../migrations/authors/sqlite/0001_author.sql");
     let search = include_str!("../../migrations/authors/sqlite/0002_name_search.sql");

@@ -97,7 +97,7 @@ async fn beside_a_running_server_all_is_well_and_its_files_stay_as_they_are() {
     assert!(entry(&ran, "ok address").contains("served by a Switchboard that runs"));
     assert!(
         entry(&ran, "ok database")
-            .contains("versions are server 2, authors 2, which are the newest")
+            .contains("versions are server 3, authors 2, which are the newest")
     );
     process.signal("-TERM");
     assert_eq!(process.end().code, Some(0));
@@ -237,7 +237,7 @@ async fn a_database_of_a_newer_program_is_a_warning_and_one_that_is_locked_a_fau
     let ran = doctor(&[("DATABASE_URL", &url)], &[]);
     assert_eq!(ran.code, Some(0), "{}", ran.stdout);
     let said = entry(&ran, "warning database");
-    assert!(said.contains("server 9999, authors 2, newer than this program's server 2"), "{said}");
+    assert!(said.contains("server 9999, authors 2, newer than this program's server 3"), "{said}");
     sqlx::query("BEGIN IMMEDIATE").execute(&mut database).await.unwrap();
     // The lock of a writer is waited for, and not for long.
     let ran = doctor(&[("DATABASE_URL", &url)], &[]);

@@ -37,7 +37,7 @@ async fn a_postgres_is_looked_at_and_left_as_it_was() {
         healthy(&ran, &["ok database"]);
         assert!(
             ran.stdout
-                .contains("versions are server 0, authors 0, and will be server 2, authors 2"),
+                .contains("versions are server 0, authors 0, and will be server 3, authors 2"),
             "{}",
             ran.stdout
         );
@@ -45,7 +45,7 @@ async fn a_postgres_is_looked_at_and_left_as_it_was() {
     serve_once(&url);
     let ran = look();
     assert!(
-        ran.stdout.contains("versions are server 2, authors 2, which are the newest"),
+        ran.stdout.contains("versions are server 3, authors 2, which are the newest"),
         "{}",
         ran.stdout
     );

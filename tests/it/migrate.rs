@@ -26,7 +26,9 @@ const NEWER: &str = "INSERT INTO _switchboard_migrations
 async fn make_old(place: &Place) {
     // With what depends on it.
     let cascade = if place.url.starts_with("postgres") { "CASCADE" } else { "" };
-    let sql = format!("DROP TABLE user_actions {cascade}; DELETE FROM _switchboard_migrations");
+    let sql = format!(
+        "DROP TABLE revocations; DROP TABLE user_actions {cascade}; DELETE FROM _switchboard_migrations"
+    );
     place.execute(&sql).await;
 }
 
@@ -65,7 +67,7 @@ async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Data
     match database {
         Database::Sqlite => refuses(&place, &[&absent, how]),
         Database::Postgres => {
-            let versions = ["schema versions server 0, authors 0", "needs server 2, authors 2"];
+            let versions = ["schema versions server 0, authors 0", "needs server 3, authors 2"];
             refuses(&place, &[&versions[..], &[how]].concat());
         }
     }
@@ -74,15 +76,18 @@ async fn serve_refuses_an_old_schema_until_it_is_migrated_by_hand(database: Data
     assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
     assert_eq!(
         ran.stdout,
-        "server migration 1 was run\nserver migration 2 was run\nauthors migration 1 was run\nauthors migration 2 was run\n"
+        "server migration 1 was run\nserver migration 2 was run\nserver migration 3 was run\nauthors migration 1 was run\nauthors migration 2 was run\n"
     );
 
     make_old(&place).await;
-    refuses(&place, &["schema versions server 0, authors 2", "needs server 2, authors 2", how]);
-    assert_eq!(migrate(&place).stdout, "server migration 1 was run\nserver migration 2 was run\n");
+    refuses(&place, &["schema versions server 0, authors 2", "needs server 3, authors 2", how]);
+    assert_eq!(
+        migrate(&place).stdout,
+        "server migration 1 was run\nserver migration 2 was run\nserver migration 3 was run\n"
+    );
     let ran = migrate(&place);
     assert_eq!(ran.code, Some(0), "{ran:?}");
-    let nothing = "nothing to do: the schema versions are server 2, authors 2";
+    let nothing = "nothing to do: the schema versions are server 3, authors 2";
     assert!(ran.stdout.starts_with(nothing), "{ran:?}");
     serves(&place).await;
 }
@@ -95,7 +100,7 @@ async fn serve_migrates_by_itself_unless_it_is_told_not_to(database: Database) {
     add_author(&server, "Ann").await;
     let versions =
         place.execute("SELECT CAST(count(*) AS TEXT) FROM _switchboard_migrations").await;
-    assert_eq!(versions, ["2"]);
+    assert_eq!(versions, ["3"]);
 }
 
 async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database) {
@@ -107,7 +112,7 @@ async fn a_schema_of_a_newer_program_is_served_with_a_warning(database: Database
     let warning: serde_json::Value = serde_json::from_str(warning.unwrap()).unwrap();
     assert_eq!(
         (&warning["level"], &warning["has"], &warning["needs"]),
-        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 2, authors 2"))
+        (&json!("WARN"), &json!("server 9999, authors 8888"), &json!("server 3, authors 2"))
     );
 
     // And by one that may migrate.
@@ -134,9 +139,13 @@ async fn processes_that_migrate_at_once_run_each_migration_once(database: Databa
         assert_eq!((ran.code, &*ran.stderr), (Some(0), ""), "{ran:?}");
         all += &ran.stdout;
     }
-    for migration in
-        ["server migration 1", "server migration 2", "authors migration 1", "authors migration 2"]
-    {
+    for migration in [
+        "server migration 1",
+        "server migration 2",
+        "server migration 3",
+        "authors migration 1",
+        "authors migration 2",
+    ] {
         assert_eq!(all.matches(&format!("{migration} was run")).count(), 1, "{all}");
     }
     serves(&place).await;
@@ -160,15 +169,15 @@ async fn the_doctor_says_what_the_next_start_makes_of_the_schema(database: Datab
     healthy(&look(&[BY_HAND]), &["ok database"]);
     make_old(&place).await;
     let ran = look(&[BY_HAND]);
-    names(&ran, "database", &["server 2, authors 2 are needed", "switchboard migrate"]);
-    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 2, and will be server 2"));
+    names(&ran, "database", &["server 3, authors 2 are needed", "switchboard migrate"]);
+    assert!(entry(&look(&[]), "ok database").contains("server 0, authors 2, and will be server 3"));
     migrate(&place);
     place.execute(NEWER).await;
     let ran = look(&[BY_HAND]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert!(
         entry(&ran, "warning database")
-            .contains("9999, authors 8888, newer than this program's server 2")
+            .contains("9999, authors 8888, newer than this program's server 3")
     );
 }
 
@@ -188,7 +197,7 @@ async fn a_user_of_postgres_that_may_not_change_the_schema_serves_a_migrated_one
     place
         .execute(
             "CREATE ROLE humble LOGIN; GRANT SELECT ON _switchboard_migrations, _authors_migrations TO humble;
-             GRANT SELECT, INSERT, UPDATE, DELETE ON author, user_actions TO humble",
+             GRANT SELECT, INSERT, UPDATE, DELETE ON author, user_actions, revocations TO humble",
         )
         .await;
     place.url = place.url.replace("switchboard@", "humble@");

@@ -22,12 +22,12 @@ pub(crate) async fn trusting(issuer: &Issuer, more: &[(&str, &str)]) -> TestServ
     TestServer::start(&all).await
 }
 
-async fn status(server: &TestServer, token: &str) -> u16 {
+pub(crate) async fn status(server: &TestServer, token: &str) -> u16 {
     let request = server.request(Method::GET, "/authors").bearer_auth(token);
     request.send().await.unwrap().status().as_u16()
 }
 
-async fn until_status(server: &TestServer, token: &str, wanted: u16) {
+pub(crate) async fn until_status(server: &TestServer, token: &str, wanted: u16) {
     let started = Instant::now();
     while status(server, token).await != wanted {
         assert!(started.elapsed() < Duration::from_secs(15), "it never was {wanted}");
@@ -211,7 +211,8 @@ async fn a_token_waits_for_the_first_keys_and_no_longer_than_one_call() {
 #[tokio::test]
 async fn slow_and_broken_key_sets_do_not_matter_to_known_keys() {
     let issuer = Issuer::start().await;
-    let settings = [("OIDC_JWKS_LIFETIME", "100ms"), ("TOKEN_CACHE_SIZE", "0")];
+    let settings =
+        [("OIDC_JWKS_LIFETIME", "100ms"), ("OIDC_JWKS_MAX_AGE", "1h"), ("TOKEN_CACHE_SIZE", "0")];
     let server = trusting(&issuer, &settings).await;
     let token = issuer.token(json!({}));
     assert_eq!(status(&server, &token).await, 200);
@@ -293,7 +294,8 @@ async fn new_keys_work_at_once_and_sockets_of_old_ones_stay() {
 #[tokio::test]
 async fn a_token_is_not_remembered_beyond_its_key() {
     let issuer = Issuer::start().await;
-    let server = trusting(&issuer, &[("OIDC_JWKS_LIFETIME", "100ms")]).await;
+    let settings = [("OIDC_JWKS_LIFETIME", "100ms"), ("OIDC_JWKS_MAX_AGE", "1h")];
+    let server = trusting(&issuer, &settings).await;
     let token = issuer.token(json!({}));
     assert_eq!(status(&server, &token).await, 200);
     // Another key under the name of the old one.
@@ -309,7 +311,8 @@ async fn a_token_is_not_remembered_beyond_its_key() {
 #[tokio::test]
 async fn a_provider_that_is_down_opens_the_breaker_and_stale_keys_serve_on() {
     let mut issuer = Issuer::start().await;
-    let settings = [("OIDC_JWKS_LIFETIME", "100ms"), ("TOKEN_CACHE_SIZE", "0")];
+    let settings =
+        [("OIDC_JWKS_LIFETIME", "100ms"), ("OIDC_JWKS_MAX_AGE", "1h"), ("TOKEN_CACHE_SIZE", "0")];
     let server = trusting(&issuer, &settings).await;
     let token = issuer.token(json!({}));
     assert_eq!(status(&server, &token).await, 200);

@@ -29,6 +29,8 @@ pub(super) type Checked = Result<Arc<Identity>, Refusal>;
 /// The token in force, and at most one that is being checked.
 pub(super) struct Credential {
     caller: Arc<Caller>,
+    /// When the token expires, as the wall clock had it when it was last looked at: for timers, which know no other
+    /// clock. The wall clock may step, and the machine may be suspended.
     expires: Instant,
     /// The client was told that this token expires soon.
     warned: bool,
@@ -55,9 +57,14 @@ impl Credential {
         &self.caller.identity
     }
 
-    /// When the token expires.
+    /// When the token expires, as far as timers know.
     pub(super) fn expires(&self) -> Instant {
         self.expires
+    }
+
+    /// Compares the token's expiry with the wall clock.
+    pub(super) fn look(&mut self) {
+        self.expires = expiry(self.identity());
     }
 
     /// When there is something to do: the warning, or the end. The warning goes out `ahead` of expiry.
@@ -176,6 +183,19 @@ mod tests {
         assert_eq!(credential.next_deadline(minute), credential.expires() - minute);
         assert_eq!(credential.warn(credential.expires(), minute), Some(Duration::ZERO));
         assert_eq!(credential.caller().connection, Some(Uuid::max()));
+    }
+
+    #[test]
+    fn the_wall_clock_says_when_a_token_expires() {
+        let mut credential = credential();
+        let in_a_minute = Instant::now() + Duration::from_secs(60);
+        let expires_at = crate::auth::since_1970().as_secs() + 60;
+        let identity = Identity { expires_at, ..Identity::clone(credential.identity()) };
+        credential.replace(Arc::new(identity));
+        // As if the clock had been another one when the token came.
+        credential.expires += Duration::from_secs(3600);
+        credential.look();
+        assert!(credential.expires() <= in_a_minute + Duration::from_secs(5));
     }
 
     #[tokio::test]

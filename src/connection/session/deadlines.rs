@@ -46,6 +46,7 @@ impl Session {
     /// Looks at what is due: expiry and its warning, the end of a drain or of a pause, a message that does not
     /// arrive, a ping, its pong.
     pub(super) fn tick(&mut self) -> Flow {
+        self.credential.look();
         let now = Instant::now();
         let config = &self.shared.config;
         if now >= self.latest_end() {

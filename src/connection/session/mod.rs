@@ -348,8 +348,10 @@ impl Session {
             self.shared.metrics.rate_limit_hits.inc(LimitType::Message);
             return self.strike(now);
         }
-        self.shared.router.dispatch(request, self.credential.caller(), responder, departure);
-        Flow::Continue(())
+        match self.shared.router.dispatch(request, self.credential.caller(), responder, departure) {
+            Ok(()) => Flow::Continue(()),
+            Err(reason) => Flow::Break(reason),
+        }
     }
 
     fn malformed(&mut self, malformed: Malformed, now: Instant) -> Flow {

@@ -49,6 +49,7 @@ impl Stall {
 impl Session {
     /// Ends a connection whose time is over, or whose client is too slow.
     pub(super) fn stalled(&mut self) -> Flow {
+        self.credential.look();
         let (now, written) = (Instant::now(), self.socket.get_ref().written());
         if now >= self.latest_end() {
             return Flow::Break(self.end_reason());

@@ -62,14 +62,17 @@ async fn may_write(
     let create = "SELECT coalesce(has_schema_privilege(current_schema(), 'CREATE'), false)";
     // Nothing is said of a table that is not there yet.
     let change = "SELECT coalesce(bool_and(has_table_privilege(to_regclass(name), needed)), false)
-        FROM unnest(ARRAY['author', 'user_actions']) AS name,
+        FROM unnest(ARRAY['author', 'user_actions', 'revocations']) AS name,
              unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed";
     let mut needed = Vec::new();
     if migrates && schema.is_old() {
         needed.push((create, "the right to create tables, which migrations do"));
     }
     if schema.0.iter().any(|part| part.has > 0) {
-        needed.push((change, "the right to read and change the tables author and user_actions"));
+        needed.push((
+            change,
+            "the right to read and change the tables author, user_actions and revocations",
+        ));
     }
     for (asked, missing) in needed {
         let has: bool = sqlx::query_scalar(asked)

@@ -5,6 +5,7 @@ pub(crate) mod balancer;
 mod client;
 pub(crate) mod collector;
 pub(crate) mod database;
+pub(crate) mod faketime;
 pub(crate) mod fleet;
 pub(crate) mod handlers;
 pub(crate) mod issuer;
