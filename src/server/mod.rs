@@ -171,7 +171,6 @@ struct Server {
     bounds: Bounds,
     /// Cancelled when the server is to stop: it is not ready any more.
     leaving: CancellationToken,
-    draining: CancellationToken,
 }
 
 impl Server {
@@ -215,6 +214,7 @@ impl Server {
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
             config: config.ws.clone(),
+            draining: CancellationToken::new(),
             drain_timeout: config.server.drain_timeout,
             router: Arc::new(router),
             validator: Arc::clone(&validator),
@@ -230,7 +230,6 @@ impl Server {
             provider,
             registry: Arc::default(),
             leaving: CancellationToken::new(),
-            draining: CancellationToken::new(),
             config,
             packages,
             context,
@@ -272,7 +271,6 @@ impl Server {
             places: Arc::clone(&self.bounds.places),
             pending: Arc::clone(&self.bounds.held.pending),
             farewells: Arc::clone(&self.bounds.held.farewells),
-            draining: self.draining.clone(),
         });
         let web = axum::routing::any(upgrade::web).with_state(web);
         let (clients, ops) = http::routes(&api, web, listeners.ops.is_some());
@@ -309,12 +307,11 @@ impl Server {
         tracing::info!(connections = self.context.hub.len(), "draining");
         self.leaving.cancel();
         sleep(drain_delay).await;
-        self.draining.cancel();
+        self.shared.draining.cancel();
         self.context.cluster.leave().await;
         let overlap = self.context.cluster.is_on();
-        if self.registry.tell(RegistryMessage::Drain { spread, grace, overlap }).is_err() {
-            tracing::error!("there is no registry to drain");
-        }
+        // Without a registry there is nobody to tell: connections end with theirs, and the next one admits none.
+        drop(self.registry.tell(RegistryMessage::Drain { spread, grace, overlap }));
         self.shared.tasks.close();
         let drain_timeout = self.config.server.drain_timeout;
         let (until, limit) = (Instant::now() + drain_timeout, drain_timeout + CLOSING);
