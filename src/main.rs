@@ -2,6 +2,7 @@
 //! `healthcheck`. Everything else is the library's.
 
 mod commands;
+mod signals;
 
 use std::{
     collections::HashMap,
@@ -29,7 +30,8 @@ use switchboard::{
     store::{Part, Progress, Since, Until},
     telemetry,
 };
-use tokio::signal::unix::{SignalKind, signal};
+
+use signals::Signals;
 
 /// `EX_USAGE` of sysexits.h: the configuration is wrong.
 const EXIT_CONFIG: u8 = 64;
@@ -119,8 +121,7 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
 }
 
 async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signals = Signals::listen()?;
     let listeners = Listeners::bind(&config.server).await.context("cannot listen")?;
     let address = listeners.clients.local_addr()?;
     tracing::info!(
@@ -128,22 +129,7 @@ async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
         development_tokens = config.auth.provider.is_none(),
         "listening"
     );
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::warn!("a second signal: ending at once");
-            telemetry::flush();
-            std::process::exit(1);
-        });
-    };
-    server::run(config, handlers::packages(), listeners, shutdown).await?;
+    server::run(config, handlers::packages(), listeners, signals.stop()).await?;
     Ok(())
 }
 

@@ -76,6 +76,7 @@ mod rolling;
 mod search;
 mod secrets;
 mod shares;
+mod signals;
 mod slow_clients;
 mod slow_consumers;
 mod slow_spool;
