@@ -42,6 +42,7 @@ use crate::{
     auth::{Identity, Logout, Validator},
     config::Config,
     hub::{Hub, Outbox, Recipients},
+    limits::Limits,
     protocol::{CloseReason, Push},
     redis::Redis,
 };
@@ -83,6 +84,8 @@ pub(crate) struct Cluster {
 struct Others {
     /// Connected: subscribed, and every logout of the others is known.
     redis: Arc<Redis>,
+    /// Is told of failed authentications on other nodes.
+    limits: Arc<Limits>,
     queue: Queue,
     leases: Arc<Leases>,
     /// The first attempt to connect is over.
@@ -97,7 +100,7 @@ impl Cluster {
     /// A node of a cluster, or the only one there is.
     pub(crate) fn new(
         config: &Config,
-        redis: Option<Arc<Redis>>,
+        (redis, limits): (Option<Arc<Redis>>, Arc<Limits>),
         hub: Arc<Hub>,
         validator: Arc<Validator>,
         viewers: Viewers,
@@ -111,6 +114,7 @@ impl Cluster {
         let others = redis.map(|redis| Others {
             leases: leases(Arc::clone(&redis)),
             redis,
+            limits,
             queue: Queue::default(),
             tried: AtomicBool::new(false),
             nodes: AtomicUsize::new(1),
@@ -324,6 +328,14 @@ impl Cluster {
                     yield_now().await;
                 }
             }
+            Err(error) => self.not_understood(&error),
+        }
+    }
+
+    /// Refuses an address that failed too often on all nodes together.
+    fn block(&self, limits: &Limits, message: &[u8]) {
+        match serde_json::from_slice(message) {
+            Ok(blocked) => limits.failures.block(&blocked),
             Err(error) => self.not_understood(&error),
         }
     }

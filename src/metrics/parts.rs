@@ -306,7 +306,7 @@ impl ErrorMetrics {
 
 label!(
     /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
-    /// to tell of those that are kept, how many nodes there are, and what limits allow; to enter
+    /// to tell of those that are kept, how many nodes there are, what limits allow, and of failed authentications; to enter
     /// connections with their leases, to take them off, to show their figures, to tell of them, and to
     /// keep the node alive.
     RedisOperation {
@@ -318,6 +318,7 @@ label!(
         Nodes = "nodes",
         HttpLimit = "http_limit",
         MessageLimit = "message_limit",
+        Failures = "failures",
         Lease = "lease",
         Release = "release",
         Report = "report",

@@ -29,6 +29,7 @@ use crate::{
         Hub, Outbox,
         models::{now, outbox},
     },
+    limits::Limits,
     protocol::{CloseReason, Format, ReplyHead},
     store::Store,
     sync::{explore, until_alone, yield_now},
@@ -102,8 +103,9 @@ fn world() -> World {
     let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
     let errors = metrics.ws.broadcast_errors.clone();
     let viewers = Vec::new().into_iter().collect();
+    let redis = (None, Arc::new(Limits::new(&config, None)));
     let cluster =
-        Cluster::new(&config, None, Arc::clone(&hub), Arc::new(validator), viewers, errors);
+        Cluster::new(&config, redis, Arc::clone(&hub), Arc::new(validator), viewers, errors);
     let context = Arc::new(Context {
         store: Arc::new(store),
         audit: Arc::new(Audit::open(&config.audit, metrics.audit.clone()).unwrap()),

@@ -190,11 +190,12 @@ impl Server {
         let audit = Arc::new(audit);
         let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
         let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
+        let limits = Arc::new(Limits::new(&config, redis.clone()));
         let broadcast_errors = metrics.ws.broadcast_errors.clone();
         let viewers = packages.iter().filter_map(|package| Some((package.id, package.viewers?)));
         let cluster = Cluster::new(
             &config,
-            redis.clone(),
+            (redis, Arc::clone(&limits)),
             Arc::clone(&hub),
             Arc::clone(&validator),
             viewers.collect(),
@@ -209,7 +210,6 @@ impl Server {
             broadcast_changes: config.handlers.broadcast_changes,
             max_rows: config.handlers.max_rows,
         });
-        let limits = Arc::new(Limits::new(&config, redis));
         let router =
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
