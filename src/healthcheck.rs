@@ -13,7 +13,7 @@ const WAIT: Duration = Duration::from_secs(2);
 /// Why the server is not ready.
 #[derive(Debug, thiserror::Error)]
 pub enum Unready {
-    /// It is starting or draining, or its database is away.
+    /// It is starting or draining, or what it needs is away.
     #[error("not ready: {url} says {status}")]
     Refused {
         /// What was asked.

@@ -10,6 +10,7 @@
 mod commands;
 mod failure;
 mod print;
+mod signals;
 
 use std::{
     collections::HashMap,
@@ -39,7 +40,8 @@ use switchboard::{
     store::{Part, Progress, Since, Until},
     telemetry,
 };
-use tokio::signal::unix::{SignalKind, signal};
+
+use signals::Signals;
 
 /// `EX_USAGE` of sysexits.h: the configuration is wrong.
 const EXIT_CONFIG: u8 = 64;
@@ -148,25 +150,9 @@ fn serve(sources: &Sources) -> anyhow::Result<()> {
 }
 
 async fn serve_until_signal(config: Config) -> anyhow::Result<()> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signals = Signals::listen()?;
     let listeners = Listeners::bind(&config.server).await.context("cannot listen")?;
-    let shutdown = async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::warn!("a second signal: ending at once");
-            telemetry::flush();
-            std::process::exit(1);
-        });
-    };
-    server::run(config, handlers::packages(), listeners, shutdown).await?;
+    server::run(config, handlers::packages(), listeners, signals.stop()).await?;
     Ok(())
 }
 

@@ -5,7 +5,10 @@
 //! the circuit breaker is open: callers then do without.
 
 use std::{
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -70,6 +73,47 @@ pub(crate) struct Redis {
     breaker: Breaker,
     /// The client while there is a connection.
     client: ArcSwapOption<SubscriberClient>,
+    outage: Outage,
+}
+
+/// Since when limits cannot be asked, which takes a script. A sign of life ends no outage: a Redis that may only be
+/// read answers those.
+struct Outage {
+    begun: Instant,
+    /// Milliseconds from `begun` to the first failure after the last success; [`NONE`](Self::NONE), or
+    /// [`ALWAYS`](Self::ALWAYS).
+    since: AtomicU64,
+}
+
+impl Outage {
+    const NONE: u64 = u64::MAX;
+    /// There was no connection yet.
+    const ALWAYS: u64 = u64::MAX - 1;
+
+    fn new() -> Self {
+        Self { begun: Instant::now(), since: AtomicU64::new(Self::ALWAYS) }
+    }
+
+    fn failed(&self) {
+        let now = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(Self::ALWAYS);
+        // Else an outage lasts already.
+        let _ = self.since.compare_exchange(Self::NONE, now, Relaxed, Relaxed);
+    }
+
+    fn ended(&self) {
+        // Asked first: what is only read is shared by all threads.
+        if self.since.load(Relaxed) != Self::NONE {
+            self.since.store(Self::NONE, Relaxed);
+        }
+    }
+
+    fn lasts(&self) -> Option<Duration> {
+        match self.since.load(Relaxed) {
+            Self::NONE => None,
+            Self::ALWAYS => Some(Duration::MAX),
+            since => Some(self.begun.elapsed().saturating_sub(Duration::from_millis(since))),
+        }
+    }
 }
 
 impl Redis {
@@ -86,6 +130,7 @@ impl Redis {
             metrics: metrics.redis.clone(),
             breaker: Breaker::new("redis", BREAKER, metrics.breakers.of(Dependency::Redis)),
             client: ArcSwapOption::empty(),
+            outage: Outage::new(),
         })
     }
 
@@ -103,6 +148,11 @@ impl Redis {
     pub(crate) fn answers(&self) -> bool {
         // By the gauge, which costs each message less than the client.
         self.metrics.connected.get() == 1 && self.breaker.is_closed()
+    }
+
+    /// For how long limits cannot be asked; none: they can. It is without end before the first connection.
+    pub(crate) fn outage(&self) -> Option<Duration> {
+        self.outage.lasts()
     }
 
     /// Opens a connection; nobody else uses it before it is [shared](Self::share).
@@ -144,6 +194,7 @@ impl Redis {
     pub(crate) fn share(&self, client: SubscriberClient) -> Shared<'_> {
         self.client.store(Some(Arc::new(client)));
         self.metrics.connected.set(1);
+        self.outage.ended();
         Shared(self)
     }
 
@@ -222,7 +273,15 @@ impl Redis {
             }
         });
         let late = |_| Err(Error::new(ErrorKind::Timeout, "no answer"));
-        self.timed(operation, async { timeout(COMMAND, run).await.unwrap_or_else(late) }).await
+        let run = async { timeout(COMMAND, run).await.unwrap_or_else(late) };
+        let result = self.timed(operation, run).await;
+        match result {
+            // Else it is a connection that may be given up before it is shared.
+            Ok(_) if self.is_connected() => self.outage.ended(),
+            Ok(_) => {}
+            Err(_) => self.outage.failed(),
+        }
+        result
     }
 }
 
@@ -231,6 +290,7 @@ pub(crate) struct Shared<'a>(&'a Redis);
 
 impl Drop for Shared<'_> {
     fn drop(&mut self) {
+        self.0.outage.failed();
         self.0.client.store(None);
         self.0.metrics.connected.set(0);
     }

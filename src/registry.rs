@@ -37,7 +37,7 @@ pub(crate) enum RegistryMessage {
         place: OwnedSemaphorePermit,
         refused: oneshot::Sender<(Box<Admission>, CloseReason)>,
     },
-    /// Drain every connection and admit no more.
+    /// Drain every connection. Sent once, after `draining` of [`Shared`] is cancelled.
     Drain {
         /// Clients are told to come back after a random part of this.
         spread: Duration,
@@ -108,7 +108,6 @@ struct Table {
     /// Started with the first connection.
     supervisor: Option<ActorCell>,
     connections: HashMap<ActorId, Entry>,
-    draining: bool,
     /// The most connections since memory was last given back.
     peak: usize,
 }
@@ -139,13 +138,12 @@ impl Actor for Registry {
     ) -> Result<(), ActorProcessingErr> {
         match message {
             RegistryMessage::Admit { admission, place, refused } => {
-                match self.refusal(&admission, table) {
+                match self.refusal(&admission) {
                     Some(reason) => drop(refused.send((admission, reason))),
                     None => self.admit(admission, place, myself.get_cell(), table).await?,
                 }
             }
             RegistryMessage::Drain { spread, grace, overlap } => {
-                table.draining = true;
                 for entry in table.connections.values_mut() {
                     // Of one that came after all others were given back.
                     drop(entry.lease.take());
@@ -203,8 +201,9 @@ impl Actor for Supervisor {
 }
 
 impl Registry {
-    fn refusal(&self, admission: &Admission, table: &Table) -> Option<CloseReason> {
-        if table.draining {
+    fn refusal(&self, admission: &Admission) -> Option<CloseReason> {
+        // Not asked of the table: a registry that was started again during a drain has an empty one.
+        if self.shared.draining.is_cancelled() {
             return Some(CloseReason::GoingAway);
         }
         let limit = self.shared.config.max_connections_per_user as usize;

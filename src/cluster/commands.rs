@@ -1,4 +1,4 @@
-//! What the link asks of Redis: the channel, and the sorted set of logouts, whose scores are the ends of
+//! What the link asks of Redis: the channels, and the sorted set of logouts, whose scores are the ends of
 //! their times.
 
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
@@ -11,7 +11,7 @@ use fred::{
 };
 
 use super::{Others, event::Revocation};
-use crate::{auth::Logout, metrics::RedisOperation};
+use crate::{auth::Logout, limits::Failures, metrics::RedisOperation};
 
 /// Silence after which the connection is given up.
 pub(super) const SILENCE: Duration = Duration::from_secs(2);
@@ -23,6 +23,8 @@ pub(super) struct Commands<'a> {
     pub(super) client: SubscriberClient,
     others: &'a Others,
     channel: String,
+    /// Of addresses that failed to authenticate too often.
+    pub(super) failures: String,
     revocations: String,
     keep: Script,
 }
@@ -31,7 +33,8 @@ impl<'a> Commands<'a> {
     pub(super) fn new(others: &'a Others, client: SubscriberClient) -> Self {
         let key = |name| others.redis.key(name);
         let keep = Script::from_lua(include_str!("scripts/keep.lua"));
-        Self { client, others, channel: key("events"), revocations: key("revocations"), keep }
+        let (channel, failures) = (key("events"), key(Failures::CHANNEL));
+        Self { client, others, channel, failures, revocations: key("revocations"), keep }
     }
 
     /// For commands about the channel. All nodes ask the same one of a Redis Cluster, which alone knows how
@@ -41,12 +44,10 @@ impl<'a> Commands<'a> {
         self.client.with_options(&Options { cluster_hash, ..Options::default() })
     }
 
-    /// Takes part in the channel.
+    /// Takes part in the channels. The first says which node of a Redis Cluster has the subscription to both.
     pub(super) async fn subscribe(&self) -> Result<(), Error> {
-        self.others
-            .redis
-            .timed(RedisOperation::Subscribe, self.at_channel().subscribe(&self.channel))
-            .await
+        let (client, channels) = (self.at_channel(), vec![&*self.channel, &*self.failures]);
+        self.others.redis.timed(RedisOperation::Subscribe, client.subscribe(channels)).await
     }
 
     /// Sends to every node, this one included. It has as long as the connection: one that was given up may

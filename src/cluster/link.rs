@@ -104,7 +104,11 @@ async fn keep_connected(cluster: Arc<Cluster>) {
         }
         if was_connected || !known {
             known = true;
-            tracing::warn!(error = %lost, "no connection to redis: this node serves its own clients");
+            let without = match others.limits.serve_without_redis() {
+                true => "this node serves its own clients",
+                false => "this node refuses what has a limit, and is not ready after READY_AFTER",
+            };
+            tracing::warn!(error = %lost, "no connection to redis: {without}");
         }
         backoff.pause().await;
     }
@@ -199,7 +203,12 @@ impl<'a> Session<'a> {
         loop {
             match inbox.recv().await {
                 Ok(message) => {
-                    self.cluster.receive(message.value.as_bytes().unwrap_or_default()).await;
+                    let text = message.value.as_bytes().unwrap_or_default();
+                    if *message.channel == *self.commands.failures {
+                        self.cluster.block(&self.others.limits, text);
+                    } else {
+                        self.cluster.receive(text).await;
+                    }
                 }
                 Err(RecvError::Lagged(lost)) => {
                     self.cluster.broadcast_errors.inc_by(lost);

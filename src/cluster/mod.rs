@@ -46,6 +46,7 @@ use crate::{
     auth::{Identity, Logout, RefreshError, Validator},
     config::Config,
     hub::{Hub, Outbox, Recipients},
+    limits::Limits,
     protocol::{CloseReason, Push},
     redis::Redis,
     store::Store,
@@ -100,10 +101,24 @@ pub(crate) struct Cluster {
     others: Option<Others>,
 }
 
+/// What a node's view of the others is made of.
+pub(crate) struct ClusterParts {
+    /// None: this node is alone.
+    pub(crate) redis: Option<Arc<Redis>>,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) store: Arc<Store>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) validator: Arc<Validator>,
+    pub(crate) viewers: Viewers,
+    pub(crate) broadcast_errors: IntCounter,
+}
+
 /// What the link works with, whichever actor it is.
 struct Others {
     /// Connected: subscribed, and every logout of the others is known.
     redis: Arc<Redis>,
+    /// Is told of failed authentications on other nodes.
+    limits: Arc<Limits>,
     queue: Queue,
     leases: Arc<Leases>,
     /// The first attempt to connect is over.
@@ -116,15 +131,9 @@ struct Others {
 
 impl Cluster {
     /// A node of a cluster, or the only one there is.
-    pub(crate) fn new(
-        config: &Config,
-        redis: Option<Arc<Redis>>,
-        store: Arc<Store>,
-        hub: Arc<Hub>,
-        validator: Arc<Validator>,
-        viewers: Viewers,
-        broadcast_errors: IntCounter,
-    ) -> Self {
+    pub(crate) fn new(config: &Config, parts: ClusterParts) -> Self {
+        let ClusterParts { redis, limits, store, hub, validator, viewers, broadcast_errors } =
+            parts;
         let node = node_id(config.cluster.node.as_deref());
         let clock = Arc::new(Clock::new(redis.clone()));
         let leases = |redis| {
@@ -134,6 +143,7 @@ impl Cluster {
         let others = redis.map(|redis| Others {
             leases: leases(Arc::clone(&redis)),
             redis,
+            limits,
             queue: Queue::default(),
             tried: AtomicBool::new(false),
             nodes: AtomicUsize::new(1),
@@ -368,6 +378,14 @@ impl Cluster {
                     yield_now().await;
                 }
             }
+            Err(error) => self.not_understood(&error),
+        }
+    }
+
+    /// Refuses an address that failed too often on all nodes together.
+    fn block(&self, limits: &Limits, message: &[u8]) {
+        match serde_json::from_slice(message) {
+            Ok(blocked) => limits.failures.block(&blocked),
             Err(error) => self.not_understood(&error),
         }
     }

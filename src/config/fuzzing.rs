@@ -102,6 +102,7 @@ fn same_printed(sources: &Sources, config: &Config) {
     for (name, time) in [
         ("WS_HANDLER_TIMEOUT", handlers.timeout),
         ("WS_PING_INTERVAL", ws.ping_interval),
+        ("READY_AFTER", server.ready_after),
         ("DRAIN_GRACE", server.drain_grace),
         ("HTTP_KEEP_ALIVE", http.keep_alive),
         ("JWT_LEEWAY", config.auth.leeway),

@@ -90,6 +90,8 @@ pub struct ServerConfig {
     pub listen_addr: SocketAddr,
     /// `OPS_ADDR`; none: operations are served on `listen_addr`.
     pub ops_addr: Option<SocketAddr>,
+    /// `READY_AFTER`.
+    pub ready_after: Duration,
     /// `DRAIN_DELAY`, or what it is where that is empty.
     pub drain_delay: Duration,
     /// `DRAIN_GRACE`.
@@ -262,6 +264,7 @@ impl Reader<'_> {
             server: ServerConfig {
                 listen_addr: self.get("LISTEN_ADDR"),
                 ops_addr: self.get("OPS_ADDR"),
+                ready_after: self.get("READY_AFTER"),
                 drain_delay: self.get::<Option<_>>("DRAIN_DELAY").unwrap_or(noticed),
                 drain_grace: self.get("DRAIN_GRACE"),
                 drain_spread: self.get("DRAIN_SPREAD"),

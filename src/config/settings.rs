@@ -14,7 +14,7 @@ pub const SETTINGS: &[Setting] = &[
         "OPS_ADDR",
         "",
         "ADDRESS",
-        "Serve /metrics, /health* and /admin/* here and only here; empty: on LISTEN_ADDR",
+        "Serve /metrics, /health* and /admin/* here and only here, and /audit-logs here too; empty: all on LISTEN_ADDR",
     ),
     setting(
         "ENV",
@@ -475,6 +475,12 @@ pub const SETTINGS: &[Setting] = &[
         "",
         "LIST",
         "Origins that browsers may call the REST API from; *: all, empty: none",
+    ),
+    setting(
+        "READY_AFTER",
+        "5s",
+        "DURATION",
+        "With RATE_LIMIT_FAIL_MODE=closed: time without Redis after which /health/ready says 503",
     ),
     setting(
         "DRAIN_DELAY",

@@ -106,7 +106,7 @@ pub(super) async fn check(
 /// Takes a refusal from the budget of the client's address.
 pub(crate) fn charge(limits: &Limits, refusal: &Refusal, address: IpAddr) {
     match refusal.reason {
-        CloseReason::Unauthorized => drop(limits.failures.count(address)),
+        CloseReason::Unauthorized => limits.failures.count(address),
         // A token that was good once is no guess.
         CloseReason::TokenExpired => drop(limits.refusals.count(address)),
         CloseReason::AuthTimeout => limits.count_silence(address),

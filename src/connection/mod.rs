@@ -15,7 +15,7 @@ pub(crate) mod socket;
 use std::sync::Arc;
 
 use ractor::{Actor, ActorProcessingErr, ActorRef};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     audit::Audit,
@@ -35,6 +35,8 @@ use socket::Socket;
 /// What every connection works with.
 pub(crate) struct Shared {
     pub(crate) config: WsConfig,
+    /// Cancelled when the server drains: from then on nobody is admitted, whichever registry is asked.
+    pub(crate) draining: CancellationToken,
     /// How long open requests may take after a drain was announced.
     pub(crate) drain_timeout: std::time::Duration,
     pub(crate) router: Arc<Router>,

@@ -15,7 +15,7 @@ use super::{Api, Problem, audit::Noted, problem::seconds, remote};
 use crate::{
     auth::{self, AuthError, Identity},
     handlers::Caller,
-    limits::{HttpBudget, HttpKey},
+    limits::{HttpBudget, HttpKey, Unavailable},
     metrics::{AuthOutcome, LimitType},
     protocol::ErrorBody,
 };
@@ -31,14 +31,34 @@ type Found = Result<Arc<Identity>, AuthError>;
 #[derive(Clone)]
 pub(super) struct User(pub(super) Arc<Identity>);
 
-pub(super) async fn guard(
+/// For the routes of clients, whose limit all nodes share.
+pub(super) async fn clients(
     State(api): State<Arc<Api>>,
-    mut request: Request<Body>,
+    request: Request<Body>,
     next: Next,
 ) -> Response {
+    guard(&api, Whose::Clients, request, next).await
+}
+
+/// For the routes of operators, whose limit is this node's own: they are needed while Redis is away.
+pub(super) async fn operators(
+    State(api): State<Arc<Api>>,
+    request: Request<Body>,
+    next: Next,
+) -> Response {
+    guard(&api, Whose::Operators, request, next).await
+}
+
+/// Whose routes are asked for.
+enum Whose {
+    Clients,
+    Operators,
+}
+
+async fn guard(api: &Api, whose: Whose, mut request: Request<Body>, next: Next) -> Response {
     let address = remote(request.extensions()).address;
     let found = match request.headers().get(header::AUTHORIZATION) {
-        Some(authorization) => authenticate(&api, authorization, address).await,
+        Some(authorization) => authenticate(api, authorization, address).await,
         // No attempt, so nothing that could have failed.
         None => Err(AuthError::Invalid("a token is needed: Authorization: Bearer <jwt>")),
     };
@@ -55,7 +75,11 @@ pub(super) async fn guard(
         noted.user(&user.0);
     }
     request.extensions_mut().insert(found);
-    let mut response = within_limits(&api, &key, refusal, request, next).await;
+    let budget = match whose {
+        Whose::Clients => api.limits.http(&key).await,
+        Whose::Operators => Ok(api.limits.operators(&key)),
+    };
+    let mut response = within_limits(api, budget, refusal, request, next).await;
     if let Some(user) = user {
         response.extensions_mut().insert(user);
     }
@@ -70,18 +94,19 @@ pub(super) async fn by_address(
 ) -> Response {
     let address = remote(request.extensions()).address;
     let refusal = api.limits.failures.refusal(address);
-    within_limits(&api, &HttpKey::of(address), refusal, request, next).await
+    let budget = api.limits.http(&HttpKey::of(address)).await;
+    within_limits(&api, budget, refusal, request, next).await
 }
 
-/// Takes one request from a budget, also where it is refused for another reason.
+/// Goes on with a request for which there is a budget. It was taken also where there is another reason to refuse.
 async fn within_limits(
     api: &Api,
-    key: &HttpKey,
+    budget: Result<Option<HttpBudget>, Unavailable>,
     refusal: Option<Duration>,
     request: Request<Body>,
     next: Next,
 ) -> Response {
-    let Ok(budget) = api.limits.http(key).await else {
+    let Ok(budget) = budget else {
         return Problem::unavailable("Limits cannot be checked now").into_response();
     };
     let wait = refusal.or_else(|| budget.and_then(|budget| budget.retry_after));

@@ -45,10 +45,30 @@ pub(super) async fn live() -> Json<serde_json::Value> {
 
 /// New clients may be sent here.
 pub(super) async fn ready(State(api): State<Arc<Api>>) -> Response {
-    // Without keys nobody can be let in.
-    let can_check = api.validator.has_keys();
-    let ready = !api.leaving.is_cancelled() && can_check && api.context.store.is_healthy().await;
-    (status(ready), Json(json!({ "status": word(ready) }))).into_response()
+    match unready(&api).await {
+        None => Json(json!({ "status": word(true) })).into_response(),
+        Some(reason) => {
+            let body = json!({ "status": word(false), "reason": reason });
+            (status(false), Json(body)).into_response()
+        }
+    }
+}
+
+/// Why new clients are to be sent elsewhere; none: they are served here.
+async fn unready(api: &Api) -> Option<&'static str> {
+    if api.leaving.is_cancelled() {
+        return Some("the node drains");
+    }
+    if !api.validator.has_keys() {
+        return Some(
+            "there are no keys to check tokens with: the provider does not answer, or has none",
+        );
+    }
+    if !api.context.store.is_healthy().await {
+        return Some("the database does not answer");
+    }
+    let closed = "Redis does not answer, and RATE_LIMIT_FAIL_MODE is closed";
+    (!api.limits.serve()).then_some(closed)
 }
 
 pub(super) async fn metrics(State(api): State<Arc<Api>>, request: Request<Body>) -> Response {

@@ -108,7 +108,10 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         routes.route_layer(from_fn_with_state(Arc::clone(api), audit::audit))
     };
     let guarded = |routes: Router<Arc<Api>>| {
-        audited(routes.route_layer(from_fn_with_state(Arc::clone(api), guard::guard)))
+        audited(routes.route_layer(from_fn_with_state(Arc::clone(api), guard::clients)))
+    };
+    let operated = |routes: Router<Arc<Api>>| {
+        audited(routes.route_layer(from_fn_with_state(Arc::clone(api), guard::operators)))
     };
     let authors = Router::new()
         .route("/authors", get(authors::list).post(authors::create))
@@ -138,10 +141,14 @@ pub(crate) fn routes(api: &Arc<Api>, web: MethodRouter, ops_apart: bool) -> (Rou
         .route("/auth/logout", post(logins::logout))
         .route_layer(from_fn_with_state(Arc::clone(api), guard::by_address));
     let signed = Router::new().route("/auth/backchannel-logout", post(backchannel::logout));
-    let clients = guarded(authors.merge(logs)).merge(audited(logins.merge(signed)));
-    let ops = guarded(admin).merge(health);
-    let (clients, ops) =
-        if ops_apart { (clients, ops) } else { (clients.merge(ops), Router::new()) };
+    let logs = operated(logs);
+    let clients = guarded(authors).merge(logs.clone()).merge(audited(logins.merge(signed)));
+    let ops = operated(admin).merge(health);
+    // The audit trail is at both: clients have always read it there, and operators need it where no node is ready.
+    let (clients, ops) = match ops_apart {
+        true => (clients, ops.merge(logs)),
+        false => (clients.merge(ops), Router::new()),
+    };
     let finish = |routes: Router<Arc<Api>>| finish(routes.with_state(Arc::clone(api)), api);
     // An upgrade has its own ways with origins and sizes; only the outermost layer is for it too.
     (finish(clients.route("/web", web.with_state(()))), finish(ops))

@@ -55,7 +55,7 @@ impl<K: Hash + Eq + Clone> Budget<K> {
         // The last one: one more takes nothing, and tells when there will be another.
         if let Err(over) = limiter.check_key(client) {
             let wait = over.wait_time_from(self.clock.now());
-            self.refused.insert(client.clone(), Instant::now() + wait);
+            self.refuse_until(client, Instant::now() + wait);
         }
         true
     }
@@ -63,8 +63,14 @@ impl<K: Hash + Eq + Clone> Budget<K> {
     /// Refuses a client whatever is left of its budget.
     pub(super) fn refuse(&self, client: &K, wait: Duration) {
         if self.limiter.is_some() {
-            self.refused.insert(client.clone(), Instant::now() + wait);
+            self.refuse_until(client, Instant::now() + wait);
         }
+    }
+
+    /// Never shorter than before: another node may have seen more of the client.
+    fn refuse_until(&self, client: &K, until: Instant) {
+        let mut refused = self.refused.entry(client.clone()).or_insert(until);
+        *refused = until.max(*refused);
     }
 
     /// Clients whose budget is not full.

@@ -85,7 +85,8 @@ impl HttpLimit {
         }
     }
 
-    fn of_this_node(&self, key: &HttpKey) -> HttpBudget {
+    /// The same by what this node alone has counted.
+    pub(super) fn of_this_node(&self, key: &HttpKey) -> HttpBudget {
         match self.limiter.check_key(key) {
             Ok(state) => self.budget(state.remaining_burst_capacity(), None),
             Err(refused) => self.budget(0, Some(refused.wait_time_from(self.clock.now()))),

@@ -6,6 +6,7 @@
 //! address does wrong, and [`Pool`]s bound what clients hold at once, on each node by itself.
 
 mod budget;
+mod failures;
 mod http;
 mod messages;
 mod pool;
@@ -23,11 +24,16 @@ use dashmap::{DashMap, Entry};
 use governor::{Quota, clock::DefaultClock};
 
 use budget::{AddressBudget, Budget};
+pub(crate) use failures::Failures;
 pub(crate) use http::{HttpBudget, HttpKey};
 pub(crate) use messages::{MessageBudget, Refused};
 pub(crate) use pool::{Full, Pool, Share};
 
-use crate::{auth, config::Config, redis::Redis};
+use crate::{
+    auth,
+    config::{Config, FailMode},
+    redis::Redis,
+};
 use http::HttpLimit;
 use shared::Shared;
 
@@ -46,7 +52,7 @@ pub(crate) struct Unavailable;
 /// The limits, as this node knows them.
 pub(crate) struct Limits {
     /// Bad tokens and passwords.
-    pub(crate) failures: AddressBudget,
+    pub(crate) failures: Failures,
     /// What is refused before anybody tries a token: expired ones, foreign origins, broken upgrades.
     pub(crate) refusals: AddressBudget,
     /// Logout tokens that were refused. Apart: any website can have its visitors send some.
@@ -62,10 +68,21 @@ pub(crate) struct Limits {
     /// Metrics that were asked for: each time they are gathered and written anew.
     pub(crate) scrapes: AddressBudget,
     http: Option<HttpLimit>,
+    /// This node's own for operators, who need their routes most while Redis is away.
+    operators: Option<HttpLimit>,
     message_quota: Option<Quota>,
     messages: DashMap<Arc<str>, UserMessages>,
     clock: DefaultClock,
     shared: Option<Arc<Shared>>,
+    /// Without it this node refuses what clients ask for.
+    needed: Option<Needed>,
+}
+
+/// A Redis without which limits fail closed.
+struct Needed {
+    redis: Arc<Redis>,
+    /// How long the node counts as ready without it.
+    ready_after: Duration,
 }
 
 struct UserMessages {
@@ -77,9 +94,15 @@ impl Limits {
     /// Limits as configured; 0 stands for none. Without Redis they are this node's own.
     pub(crate) fn new(config: &Config, redis: Option<Arc<Redis>>) -> Self {
         let clock = DefaultClock::default();
+        let failures = config.auth.failures_per_minute;
+        let failures = Failures::new(failures, clock.clone(), redis.as_ref());
+        let needed = redis.as_ref().filter(|_| fails_closed(config)).map(|redis| Needed {
+            redis: Arc::clone(redis),
+            ready_after: config.server.ready_after,
+        });
         let shared = redis.map(|redis| Arc::new(Shared::new(redis, &config.cluster)));
         Self {
-            failures: AddressBudget::new(config.auth.failures_per_minute, clock.clone()),
+            failures,
             refusals: AddressBudget::new(config.auth.refusals_per_minute, clock.clone()),
             backchannel: AddressBudget::new(
                 config.auth.backchannel_failures_per_minute,
@@ -94,10 +117,12 @@ impl Limits {
             ),
             scrapes: AddressBudget::new(config.http.scrapes_per_minute, clock.clone()),
             http: HttpLimit::new(&config.http, clock.clone(), shared.clone()),
+            operators: HttpLimit::new(&config.http, clock.clone(), None),
             message_quota: NonZeroU32::new(config.ws.message_rate_limit).map(Quota::per_minute),
             messages: DashMap::new(),
             clock,
             shared,
+            needed,
         }
     }
 
@@ -134,6 +159,22 @@ impl Limits {
         }
     }
 
+    /// Takes one request from a budget of the operators' routes, which is asked of this node alone.
+    pub(crate) fn operators(&self, key: &HttpKey) -> Option<HttpBudget> {
+        self.operators.as_ref().map(|limit| limit.of_this_node(key))
+    }
+
+    /// Whether clients are served while Redis is away.
+    pub(crate) fn serve_without_redis(&self) -> bool {
+        self.needed.is_none()
+    }
+
+    /// Whether clients are served: not where Redis has been away for long and limits fail closed.
+    pub(crate) fn serve(&self) -> bool {
+        let Some(Needed { redis, ready_after }) = &self.needed else { return true };
+        redis.outage().is_none_or(|outage| outage < *ready_after)
+    }
+
     /// The message budget of a user. One that is new here may have been used on other nodes.
     pub(crate) async fn messages(&self, subject: &Arc<str>) -> Arc<MessageBudget> {
         let (budget, is_new) = self.of_user(subject);
@@ -160,23 +201,22 @@ impl Limits {
 
     /// Entries of the tables of messages, of REST and of failures.
     pub(crate) fn entries(&self) -> [usize; 3] {
-        let http = self.http.as_ref().map_or(0, HttpLimit::len);
+        let http = [&self.http, &self.operators].into_iter().flatten().map(HttpLimit::len).sum();
         let wrongs: usize = self.of_addresses().map(|budget| budget.0.len()).iter().sum();
         [self.messages.len(), http, wrongs + self.expulsions.len()]
     }
 
     fn of_addresses(&self) -> [&AddressBudget; 7] {
         let Self { failures, refusals, backchannel, silences, breaches, scrapes, .. } = self;
-        [failures, refusals, backchannel, silences, breaches, scrapes, &self.address_expulsions]
+        let expulsions = &self.address_expulsions;
+        [failures.here(), refusals, backchannel, silences, breaches, scrapes, expulsions]
     }
 
     /// Forgets budgets that are full again. To be called once a minute.
     pub(crate) fn forget_idle(&self) {
         self.of_addresses().into_iter().for_each(|budget| budget.0.forget_idle());
         self.expulsions.forget_idle();
-        if let Some(http) = &self.http {
-            http.forget_idle();
-        }
+        [&self.http, &self.operators].into_iter().flatten().for_each(HttpLimit::forget_idle);
         let now = Instant::now();
         self.messages.retain(|_, user| {
             if Arc::strong_count(&user.budget) > 1 {
@@ -186,6 +226,13 @@ impl Limits {
         });
         self.messages.shrink_to_fit();
     }
+}
+
+/// Whether there is a limit that clients cannot pass while Redis does not answer.
+fn fails_closed(config: &Config) -> bool {
+    let (http, ws) = (config.http.rate_limit_per_minute, &config.ws);
+    config.cluster.fail_mode == FailMode::Closed
+        && [http, ws.message_rate_limit, ws.max_connections_per_user].iter().any(|limit| *limit > 0)
 }
 
 #[cfg(test)]

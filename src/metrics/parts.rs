@@ -306,9 +306,9 @@ impl ErrorMetrics {
 
 label!(
     /// What Redis was asked for: a connection, to join the channel, to send an event, to keep logouts,
-    /// to tell of those that are kept, how many nodes there are, and what limits allow; to enter
-    /// connections with their leases, to take them off, to show their figures, to tell of them, to
-    /// keep the node alive, and for the time.
+    /// to tell of those that are kept, how many nodes there are, what limits allow, and of failed
+    /// authentications; to enter connections with their leases, to take them off, to show their figures,
+    /// to tell of them, to keep the node alive, and for the time.
     RedisOperation {
         Connect = "connect",
         Publish = "publish",
@@ -318,6 +318,7 @@ label!(
         Nodes = "nodes",
         HttpLimit = "http_limit",
         MessageLimit = "message_limit",
+        Failures = "failures",
         Lease = "lease",
         Release = "release",
         Report = "report",

@@ -22,13 +22,14 @@ use super::*;
 use crate::{
     audit::Audit,
     auth::{DevIssuer, Validator},
-    cluster::Cluster,
+    cluster::{Cluster, ClusterParts},
     config::Config,
     handlers::{Answer, Handler, HandlerError},
     hub::{
         Hub, Outbox,
         models::{now, outbox},
     },
+    limits::Limits,
     protocol::{CloseReason, Format, ReplyHead},
     store::Store,
     sync::{explore, until_alone, yield_now},
@@ -101,17 +102,16 @@ fn world() -> World {
     let issuer = DevIssuer::open(&config.auth.dev_key_file, &config.auth.client_id).unwrap();
     let validator = Validator::trusting(&issuer, &config.auth, metrics.auth.clone()).unwrap();
     let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
-    let errors = metrics.ws.broadcast_errors.clone();
-    let viewers = Vec::new().into_iter().collect();
-    let cluster = Cluster::new(
-        &config,
-        None,
-        Arc::clone(&store),
-        Arc::clone(&hub),
-        Arc::new(validator),
-        viewers,
-        errors,
-    );
+    let parts = ClusterParts {
+        redis: None,
+        limits: Arc::new(Limits::new(&config, None)),
+        store: Arc::clone(&store),
+        hub: Arc::clone(&hub),
+        validator: Arc::new(validator),
+        viewers: Vec::new().into_iter().collect(),
+        broadcast_errors: metrics.ws.broadcast_errors.clone(),
+    };
+    let cluster = Cluster::new(&config, parts);
     let context = Arc::new(Context {
         store,
         audit: Arc::new(Audit::open(&config.audit, metrics.audit.clone()).unwrap()),

@@ -29,7 +29,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     audit::{Audit, AuditWriter},
     auth::{DevIssuer, Logins, Provider, Validator},
-    cluster::{Cluster, ClusterLink, keep_logouts},
+    cluster::{Cluster, ClusterLink, ClusterParts, keep_logouts},
     config::{AuthConfig, Config, ServerConfig},
     connection::Shared,
     files,
@@ -201,7 +201,6 @@ struct Server {
     bounds: Bounds,
     /// Cancelled when the server is to stop: it is not ready any more.
     leaving: CancellationToken,
-    draining: CancellationToken,
 }
 
 impl Server {
@@ -228,17 +227,18 @@ impl Server {
         close_to_others(&config).await;
         let hub = Arc::new(Hub::new(metrics.ws.dropped_slow_consumer.clone()));
         let redis = Redis::new(&config.cluster, &metrics).map(Arc::new);
-        let broadcast_errors = metrics.ws.broadcast_errors.clone();
+        let limits = Arc::new(Limits::new(&config, redis.clone()));
         let viewers = packages.iter().filter_map(|package| Some((package.id, package.viewers?)));
-        let cluster = Cluster::new(
-            &config,
-            redis.clone(),
-            Arc::clone(&store),
-            Arc::clone(&hub),
-            Arc::clone(&validator),
-            viewers.collect(),
-            broadcast_errors,
-        );
+        let parts = ClusterParts {
+            redis,
+            limits: Arc::clone(&limits),
+            store: Arc::clone(&store),
+            hub: Arc::clone(&hub),
+            validator: Arc::clone(&validator),
+            viewers: viewers.collect(),
+            broadcast_errors: metrics.ws.broadcast_errors.clone(),
+        };
+        let cluster = Cluster::new(&config, parts);
         cluster.recall().await.map_err(|error| ServeError::Logouts(error.into()))?;
         let context = Arc::new(Context {
             store,
@@ -249,11 +249,11 @@ impl Server {
             broadcast_changes: config.handlers.broadcast_changes,
             max_rows: config.handlers.max_rows,
         });
-        let limits = Arc::new(Limits::new(&config, redis));
         let router =
             Router::new(Arc::clone(&context), config.handlers.clone(), Arc::clone(&metrics));
         let shared = Arc::new(Shared {
             config: config.ws.clone(),
+            draining: CancellationToken::new(),
             drain_timeout: config.server.drain_timeout,
             router: Arc::new(router),
             validator: Arc::clone(&validator),
@@ -269,7 +269,6 @@ impl Server {
             provider,
             registry: Arc::default(),
             leaving: CancellationToken::new(),
-            draining: CancellationToken::new(),
             config,
             packages,
             context,
@@ -311,7 +310,6 @@ impl Server {
             places: Arc::clone(&self.bounds.places),
             pending: Arc::clone(&self.bounds.held.pending),
             farewells: Arc::clone(&self.bounds.held.farewells),
-            draining: self.draining.clone(),
         });
         let web = axum::routing::any(upgrade::web).with_state(web);
         let (clients, ops) = http::routes(&api, web, listeners.ops.is_some());
@@ -350,12 +348,11 @@ impl Server {
         tracing::info!(connections = self.context.hub.len(), "draining");
         self.leaving.cancel();
         sleep(drain_delay).await;
-        self.draining.cancel();
+        self.shared.draining.cancel();
         self.context.cluster.leave().await;
         let overlap = self.context.cluster.is_on();
-        if self.registry.tell(RegistryMessage::Drain { spread, grace, overlap }).is_err() {
-            tracing::error!("there is no registry to drain");
-        }
+        // Without a registry there is nobody to tell: connections end with theirs, and the next one admits none.
+        drop(self.registry.tell(RegistryMessage::Drain { spread, grace, overlap }));
         self.shared.tasks.close();
         let drain_timeout = self.config.server.drain_timeout;
         let (until, limit) = (Instant::now() + drain_timeout, drain_timeout + CLOSING);

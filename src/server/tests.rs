@@ -231,10 +231,8 @@ async fn restarts_that_do_not_help_end_the_root() {
     tokio::time::timeout(Duration::from_secs(5), running.ended).await.unwrap().unwrap();
 }
 
-#[tokio::test]
-async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
-    let running = start().await;
-    let server = &running.server;
+/// A socket of the session `s1` that was checked and is to be admitted, and its client.
+async fn checked(server: &Server) -> (Box<Admission>, WebSocketStream<TcpStream>) {
     let identity = Arc::new(Identity {
         subject: "ann".into(),
         issuer: "issuer".into(),
@@ -244,14 +242,9 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
         issued_at: 0,
         expires_at: u64::MAX,
     });
-    let logout = Logout::Session("s1".into());
-    server.validator.revoke(&logout);
-    let found = server.context.hub.close_of(|user| logout.ends(user), CloseReason::SessionRevoked);
-    assert_eq!(found, 0);
-
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-    let mut client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
+    let client = WebSocketStream::from_raw_socket(client, Role::Client, None).await;
     let (tcp, _) = listener.accept().await.unwrap();
     let remote = Remote {
         address: [127, 0, 0, 1].into(),
@@ -268,6 +261,45 @@ async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
         identity,
         outbox: Arc::new(outbox),
     });
+    (admission, client)
+}
+
+#[tokio::test]
+async fn a_registry_that_is_started_again_during_a_drain_admits_nobody() {
+    let running = start_with(&[("DRAIN_GRACE", "20s"), ("DRAIN_SPREAD", "0s")]).await;
+    let mut client = running.client().await;
+    let (admission, _late) = checked(&running.server).await;
+    let late = async {
+        assert_eq!(json_of(client.next().await.unwrap().unwrap())["type"], "drain");
+        let children = running.root.get_cell().get_children();
+        children.iter().max_by_key(|actor| actor.get_id()).unwrap().kill();
+        running.until_restarted("registry", 1).await;
+        // It was told once, and ends with its registry.
+        match client.next().await {
+            Some(Ok(Message::Close(Some(frame)))) => assert_eq!(u16::from(frame.code), 1011),
+            other => panic!("a close frame was expected: {other:?}"),
+        }
+        let place = Arc::clone(&running.server.bounds.places).try_acquire_owned().unwrap();
+        let (refused, refusal) = tokio::sync::oneshot::channel();
+        let admit = RegistryMessage::Admit { admission, place, refused };
+        assert!(running.server.registry.tell(admit).is_ok());
+        let refused = refusal.await.ok().map(|(_, reason)| reason);
+        assert_eq!(refused, Some(CloseReason::GoingAway));
+        assert_eq!(running.server.context.hub.len(), 0);
+    };
+    tokio::join!(running.server.drain(), late);
+}
+
+#[tokio::test]
+async fn a_session_that_ends_between_its_check_and_its_admission_is_closed() {
+    let running = start().await;
+    let server = &running.server;
+    let logout = Logout::Session("s1".into());
+    server.validator.revoke(&logout);
+    let found = server.context.hub.close_of(|user| logout.ends(user), CloseReason::SessionRevoked);
+    assert_eq!(found, 0);
+
+    let (admission, mut client) = checked(server).await;
     let place = Arc::clone(&server.bounds.places).try_acquire_owned().unwrap();
     let (refused, _) = tokio::sync::oneshot::channel();
     assert!(server.registry.tell(RegistryMessage::Admit { admission, place, refused }).is_ok());

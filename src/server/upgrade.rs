@@ -17,7 +17,6 @@ use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
-use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::stream::Stream;
@@ -57,8 +56,6 @@ pub(super) struct Web {
     pub(super) pending: Arc<Pool>,
     /// Those that are refused, while they are told why.
     pub(super) farewells: Arc<Pool>,
-    /// Cancelled when the server drains.
-    pub(super) draining: CancellationToken,
 }
 
 /// What a client asked for, checked.
@@ -177,7 +174,7 @@ async fn check(web: &Web, request: &Parts) -> Result<Accepted, Problem> {
     let format =
         format(&query).map_err(|msg| refused(web, &request.extensions, bad_request(&msg)))?;
     let remote = remote(&request.extensions);
-    if web.draining.is_cancelled() || web.places.available_permits() == 0 {
+    if web.shared.draining.is_cancelled() || web.places.available_permits() == 0 {
         return Err(no_place(web));
     }
     let entry = match authorization(&request.headers, &query, config.query_token) {
@@ -383,7 +380,7 @@ async fn authenticate(
 ) -> Result<(Arc<Identity>, OwnedSemaphorePermit), Refusal> {
     let identity = tokio::select! {
         identity = handshake::first_message(socket, format, &web.shared, remote.address) => identity,
-        () = web.draining.cancelled() => Err(CloseReason::GoingAway.into()),
+        () = web.shared.draining.cancelled() => Err(CloseReason::GoingAway.into()),
     };
     let identity = identity.map_err(|mut refusal| {
         if waiting.ignored_token && refusal.reason == CloseReason::AuthTimeout {

@@ -114,7 +114,7 @@ async fn without_redis_a_closed_node_refuses_and_strikes_nobody() {
     }
     assert_eq!(node.metric(MESSAGES).await, 0.0);
     let health = node.request(reqwest::Method::GET, "/health/ready").send().await.unwrap();
-    assert_eq!(health.status(), 200, "what has no limit goes on");
+    assert_eq!(health.status(), 200, "it is not away for READY_AFTER yet");
     let since = Instant::now();
     block_in_place(|| redis.start_again());
     node.until_metric("redis_connected", 1.0).await;

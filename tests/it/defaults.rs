@@ -53,7 +53,7 @@ fn a_server_listens_for_its_own_machine_and_drains_in_half_a_minute_where_nothin
     let server = config().server;
     assert_eq!((server.listen_addr, server.ops_addr), (([127, 0, 0, 1], 8000).into(), None));
     assert_eq!((server.drain_spread, server.drain_timeout), (seconds(10), seconds(30)));
-    assert_eq!(server.drain_delay, seconds(0));
+    assert_eq!((server.drain_delay, server.ready_after), (seconds(0), seconds(5)));
     let redis = |name: &str| (name == "REDIS_URL").then(|| "redis://127.0.0.1".to_owned());
     assert_eq!(Config::read(redis).unwrap().server.drain_delay, seconds(5), "a balancer is told");
 }

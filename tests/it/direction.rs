@@ -5,7 +5,7 @@ use std::{fs, path::Path};
 /// From the top to the bottom; modules on one line do not use each other.
 const ORDER: &[&[&str]] = &[
     &["main"],
-    &["commands", "failure", "print"],
+    &["commands", "failure", "print", "signals"],
     &["fuzzing"],
     &["doctor", "server", "export", "erase", "migrate", "healthcheck"],
     &["http", "registry"],
@@ -32,7 +32,7 @@ fn imports_go_down() {
         for name in *names {
             for text in sources(&src, name) {
                 checked += 1;
-                let binary = ["main", "commands", "failure", "print"].contains(name);
+                let binary = ["main", "commands", "failure", "print", "signals"].contains(name);
                 for used in modules_used(&text, if binary { "switchboard::" } else { "crate::" }) {
                     let target = ORDER.iter().position(|names| names.contains(&used.as_str()));
                     let target = target.unwrap_or_else(|| panic!("{used} is not in the order"));

@@ -166,6 +166,7 @@ const AT_ZERO: &[Family] = &[
             "operation=\"revoke\",status=\"error\"",
             "operation=\"revocations\",status=\"error\"",
             "operation=\"nodes\",status=\"success\"",
+            "operation=\"failures\",status=\"error\"",
         ],
     ),
     (

@@ -236,3 +236,23 @@ async fn users_of_one_name_are_passed_over_by_the_previous_version_and_told_apar
     assert!(kept.contains(r#""subject":"s-ann""#), "{kept}");
     pair.end();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs a binary of the previous release"]
+async fn failed_authentications_are_shared_and_the_previous_version_does_not_notice() {
+    let pair = Pair::start().await;
+    let good = pair.token("ann", &[roles::GET_AUTHORS]);
+    let get = async |node, token: &str| {
+        let request = reqwest::Client::new().get(format!("http://{node}/authors"));
+        request.bearer_auth(token).send().await.unwrap().status().as_u16()
+    };
+    for _ in 0..30 {
+        assert_eq!(get(pair.this.addr, "garbage").await, 401);
+    }
+    assert_eq!(get(pair.this.addr, &good).await, 429);
+    // They are in Redis, where nodes of this version find them.
+    block_in_place(|| pair.redis.until_said("KEYS *", "switchboard:limit:failures:127.0.0.1"));
+    assert_eq!(get(pair.previous.addr, "garbage").await, 401);
+    assert_eq!(get(pair.previous.addr, &good).await, 200);
+    pair.end();
+}
