@@ -17,15 +17,14 @@ use std::{
 };
 
 use prometheus::IntGauge;
-use sqlx::{
-    Connection, Executor as _, PgConnection, migrate::MigrateError, postgres::PgConnectOptions,
-};
+use sqlx::{Connection, Executor as _, PgConnection, migrate::MigrateError};
 use tokio::time::sleep;
 
 use super::{
     OpenError,
-    postgres::{connect, histories, migrations_run},
+    postgres::{histories, migrations_run},
     schema::{self, Schema},
+    servers::Servers,
 };
 
 /// Up to so many rows, the migration numbers them itself.
@@ -102,11 +101,11 @@ pub(super) async fn left(connection: &mut PgConnection) -> sqlx::Result<Option<i
 
 /// Brings the schema up to date, however long that takes; returns how it was.
 pub(super) async fn migrate(
-    options: &PgConnectOptions,
+    servers: &Servers,
     patience: Duration,
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
-    let mut connection = connect(options, patience).await?;
+    let mut connection = servers.connect(patience).await?.connection;
     // Held until the connection ends.
     while matches!(state(&mut connection).await?, State::Long | State::Begun) {
         let lock = "SELECT pg_try_advisory_lock($1)";
@@ -118,7 +117,7 @@ pub(super) async fn migrate(
     }
     let schema = loop {
         // Another connection each time: a migration that fails leaves the lock of sqlx taken.
-        let mut other = connect(options, patience).await?;
+        let mut other = servers.connect(patience).await?.connection;
         if state(&mut other).await? != State::Done {
             other.execute(LOCK_TIMEOUT).await?;
         }
@@ -139,14 +138,14 @@ pub(super) async fn migrate(
 
 /// Does it for a server that serves meanwhile, until it is done.
 pub(super) async fn in_background(
-    options: PgConnectOptions,
+    servers: Servers,
     patience: Duration,
     numbered: Arc<AtomicBool>,
     left: IntGauge,
 ) {
     let log = Log { left, last: std::sync::Mutex::new(None) };
     let started = Instant::now();
-    while let Err(error) = migrate(&options, patience, &|progress| log.tell(progress)).await {
+    while let Err(error) = migrate(&servers, patience, &|progress| log.tell(progress)).await {
         tracing::warn!(%error, "the audit trail cannot be numbered; it is tried again");
         sleep(RETRY).await;
     }

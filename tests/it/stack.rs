@@ -16,7 +16,7 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 25] = [
+const ALERTS: [&str; 26] = [
     "ActorRestarting",
     "AuditLogDropping",
     "AuditQueueFull",
@@ -26,6 +26,7 @@ const ALERTS: [&str; 25] = [
     "ContainersUnseen",
     "DatabaseConnectionPoolExhausted",
     "DatabaseDown",
+    "DatabaseUnusable",
     "HighCPUUsage",
     "HighErrorRate",
     "HighFailedLoginRate",
