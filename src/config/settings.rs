@@ -44,7 +44,7 @@ pub const SETTINGS: &[Setting] = &[
         "DATABASE_URL",
         "",
         "URL",
-        "sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME; empty: switchboard.db in DATA_DIR",
+        "sqlite://PATH or postgres://USER:PASSWORD@HOST/NAME (a list: HOST:PORT,HOST:PORT); empty: switchboard.db in DATA_DIR",
     ),
     setting(
         "DB_POOL_SIZE",

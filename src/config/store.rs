@@ -1,12 +1,11 @@
 //! The database: where it is, and how long it may take.
 
 use std::{
-    fmt,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::{Reader, SETTINGS, value::Secret};
+use super::{PostgresUrl, Reader, value::Secret};
 
 /// The database.
 #[derive(Debug, Clone)]
@@ -32,48 +31,11 @@ pub struct StoreConfig {
 pub enum DatabasePlace {
     /// A file of SQLite.
     Sqlite(PathBuf),
-    /// A server.
+    /// A server, or several that replicate each other.
     Postgres(PostgresUrl),
 }
 
-/// The URL of a Postgres database. It is shown without its password.
-#[derive(Debug, Clone)]
-pub struct PostgresUrl {
-    url: Secret,
-    shown: String,
-}
-
-impl PostgresUrl {
-    /// The URL itself, for the driver.
-    pub fn expose(&self) -> &str {
-        self.url.expose()
-    }
-}
-
-impl fmt::Display for PostgresUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.shown)
-    }
-}
-
-/// The parameters of a URL that the driver knows; it would log the value of any other.
-const PARAMETERS: &[&str] = &[
-    "sslmode",
-    "sslrootcert",
-    "sslcert",
-    "sslkey",
-    "host",
-    "hostaddr",
-    "port",
-    "dbname",
-    "user",
-    "password",
-    "application_name",
-    "options",
-    "statement-cache-capacity",
-];
-
-const ALLOWED: &str = "sqlite://PATH without parameters, or postgres://USER:PASSWORD@HOST:PORT/NAME with libpq's parameters such as sslmode=require";
+const ALLOWED: &str = "sqlite://PATH without parameters, or postgres://USER:PASSWORD@HOST:PORT/NAME (or HOST:PORT,HOST:PORT) with libpq's parameters such as sslmode=require";
 
 impl Reader<'_> {
     pub(super) fn store(&mut self, data_dir: &Path) -> StoreConfig {
@@ -94,34 +56,25 @@ impl Reader<'_> {
     fn place(&mut self) -> Option<DatabasePlace> {
         let url: Option<Secret> = self.get("DATABASE_URL");
         let url = url?;
-        let place = read(&url);
-        if place.is_none() {
-            // The URL may hold a password: only its scheme is shown.
-            let scheme = url.expose().split(':').next().unwrap_or_default();
-            self.faults.push(format!(
-                "DATABASE_URL: this URL of scheme {scheme:?} is not allowed; allowed: {ALLOWED}"
-            ));
+        match read(&url) {
+            Ok(place) => Some(place),
+            Err(reason) => {
+                self.faults.push(format!("DATABASE_URL: {reason}; allowed: {ALLOWED}"));
+                None
+            }
         }
-        place
     }
 }
 
-fn read(url: &Secret) -> Option<DatabasePlace> {
+fn read(url: &Secret) -> Result<DatabasePlace, String> {
     let text = url.expose();
     if let Some(path) = text.strip_prefix("sqlite://").or_else(|| text.strip_prefix("sqlite:")) {
         // Parameters would become part of the name, and each pool would have a memory of its own.
         let is_file = !path.is_empty() && path != ":memory:" && !path.contains('?');
-        return is_file.then(|| DatabasePlace::Sqlite(path.into()));
+        let refused = || "this URL of scheme \"sqlite\" is not allowed".to_owned();
+        return is_file.then(|| DatabasePlace::Sqlite(path.into())).ok_or_else(refused);
     }
-    let parsed = reqwest::Url::parse(text).ok()?;
-    let is_known = |name: &str| PARAMETERS.contains(&name) || name.starts_with("options[");
-    let allowed = matches!(parsed.scheme(), "postgres" | "postgresql")
-        && parsed.query_pairs().all(|(name, _)| is_known(&name))
-        && text.parse::<sqlx::postgres::PgConnectOptions>().is_ok();
-    let setting = SETTINGS.iter().find(|setting| setting.name == "DATABASE_URL")?;
-    allowed.then(|| {
-        DatabasePlace::Postgres(PostgresUrl { url: url.clone(), shown: setting.shown(text) })
-    })
+    PostgresUrl::read(url).map(DatabasePlace::Postgres)
 }
 
 #[cfg(test)]

@@ -5,8 +5,9 @@ use std::{fmt, net::IpAddr, time::Duration};
 
 use percent_encoding::percent_decode_str;
 use reqwest::Url;
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-use super::{AllowList, Config, DatabasePlace, Environment, Reader};
+use super::{AllowList, Config, DatabasePlace, Environment, PostgresUrl, Reader};
 
 /// The longest `JWT_LEEWAY` that is no weakness: clocks that differ by more want mending.
 const LEEWAY: Duration = Duration::from_secs(60);
@@ -89,7 +90,7 @@ impl Config {
     /// What is reached without TLS beyond this machine, and is not in `PLAINTEXT_HOSTS`.
     fn plaintext(&self) -> Vec<Weakness> {
         let database = match &self.store.place {
-            DatabasePlace::Postgres(url) => plain_postgres(url.expose()),
+            DatabasePlace::Postgres(url) => plain_postgres(url),
             DatabasePlace::Sqlite(_) => Vec::new(),
         };
         let redis = self.cluster.redis.as_ref().map(|url| plain_redis(url.expose()));
@@ -206,18 +207,15 @@ fn plain_host(url: &str) -> Option<String> {
     url.host_str().map(ToOwned::to_owned)
 }
 
-/// The hosts of a URL of Postgres that does not insist on TLS.
-fn plain_postgres(url: &str) -> Vec<String> {
-    let (hosts, parameters) = parts(url);
-    let get = |name: &str| parameters.iter().rev().find(|(known, _)| known == name);
-    let mode = get("sslmode").map_or("prefer", |(_, mode)| mode);
-    if ["require", "verify-ca", "verify-full"].contains(&mode) {
-        return Vec::new();
-    }
-    match get("hostaddr").or_else(|| get("host")) {
-        Some((_, hosts)) => hosts.split(',').map(ToOwned::to_owned).collect(),
-        None => hosts,
-    }
+/// The servers of a URL of Postgres that are reached over the network, and not with TLS for sure.
+fn plain_postgres(url: &PostgresUrl) -> Vec<String> {
+    let servers = url.servers().filter_map(|server| server.parse::<PgConnectOptions>().ok());
+    let plain = servers.filter(|server| {
+        let mode = server.get_ssl_mode();
+        server.get_socket().is_none()
+            && matches!(mode, PgSslMode::Disable | PgSslMode::Allow | PgSslMode::Prefer)
+    });
+    plain.map(|server| server.get_host().to_owned()).collect()
 }
 
 /// The hosts of a URL of Redis that is not with TLS.

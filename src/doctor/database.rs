@@ -3,7 +3,7 @@
 use super::Report;
 use crate::{
     config::{DatabasePlace, StoreConfig},
-    store::{Probe, ProbeError, Schema, probe},
+    store::{ConnectError, Probe, ProbeError, Schema, probe, servers_of},
 };
 
 pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
@@ -27,12 +27,34 @@ pub(super) async fn check(config: &StoreConfig, report: &mut Report) {
                 report.ok("audit trail", says);
             }
             ready(&place, &schema, migrates, report);
+            servers(config, report).await;
         }
         Err(ProbeError::Unwritable(found)) => {
             report.fault("database", format!("{place} cannot be used: {}", found.says), found.fix);
         }
         Err(error) => {
             report.fault("database", format!("{place} cannot be used: {error}"), fix(&error));
+        }
+    }
+}
+
+/// Says of each server of a list what it is good for.
+async fn servers(config: &StoreConfig, report: &mut Report) {
+    let DatabasePlace::Postgres(url) = &config.place else { return };
+    if url.servers().len() < 2 {
+        return;
+    }
+    for (place, error) in servers_of(url, config.connect_timeout).await.unwrap_or_default() {
+        match error {
+            None => report.ok("servers", format!("{place} takes changes")),
+            Some(error @ ConnectError::ReadOnly { standby: true, .. }) => {
+                report.ok("servers", error.to_string());
+            }
+            Some(error) => report.warning(
+                "servers",
+                format!("{place} would be of no help after a failover: {error}"),
+                "start it, mend it, or take it out of the list in DATABASE_URL",
+            ),
         }
     }
 }
@@ -79,7 +101,10 @@ fn fix(error: &ProbeError) -> &'static str {
             "make the user and the database (createuser, createdb), let the user in (pg_hba.conf), \
              or set DATABASE_URL to a user, password and database that are there"
         }
-        ProbeError::Standby => "set DATABASE_URL to the primary server",
+        ProbeError::NoPrimary(_) => {
+            "set DATABASE_URL to the primary server, or to all servers (HOST:PORT,HOST:PORT); \
+             promote a standby if the primary is gone"
+        }
         ProbeError::Forbidden(_) => {
             "make the user the owner of the database and its tables (ALTER … OWNER TO), \
              or set DATABASE_URL to the user that owns them"

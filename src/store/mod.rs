@@ -13,6 +13,7 @@ mod postgres;
 mod probe;
 mod revocations;
 mod schema;
+mod servers;
 mod shares;
 mod sqlite;
 mod unreadable;
@@ -39,8 +40,9 @@ pub use moment::{Since, Until};
 pub(crate) use names::keep_folded;
 pub use numbering::Progress;
 use postgres::Postgres;
-pub(crate) use probe::{Probe, ProbeError, probe};
+pub(crate) use probe::{Probe, ProbeError, probe, servers_of};
 pub use schema::{Part, Schema, SchemaError};
+pub use servers::{Attempt, ConnectError};
 use shares::Shares;
 use sqlite::Sqlite;
 use unreadable::Logged;
@@ -122,6 +124,9 @@ pub enum OpenError {
         /// What to change.
         fix: &'static str,
     },
+    /// A server that refuses, or each server of a list.
+    #[error("cannot open the database: {0}")]
+    Connect(ConnectError),
     /// The server.
     #[error("no answer from the database at {place} within {limit:?} (DB_START_TIMEOUT): {error}")]
     Unreachable {
@@ -130,7 +135,20 @@ pub enum OpenError {
         /// For all attempts together.
         limit: Duration,
         /// Of the last attempt.
-        error: sqlx::Error,
+        error: ConnectError,
+    },
+    /// A server that only takes reads, or each server of a list.
+    #[error(
+        "no server of {place} takes changes, asked for {limit:?} (DB_START_TIMEOUT): {error}; \
+         set DATABASE_URL to the primary, or to all of its servers (HOST:PORT,HOST:PORT)"
+    )]
+    NoPrimary {
+        /// The URL, without its password.
+        place: String,
+        /// For all attempts together.
+        limit: Duration,
+        /// Of the last attempt.
+        error: ConnectError,
     },
     /// The schema, which was not to be touched.
     #[error(transparent)]
@@ -167,6 +185,7 @@ impl OpenError {
         let error = match self {
             Self::Folder(error) => error.to_string(),
             Self::Database(error) => error.to_string(),
+            Self::Connect(error) => error.to_string(),
             Self::Migrate(error) => error.to_string(),
             other => return other,
         };
@@ -177,6 +196,15 @@ impl OpenError {
         match unwritable {
             Some(Unwritable { says, fix }) => Self::Place { place, error: says, fix },
             None => Self::Place { place, error, fix: FIX.into() },
+        }
+    }
+}
+
+impl From<ConnectError> for OpenError {
+    fn from(error: ConnectError) -> Self {
+        match error {
+            ConnectError::Failed(error) => Self::Database(error),
+            error => Self::Connect(error),
         }
     }
 }
@@ -290,6 +318,7 @@ impl Store {
             unreadable: Logged::default(),
             found: schema,
         };
+        store.metrics.up.set(1);
         store.measure();
         Ok(store)
     }
@@ -325,12 +354,14 @@ impl Store {
         }
     }
 
-    /// Whether the database answers.
+    /// Whether the database answers; a server of Postgres also says whether it takes changes.
     pub(crate) async fn is_healthy(&self) -> bool {
-        match &self.database {
+        let is_healthy = match &self.database {
             Database::Sqlite(sqlite) => sqlite.is_healthy().await,
             Database::Postgres(postgres) => postgres.is_up(),
-        }
+        };
+        self.metrics.up.set(is_healthy.into());
+        is_healthy
     }
 
     /// How many statements of a kind may be wanted at once: those that run, or a few more where that is one, so
@@ -348,7 +379,10 @@ impl Store {
     pub(crate) fn measure(&self) {
         match &self.database {
             Database::Sqlite(sqlite) => self.measure_shares(sqlite.shares()),
-            Database::Postgres(postgres) => self.measure_shares(&postgres.shares()),
+            Database::Postgres(postgres) => {
+                self.metrics.up.set(postgres.is_up().into());
+                self.measure_shares(&postgres.shares());
+            }
         }
     }
 
@@ -442,8 +476,10 @@ fn classify(error: sqlx::Error) -> (DbErrorKind, StoreError) {
         }
         sqlx::Error::Database(cause) => kind_of(&**cause),
         sqlx::Error::PoolTimedOut => DbErrorKind::Timeout,
+        // Protocol: a proxy, say, that has no server to lead to.
         sqlx::Error::Io(_)
         | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
         | sqlx::Error::PoolClosed
         | sqlx::Error::WorkerCrashed => DbErrorKind::Connection,
         _ => DbErrorKind::Other,

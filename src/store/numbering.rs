@@ -17,15 +17,14 @@ use std::{
 };
 
 use prometheus::IntGauge;
-use sqlx::{
-    Connection, Executor as _, PgConnection, migrate::MigrateError, postgres::PgConnectOptions,
-};
+use sqlx::{Connection, Executor as _, PgConnection, migrate::MigrateError};
 use tokio::time::sleep;
 
 use super::{
     OpenError,
-    postgres::{connect, histories, migrations_run},
+    postgres::{histories, migrations_run},
     schema::{self, Schema},
+    servers::Servers,
 };
 
 /// Up to so many rows, the migration numbers them itself.
@@ -106,11 +105,11 @@ pub(super) async fn left(connection: &mut PgConnection) -> sqlx::Result<Option<i
 
 /// Brings the schema up to date, however long that takes; returns how it was.
 pub(super) async fn migrate(
-    options: &PgConnectOptions,
+    servers: &Servers,
     patience: Duration,
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
-    let mut connection = connect(options, patience).await?;
+    let mut connection = servers.connect(patience).await?.connection;
     connection.execute(NO_LIMIT).await?;
     let mut found = None;
     // Held until the connection ends.
@@ -118,27 +117,27 @@ pub(super) async fn migrate(
         let lock = "SELECT pg_try_advisory_lock($1)";
         if sqlx::query_scalar(lock).bind(LOCK).fetch_one(&mut connection).await? {
             // What nodes need that start meanwhile.
-            found = Some(settle(options, patience, false, tell).await?);
+            found = Some(settle(servers, patience, false, tell).await?);
             prepare(&mut connection, tell).await?;
             break;
         }
         sleep(LOOK).await;
     }
-    let last = settle(options, patience, true, tell).await?;
+    let last = settle(servers, patience, true, tell).await?;
     drop(connection.close().await);
     Ok(found.map_or(last.clone(), |found: Schema| found.and(last)))
 }
 
 /// Runs the migrations, or those but the one that makes the integer the key, as soon as nobody is in their way.
 async fn settle(
-    options: &PgConnectOptions,
+    servers: &Servers,
     patience: Duration,
     numbered: bool,
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
     loop {
         // Another connection each time: a migration that fails leaves the lock of sqlx taken.
-        let mut connection = connect(options, patience).await?;
+        let mut connection = servers.connect(patience).await?.connection;
         connection.execute(NO_LIMIT).await?;
         if state(&mut connection).await? != State::Done {
             connection.execute(LOCK_TIMEOUT).await?;
@@ -158,7 +157,7 @@ async fn settle(
 
 /// Does it for a server that serves meanwhile, until it is done; returns how the schema was.
 pub(super) async fn in_background(
-    options: PgConnectOptions,
+    servers: Servers,
     patience: Duration,
     numbered: Arc<AtomicBool>,
     left: IntGauge,
@@ -166,7 +165,7 @@ pub(super) async fn in_background(
     let log = Log { left, last: std::sync::Mutex::new(None) };
     let started = Instant::now();
     let schema = loop {
-        match migrate(&options, patience, &|progress| log.tell(progress)).await {
+        match migrate(&servers, patience, &|progress| log.tell(progress)).await {
             Ok(schema) => break schema,
             Err(error) => {
                 tracing::warn!(%error, "the audit trail cannot be numbered; it is tried again");

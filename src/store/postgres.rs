@@ -1,10 +1,10 @@
 //! Postgres: a pool for the packages, one for the audit trail, and one connection beside them that watches.
 //!
 //! A pool finds out late that its server is gone: it goes on connecting until it may no longer wait, and
-//! statements on connections that nobody answers wait for TCP. So a watcher asks the server all the time.
-//! While there is no answer, every statement is refused at once, those that wait included; but a change that
-//! was sent waits for what came of it. When there is an answer again, the pools are replaced, since no
-//! connection from before can be trusted.
+//! statements on connections that nobody answers wait for TCP. So a watcher asks the server all the time whether
+//! it takes changes. While it does not, every statement is refused at once, those that wait included; but a change
+//! that was sent waits for what came of it. When a server takes changes again, the pools are replaced, since no
+//! connection from before can be trusted. The same happens where the address leads to another server.
 
 use std::{
     future::Future,
@@ -20,8 +20,8 @@ use std::{
 use arc_swap::ArcSwap;
 use prometheus::IntGauge;
 use sqlx::{
-    ConnectOptions, Connection, Executor as _, PgConnection, PgPool,
-    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
+    Connection as _, Executor as _, PgConnection, PgPool,
+    postgres::{PgDatabaseError, PgPoolOptions, PgSeverity},
 };
 use tokio::{
     sync::{oneshot, watch},
@@ -33,6 +33,7 @@ use super::{
     OpenError, Progress,
     numbering::{self, LOCK_TIMEOUT, State},
     schema::{self, History, Runs, Schema, TABLES},
+    servers::{ConnectError, Primary, Servers, late, look},
     shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{
@@ -46,8 +47,8 @@ const BEAT: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_millis(650);
 /// Time for another connection where the watcher's has ended.
 const RECONNECT: Duration = Duration::from_millis(350);
-/// The longest wait between attempts at the start.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// From one look where the address leads to the next. Meanwhile, a server that the address has left is still used.
+const RENEWAL: Duration = Duration::from_secs(5);
 /// Time for the answer to a change, beside that which the server may take for it: a server that was frozen, or
 /// a network that was, may come back.
 const LATEST: Duration = Duration::from_secs(30);
@@ -74,31 +75,31 @@ impl Postgres {
         config: &StoreConfig,
         unnumbered: IntGauge,
     ) -> Result<(Self, Schema), OpenError> {
-        let Prepared { options, connection, schema, numbered } = prepare(url, config).await?;
-        let pooled = Pooled::new(&options, config);
-        let shares = Arc::new(ArcSwap::from_pointee(pooled.shares()));
+        let Prepared { servers, primary, schema, numbered } = prepare(url, config).await?;
+        let pooled = Pooled::new(config);
+        let shares = Arc::new(ArcSwap::from_pointee(pooled.shares(&primary)));
         let (told, up) = watch::channel(true);
         let is_numbered = Arc::new(AtomicBool::new(numbered));
         let (mut tasks, mut later) = (Vec::new(), None);
         if !numbered && config.auto_migrate {
-            let (options, patience) = (options.clone(), config.connect_timeout);
+            let (servers, patience) = (servers.clone(), config.connect_timeout);
             let numbered = Arc::clone(&is_numbered);
             let (tell, told) = oneshot::channel();
             later = Some(told);
             tasks.push(AbortOnDropHandle::new(tokio::spawn(async move {
-                let done = numbering::in_background(options, patience, numbered, unnumbered).await;
+                let done = numbering::in_background(servers, patience, numbered, unnumbered).await;
                 // Nobody asks where no trail is kept.
                 drop(tell.send(done));
             })));
         }
         let watcher = Watcher {
-            options,
+            servers,
             connect_timeout: config.connect_timeout,
             pooled,
             shares: Arc::clone(&shares),
             up: told,
         };
-        tasks.push(AbortOnDropHandle::new(tokio::spawn(watcher.run(connection))));
+        tasks.push(AbortOnDropHandle::new(tokio::spawn(watcher.run(primary))));
         let limit = config.statement_timeout;
         let longest = (!limit.is_zero()).then(|| config.connect_timeout + limit + LATEST);
         Ok((
@@ -194,23 +195,27 @@ impl Postgres {
 
 /// How the pools are made, and made again.
 struct Pooled {
-    connections: PgConnectOptions,
+    limit: u128,
     pool: PgPoolOptions,
     pool_size: u32,
+    /// Set where a new connection led to a server that takes no changes.
+    doubted: Arc<AtomicBool>,
 }
 
 impl Pooled {
-    fn new(options: &PgConnectOptions, config: &StoreConfig) -> Self {
-        let limit = config.statement_timeout.as_millis();
-        let connections = options.clone().options([("statement_timeout", limit)]);
-        let pool = PgPoolOptions::new().acquire_timeout(config.connect_timeout);
-        Self { connections, pool, pool_size: config.pool_size }
+    fn new(config: &StoreConfig) -> Self {
+        Self {
+            limit: config.statement_timeout.as_millis(),
+            pool: PgPoolOptions::new().acquire_timeout(config.connect_timeout),
+            pool_size: config.pool_size,
+            doubted: Arc::default(),
+        }
     }
 
     /// Shares are made with their pool: after an outage, an old connection may keep its place for long.
-    fn shares(&self) -> Shares<sqlx::Postgres> {
-        let packages = self.pool(self.pool_size);
-        let audit = self.pool(AUDIT_CONNECTIONS);
+    fn shares(&self, primary: &Primary) -> Shares<sqlx::Postgres> {
+        let packages = self.pool(primary, self.pool_size);
+        let audit = self.pool(primary, AUDIT_CONNECTIONS);
         let share = |pool: &PgPool| Share::new(pool, most_of(pool.options().get_max_connections()));
         Shares {
             reads: share(&packages),
@@ -221,15 +226,26 @@ impl Pooled {
         }
     }
 
-    fn pool(&self, connections: u32) -> PgPool {
-        let options = self.pool.clone().max_connections(connections);
-        options.connect_lazy_with(self.connections.clone())
+    fn pool(&self, primary: &Primary, connections: u32) -> PgPool {
+        let options = primary.options.clone().options([("statement_timeout", self.limit)]);
+        let (place, doubted) = (Arc::new(options.clone()), Arc::clone(&self.doubted));
+        let pool = self.pool.clone().max_connections(connections);
+        // The address may have moved to a standby. The watcher is told, and refuses what waits for a connection.
+        let pool = pool.after_connect(move |connection, _| {
+            let (place, doubted) = (Arc::clone(&place), Arc::clone(&doubted));
+            Box::pin(async move {
+                let Err(error) = look(connection, &place).await else { return Ok(()) };
+                doubted.store(true, Ordering::Relaxed);
+                Err(sqlx::Error::Configuration(error.into()))
+            })
+        });
+        pool.connect_lazy_with(options)
     }
 }
 
-/// Knows whether the server answers. Its connection is its own: a full pool is not a server that is down.
+/// Knows whether the server takes changes. Its connection is its own: a full pool is not a server that is down.
 struct Watcher {
-    options: PgConnectOptions,
+    servers: Servers,
     connect_timeout: Duration,
     pooled: Pooled,
     shares: Arc<ArcSwap<Shares<sqlx::Postgres>>>,
@@ -237,43 +253,81 @@ struct Watcher {
 }
 
 impl Watcher {
-    async fn run(self, mut connection: PgConnection) {
+    async fn run(self, mut primary: Primary) {
+        let mut renewed = Instant::now();
         loop {
             sleep(BEAT).await;
-            let again = match timeout(PATIENCE, connection.ping()).await {
-                Ok(Ok(())) => continue,
-                // This connection alone may have ended.
-                Ok(Err(_)) => connect(&self.options, RECONNECT).await,
-                Err(_) => Err(late(PATIENCE)),
+            let doubted = self.pooled.doubted.swap(false, Ordering::Relaxed);
+            let found = if doubted || renewed.elapsed() >= RENEWAL {
+                renewed = Instant::now();
+                self.look_anew(&mut primary).await
+            } else {
+                self.look(&mut primary).await
             };
-            connection = match again {
-                Ok(connection) => connection,
-                Err(error) => self.until_back(error).await,
-            };
+            match found {
+                Ok(None) => {}
+                Ok(Some(found)) => {
+                    if !found.is_same_as(&primary) {
+                        tracing::warn!(
+                            server = found.place(),
+                            "the database is another server now"
+                        );
+                        self.replace_pools(&found);
+                    }
+                    primary = found;
+                }
+                Err(error) => primary = self.until_back(error).await,
+            }
         }
     }
 
-    async fn until_back(&self, error: sqlx::Error) -> PgConnection {
-        tracing::error!(%error, "the database is down; requests are refused until it answers");
+    /// Asks the server; returns another connection where this one has ended.
+    async fn look(&self, primary: &mut Primary) -> Result<Option<Primary>, ConnectError> {
+        match timeout(PATIENCE, primary.look()).await {
+            Ok(Ok(())) => Ok(None),
+            // This connection alone may have ended, and another server may have been promoted.
+            Ok(Err(_)) => self.servers.connect(RECONNECT).await.map(Some),
+            Err(_) => Err(late(PATIENCE).into()),
+        }
+    }
+
+    /// Asks the server, and beside it whoever has its address now: that may be another server, while the old one
+    /// still answers on the connection.
+    async fn look_anew(&self, primary: &mut Primary) -> Result<Option<Primary>, ConnectError> {
+        match tokio::join!(self.look(primary), self.servers.connect(PATIENCE)) {
+            (_, Ok(found)) => Ok(Some(found)),
+            // Changes on the old server may be lost.
+            (_, Err(error)) if error.is_read_only() => Err(error),
+            (asked, Err(_)) => asked,
+        }
+    }
+
+    async fn until_back(&self, error: ConnectError) -> Primary {
+        tracing::error!(%error, "the database is down; requests are refused until it takes changes");
         self.up.send_replace(false);
-        let connection = loop {
+        let primary = loop {
             sleep(BEAT).await;
-            if let Ok(connection) = connect(&self.options, self.connect_timeout).await {
-                break connection;
+            if let Ok(primary) = self.servers.connect(self.connect_timeout).await {
+                break primary;
             }
         };
-        let before = self.shares.swap(Arc::new(self.pooled.shares()));
-        drop(tokio::spawn(async move { timeout(CLOSING, before.close()).await }));
+        self.replace_pools(&primary);
         self.up.send_replace(true);
-        tracing::info!("the database answers again");
-        connection
+        tracing::info!(server = primary.place(), "the database takes changes again");
+        primary
+    }
+
+    /// Statements on the old connections come to their end.
+    fn replace_pools(&self, primary: &Primary) {
+        let before = self.shares.swap(Arc::new(self.pooled.shares(primary)));
+        drop(tokio::spawn(async move { timeout(CLOSING, before.close()).await }));
     }
 }
 
 /// A server with a schema that this program can work with.
 struct Prepared {
-    options: PgConnectOptions,
-    connection: PgConnection,
+    servers: Servers,
+    primary: Primary,
     schema: Schema,
     /// Whether the audit trail has its integer key.
     numbered: bool,
@@ -282,9 +336,9 @@ struct Prepared {
 /// Waits for the server, and settles its schema. What would take long is left for later: until then, the audit
 /// trail is used as the previous release made it.
 async fn prepare(url: &PostgresUrl, config: &StoreConfig) -> Result<Prepared, OpenError> {
-    let options = options(url)?;
-    let mut connection = until_reached(&options, url, config).await?;
-    let state = numbering::state(&mut connection).await?;
+    let servers = Servers::of(url)?;
+    let mut primary = servers.until_reached(url, config).await?;
+    let state = numbering::state(&mut primary.connection).await?;
     let mut numbered = match state {
         State::Done | State::Short => true,
         // One that was not to be changed is refused.
@@ -292,17 +346,17 @@ async fn prepare(url: &PostgresUrl, config: &StoreConfig) -> Result<Prepared, Op
         State::Begun => false,
     };
     if state == State::Short {
-        connection.execute(LOCK_TIMEOUT).await?;
+        primary.connection.execute(LOCK_TIMEOUT).await?;
     }
-    let mut settled = settle(&mut connection, config, numbered).await;
+    let mut settled = settle(&mut primary.connection, config, numbered).await;
     if settled.as_ref().is_err_and(numbering::is_locked) {
         // Others use the table. This connection has sqlx's lock.
-        connection = connect(&options, config.connect_timeout).await?;
+        primary = servers.connect(config.connect_timeout).await?;
         numbered = false;
-        settled = settle(&mut connection, config, numbered).await;
+        settled = settle(&mut primary.connection, config, numbered).await;
     }
-    connection.execute("RESET lock_timeout").await?;
-    Ok(Prepared { options, connection, schema: settled?, numbered })
+    primary.connection.execute("RESET lock_timeout").await?;
+    Ok(Prepared { servers, primary, schema: settled?, numbered })
 }
 
 async fn settle(
@@ -320,9 +374,9 @@ pub(super) async fn migrate(
     config: &StoreConfig,
     tell: &(dyn Fn(Progress) + Send + Sync),
 ) -> Result<Schema, OpenError> {
-    let options = options(url)?;
-    until_reached(&options, url, config).await?.close().await?;
-    numbering::migrate(&options, config.connect_timeout, tell).await
+    let servers = Servers::of(url)?;
+    servers.until_reached(url, config).await?.connection.close().await?;
+    numbering::migrate(&servers, config.connect_timeout, tell).await
 }
 
 /// The migrations that were run; none of a table that is not there.
@@ -340,68 +394,11 @@ pub(super) async fn migrations_run(connection: &mut PgConnection) -> sqlx::Resul
     Ok(runs)
 }
 
-/// The connections that a URL means; the password may come from `PGPASSWORD` or a `.pgpass` file.
-pub(super) fn options(url: &PostgresUrl) -> sqlx::Result<PgConnectOptions> {
-    let options: PgConnectOptions = url.expose().parse()?;
-    // Migrations say of tables that they are there; that is not worth a line.
-    Ok(options.options([("client_min_messages", "warning")]).disable_statement_logging())
-}
-
-/// Connects, or fails when the time is over.
-pub(super) async fn connect(
-    options: &PgConnectOptions,
-    limit: Duration,
-) -> sqlx::Result<PgConnection> {
-    timeout(limit, options.connect()).await.unwrap_or_else(|_| Err(late(limit)))
-}
-
 fn down() -> sqlx::Error {
-    sqlx::Error::Io(io::Error::new(io::ErrorKind::NotConnected, "the server is down"))
-}
-
-fn late(limit: Duration) -> sqlx::Error {
-    sqlx::Error::Io(io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {limit:?}")))
-}
-
-/// Connects as soon as the server does: it is often started at the same time.
-async fn until_reached(
-    options: &PgConnectOptions,
-    url: &PostgresUrl,
-    config: &StoreConfig,
-) -> Result<PgConnection, OpenError> {
-    let started = Instant::now();
-    let mut pause = Duration::from_millis(100);
-    loop {
-        let error = match connect(options, config.connect_timeout).await {
-            Ok(connection) => return Ok(connection),
-            Err(error) => error,
-        };
-        // A wrong password does not become right, nor a certificate that nobody vouches for.
-        if !passes(&error) {
-            return Err(error.into());
-        }
-        let limit = config.start_timeout;
-        let left = limit.saturating_sub(started.elapsed());
-        if left.is_zero() {
-            return Err(OpenError::Unreachable { place: url.to_string(), limit, error });
-        }
-        pause = pause.min(left);
-        tracing::warn!(%error, retry_ms = pause.as_millis(), "no answer from the database yet");
-        sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-}
-
-/// Whether an error is one of a server that is not there yet, starts, or has no connection left.
-fn passes(error: &sqlx::Error) -> bool {
-    match error {
-        // Data that is no TLS, or a certificate that is not trusted.
-        sqlx::Error::Io(cause) => cause.kind() != io::ErrorKind::InvalidData,
-        sqlx::Error::Database(cause) => {
-            cause.code().is_some_and(|code| matches!(&*code, "57P01" | "57P03" | "53300"))
-        }
-        _ => false,
-    }
+    sqlx::Error::Io(io::Error::new(
+        io::ErrorKind::NotConnected,
+        "the server is down, or takes no changes",
+    ))
 }
 
 /// Whether a connection ended with this error, so that nobody knows what came of a statement on it.

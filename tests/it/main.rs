@@ -40,6 +40,7 @@ mod doctor;
 mod doctor_postgres;
 mod doctor_tokens;
 mod export;
+mod failover;
 mod fairness;
 mod first_frames;
 mod fleet;

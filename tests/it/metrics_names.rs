@@ -282,6 +282,7 @@ const NOT_ZERO: &[(&str, &str)] = &[
     ("db_connections_active", "gauge"),
     ("db_connections_idle", "gauge"),
     ("db_connections_max", "gauge"),
+    ("db_up", "gauge"),
     ("db_share_max", "gauge"),
     // Of the process: other servers of this test binary write no log.
     ("log_lines_dropped_total", "counter"),

@@ -27,6 +27,7 @@ const ALERTS: [&str; 26] = [
     "ContainersUnseen",
     "DatabaseConnectionPoolExhausted",
     "DatabaseDown",
+    "DatabaseUnusable",
     "HighCPUUsage",
     "HighErrorRate",
     "HighFailedLoginRate",

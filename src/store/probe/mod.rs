@@ -6,7 +6,9 @@ mod sqlite;
 
 use std::{io, time::Duration};
 
-use super::{Schema, SchemaError};
+pub(crate) use postgres::servers_of;
+
+use super::{ConnectError, Schema, SchemaError};
 use crate::{
     config::{DatabasePlace, StoreConfig},
     files::Unwritable,
@@ -41,16 +43,16 @@ pub(crate) enum ProbeError {
     Busy,
     /// No server answers there.
     #[error("no server answers: {0}")]
-    Unreachable(sqlx::Error),
+    Unreachable(ConnectError),
     /// TLS fails, most often for a certificate that is not trusted.
     #[error("TLS fails: {0}")]
-    Untrusted(sqlx::Error),
+    Untrusted(ConnectError),
     /// The server does not let this user in, or has no such database.
     #[error("the server refuses: {0}")]
-    Refused(sqlx::Error),
-    /// A standby, or a server that is set to be read only.
-    #[error("the server only takes reads: it is a standby, or is set to be read only")]
-    Standby,
+    Refused(ConnectError),
+    /// A standby, a server that is set to be read only, or a list without a primary.
+    #[error("no server takes changes: {0}")]
+    NoPrimary(ConnectError),
     /// Rights of the user that are missing.
     #[error("its user lacks {0}")]
     Forbidden(&'static str),

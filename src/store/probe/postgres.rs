@@ -1,6 +1,6 @@
 //! A look at a database of a Postgres server.
 
-use std::io;
+use std::{io, time::Duration};
 
 use sqlx::{Connection, PgConnection};
 
@@ -8,43 +8,55 @@ use super::{Probe, ProbeError};
 use crate::{
     config::{PostgresUrl, StoreConfig},
     store::{
-        numbering,
-        postgres::{connect, histories, migrations_run, options},
+        ConnectError, numbering,
+        postgres::{histories, migrations_run},
         schema::{Schema, compare},
+        servers::Servers,
     },
 };
 
 /// Connects, looks, and leaves all as it was.
 pub(super) async fn probe(url: &PostgresUrl, config: &StoreConfig) -> Result<Probe, ProbeError> {
-    let options = options(url).map_err(ProbeError::Database)?;
-    let mut connection =
-        connect(&options, config.connect_timeout).await.map_err(|error| match error {
-            sqlx::Error::Database(_) => ProbeError::Refused(error),
-            sqlx::Error::Tls(_) => ProbeError::Untrusted(error),
-            sqlx::Error::Io(ref cause) if cause.kind() == io::ErrorKind::InvalidData => {
-                ProbeError::Untrusted(error)
-            }
-            error => ProbeError::Unreachable(error),
-        })?;
+    let servers = Servers::of(url).map_err(ProbeError::Database)?;
+    let mut connection = servers.connect(config.connect_timeout).await.map_err(refused)?.connection;
     let looked = look(&mut connection, config.auto_migrate).await;
     drop(connection.close().await);
     let (schema, unnumbered) = looked?;
     Ok(Probe::Ready(schema, unnumbered))
 }
 
+fn refused(error: ConnectError) -> ProbeError {
+    match error {
+        ConnectError::ReadOnly { .. } | ConnectError::All(_) => ProbeError::NoPrimary(error),
+        ConnectError::Failed(sqlx::Error::Database(_)) => ProbeError::Refused(error),
+        ConnectError::Failed(sqlx::Error::Tls(_)) => ProbeError::Untrusted(error),
+        ConnectError::Failed(sqlx::Error::Io(ref cause))
+            if cause.kind() == io::ErrorKind::InvalidData =>
+        {
+            ProbeError::Untrusted(error)
+        }
+        error => ProbeError::Unreachable(error),
+    }
+}
+
+/// Each server of a list, and why it cannot be used, if so.
+pub(crate) async fn servers_of(
+    url: &PostgresUrl,
+    limit: Duration,
+) -> sqlx::Result<Vec<(String, Option<ConnectError>)>> {
+    Ok(Servers::of(url)?.examine(limit).await)
+}
+
 async fn look(
     connection: &mut PgConnection,
     migrates: bool,
 ) -> Result<(Schema, Option<i64>), ProbeError> {
-    let state =
-        "SELECT current_setting('server_encoding'), current_setting('transaction_read_only')";
-    let (encoding, read_only): (String, String) =
-        sqlx::query_as(state).fetch_one(&mut *connection).await.map_err(ProbeError::Database)?;
+    let encoding: String = sqlx::query_scalar("SELECT current_setting('server_encoding')")
+        .fetch_one(&mut *connection)
+        .await
+        .map_err(ProbeError::Database)?;
     if encoding != "UTF8" {
         return Err(ProbeError::Encoding(encoding));
-    }
-    if read_only == "on" {
-        return Err(ProbeError::Standby);
     }
     let runs = migrations_run(connection).await.map_err(ProbeError::Database)?;
     let schema = compare(&runs, &histories(true))?;

@@ -1,5 +1,6 @@
 //! A server and its clients, as tests use them.
 
+pub(crate) mod address;
 pub(crate) mod audit;
 pub(crate) mod balancer;
 mod client;

@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::Write as _,
+    net::SocketAddr,
     os::unix::fs::{MetadataExt, chown},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -17,7 +19,7 @@ use sqlx::{Connection, Executor, PgConnection};
 use tempfile::TempDir;
 
 const MISSING: &str = "the tests need Postgres: install it (Debian and Ubuntu: apt-get install postgresql; \
-     macOS: brew install postgresql) or put its initdb and pg_ctl into PATH";
+     macOS: brew install postgresql) or put its initdb, pg_ctl and pg_basebackup into PATH";
 
 /// The URL of a new, empty database of the server that all tests of this process share.
 pub(crate) async fn database() -> String {
@@ -54,6 +56,11 @@ impl Cluster {
         let flags = ["-D", &data, "-U", "switchboard", "-A", "trust", "--no-sync", "--no-locale"];
         let mut made = command(&as_user, &initdb, &folder);
         run(made.args(flags).args(["-E", "UTF8"]));
+        Self::start_in(folder, as_user, tools)
+    }
+
+    /// Starts what is in a folder.
+    fn start_in(folder: PathBuf, as_user: Vec<String>, tools: PathBuf) -> Self {
         let keeper = keeper(&as_user, &tools, &folder);
         let mut cluster = Self { folder, port: 0, as_user, tools, keeper };
         // Below the ports that systems give out: it has to be free again after a stop.
@@ -67,9 +74,46 @@ impl Cluster {
         panic!("Postgres does not start: {log}");
     }
 
+    /// Makes and starts a standby that follows this one.
+    pub(crate) fn standby(&self) -> Self {
+        let tools = tools();
+        let folder = TempDir::new().unwrap().keep();
+        let as_user = user_for(&folder);
+        let program = tools.join("pg_basebackup").display().to_string();
+        let data = folder.join("data").display().to_string();
+        let mut copied = command(&as_user, &program, &folder);
+        copied.args(["-D", &data, "-d", &self.conninfo(), "-X", "stream", "-c", "fast"]);
+        run(copied.args(["--no-sync", "-R"]));
+        Self::start_in(folder, as_user, tools)
+    }
+
+    /// Makes a standby the primary.
+    pub(crate) fn promote(&self) {
+        run(&mut self.pg_ctl(&["promote".into(), "-w".into(), "-s".into()]));
+    }
+
+    /// Starts it again, as a standby that follows another one.
+    pub(crate) fn start_behind(&self, primary: &Self) {
+        let data = self.folder.join("data");
+        fs::write(data.join("standby.signal"), "").unwrap();
+        let mut file = fs::OpenOptions::new().append(true).open(data.join("postgresql.auto.conf"));
+        let line = format!("primary_conninfo = '{}'\n", primary.conninfo());
+        file.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+        self.start_again();
+    }
+
+    fn conninfo(&self) -> String {
+        format!("host=127.0.0.1 port={} user=switchboard", self.port)
+    }
+
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], self.port))
+    }
+
     /// The URL of one of its databases.
     pub(crate) fn url(&self, database: &str) -> String {
-        format!("postgres://switchboard@127.0.0.1:{}/{database}", self.port)
+        format!("postgres://switchboard@{}/{database}", self.addr())
     }
 
     /// Runs a script of `docker-entrypoint-initdb.d` as the image does: as a superuser, over the socket.
@@ -156,7 +200,7 @@ fn keeper(as_user: &[String], tools: &Path, folder: &Path) -> Child {
     shell.spawn().unwrap()
 }
 
-/// Where `initdb` and `pg_ctl` are; Debian keeps them out of PATH.
+/// Where `initdb`, `pg_ctl` and `pg_basebackup` are; Debian keeps them out of PATH.
 fn tools() -> PathBuf {
     found().unwrap_or_else(|| {
         let root = fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
@@ -183,7 +227,9 @@ fn found() -> Option<PathBuf> {
         .collect();
     versions.sort();
     folders.extend(versions.into_iter().rev());
-    folders.into_iter().find(|folder| ["initdb", "pg_ctl"].iter().all(|t| folder.join(t).exists()))
+    folders.into_iter().find(|folder| {
+        ["initdb", "pg_ctl", "pg_basebackup"].iter().all(|t| folder.join(t).exists())
+    })
 }
 
 /// What makes a command run as a user that is not root, and the folder that user's.
