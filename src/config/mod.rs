@@ -11,7 +11,6 @@ mod files;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod http;
-mod log;
 mod network;
 mod postgres;
 mod setting;

@@ -7,7 +7,7 @@ use std::{
     path::Path,
 };
 
-use super::{Config, ConfigErrors, SETTINGS};
+use super::{Config, ConfigErrors, Environment, LogFormat, SETTINGS, value::Value};
 
 /// Where the value of a setting came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -106,6 +106,20 @@ impl Sources {
         ]
         .into_iter()
         .find_map(|(texts, source)| Some((&**texts.get(name)?, source)))
+    }
+
+    /// `LOG_FORMAT`, also where the rest of the configuration has faults.
+    pub fn log_format(&self) -> LogFormat {
+        self.readable("LOG_FORMAT").unwrap_or(LogFormat::Auto)
+    }
+
+    /// `ENV`, also where the rest of the configuration has faults.
+    pub fn environment(&self) -> Environment {
+        self.readable("ENV").unwrap_or(Environment::Dev)
+    }
+
+    fn readable<T: Value>(&self, name: &str) -> Option<T> {
+        T::read_bytes(self.get(name)?.0)
     }
 
     fn read_file(&mut self, name: &Path, text: &str) {

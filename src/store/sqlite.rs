@@ -24,7 +24,7 @@ use tokio::{sync::Mutex, time::sleep};
 
 use super::{
     OpenError, Progress,
-    schema::{self, History, Runs, Schema, SchemaError, TABLES},
+    schema::{self, History, Runs, Schema, TABLES},
     shares::{AUDIT_CONNECTIONS, Share, Shares, most_of},
 };
 use crate::{

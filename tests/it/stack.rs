@@ -17,7 +17,7 @@ const MISSING: &str = "the tests need promtool and amtool: install Prometheus an
      Ubuntu: apt-get install prometheus prometheus-alertmanager) or put them into PATH";
 
 /// Those that operators know, and those of this server.
-const ALERTS: [&str; 26] = [
+const ALERTS: [&str; 27] = [
     "ActorRestarting",
     "AuditLogDropping",
     "AuditQueueFull",
