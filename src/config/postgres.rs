@@ -81,7 +81,15 @@ fn servers(text: &str) -> Result<Vec<String>, String> {
     let places_at = authority.rfind('@').map_or(0, |at| at + 1);
     let (login, places) = authority.split_at(places_at);
     let (path, query) = tail.split_once('?').unwrap_or((tail, ""));
-    let parameters = parameters(query)?;
+    let parameters = parameters(query).map_err(|reason| match tail.contains('@') {
+        // The parameters may be the end of a password.
+        true => {
+            "its parameters are not known; in a user name or password, write / as %2F, ? as %3F \
+                 and # as %23"
+                .to_owned()
+        }
+        false => reason,
+    })?;
     let lists = parameters.iter().filter(|(name, _)| LISTS.contains(&name.as_str()));
     let hosts = lists.clone().filter(|(name, _)| name != "port");
     let count = hosts.map(|(_, value)| items(value)).chain([items(places)]).max().unwrap_or(1);
@@ -210,6 +218,8 @@ mod tests {
             ("postgres://a,b/x?target_session_attrs=any", "target_session_attrs=any"),
             ("postgres://a,b/x?target_session_attrs=standby", "read-write and primary are"),
             ("postgres://a,b/x?sslpassword=hush-hush", "\"sslpassword\" is not known"),
+            ("postgres://ann:why?hush-hush@db/x", "write / as %2F, ? as %3F"),
+            ("postgres://ann:x?target_session_attrs=hush-hush@db/x", "write / as %2F, ? as %3F"),
         ] {
             let error = read(url).unwrap_err();
             assert!(error.contains(reason) && !error.contains("hush-hush"), "{url}: {error}");
