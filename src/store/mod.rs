@@ -47,7 +47,7 @@ use unreadable::Logged;
 
 use crate::{
     config::{DatabasePlace, StoreConfig},
-    metrics::{DbErrorKind, DbMetrics, DbOperation, DbShare, Label as _},
+    metrics::{DbMetrics, DbOperation, DbShare, Label as _},
     traces::{Query, Traces},
 };
 
