@@ -103,7 +103,8 @@ async fn statements_are_timed_and_their_failures_counted() {
     }
     let delete = server.rest(Method::DELETE, &format!("/authors/{id}"));
     assert_eq!(delete.send().await.unwrap().status(), 204);
-    for (operation, count) in [("select", 1.0), ("insert", 2.0), ("update", 1.0), ("delete", 1.0)] {
+    // The server itself has asked for logouts at its start.
+    for (operation, count) in [("select", 2.0), ("insert", 2.0), ("update", 1.0), ("delete", 1.0)] {
         let series = format!("db_query_duration_seconds_count{{operation=\"{operation}\"}}");
         assert_eq!(server.metric(&series).await, count, "{operation}");
     }

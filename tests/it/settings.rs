@@ -125,7 +125,7 @@ fn strict_production_refuses_all_that_is_weak() {
 fn with_bytes(args: &[&OsStr], environment: &[(&str, &OsStr)]) -> Ran {
     // A default folder would be made here.
     let folder = TempDir::new().unwrap();
-    let mut command = switchboard(&[], &[("LISTEN_ADDR", "127.0.0.1:0")]);
+    let mut command = switchboard(&[], &[("LISTEN_ADDR", "127.0.0.1:0"), ("LOG_FORMAT", "human")]);
     command.args(args).envs(environment.iter().copied()).current_dir(folder.path());
     finish(command.spawn().unwrap())
 }
