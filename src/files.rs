@@ -38,8 +38,8 @@ pub(crate) fn make_file(file: &Path) -> io::Result<()> {
 /// Takes the rights of other users away from a folder and from files; returns those that others can still use.
 /// A folder that has more than our files keeps its rights: other programs may need them.
 pub(crate) fn tighten(folder: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
-    let folder = (folder, !is_shared(folder));
-    let all = files.iter().map(|file| (&**file, true)).chain([folder]);
+    let files = files.iter().map(|file| (&**file, !is_of_another(file, folder)));
+    let all = files.chain([(folder, !is_shared(folder))]);
     all.filter(|(path, ours)| is_open(path) && !(*ours && close(path)))
         .map(|(path, _)| path.to_owned())
         .collect()
@@ -47,8 +47,8 @@ pub(crate) fn tighten(folder: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
 
 /// Those that others can use and that [`tighten`] cannot change.
 pub(crate) fn left_open(folder: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
-    let folder = (folder, !is_shared(folder));
-    let all = files.iter().map(|file| (&**file, true)).chain([folder]);
+    let files = files.iter().map(|file| (&**file, !is_of_another(file, folder)));
+    let all = files.chain([(folder, !is_shared(folder))]);
     all.filter(|(path, ours)| is_open(path) && !(*ours && is_own(path)))
         .map(|(path, _)| path.to_owned())
         .collect()
@@ -68,6 +68,14 @@ fn close(path: &Path) -> bool {
     let mode = Permissions::from_mode(found.mode() & 0o7777 & !OTHERS);
     // Root may change files of others, and would lock their owners' groups out.
     is_own(path) && fs::set_permissions(path, mode).is_ok()
+}
+
+/// Whether somebody else decides what is at a path: root would close what a link of theirs leads to.
+fn is_of_another(path: &Path, folder: &Path) -> bool {
+    let mut way = path.ancestors().take_while(|part| *part != folder);
+    geteuid().is_root()
+        && (way.any(|part| part.symlink_metadata().is_ok_and(|found| found.is_symlink()))
+            || path.parent().is_some_and(|parent| parent.exists() && !is_own(parent)))
 }
 
 /// Whether other programs, too, have something in a folder.
@@ -122,8 +130,9 @@ pub(crate) fn unwritable(folder: &Path, files: &[PathBuf]) -> Option<Unwritable>
     let says = match first.metadata() {
         Ok(found) => {
             let (owner, mode) = (machine::user_named(found.uid()), found.mode() & 0o777);
+            let what = if access(first, Access::READ_OK).is_ok() { "write" } else { "read" };
             format!(
-                "{shown} belongs to {owner} and has the mode {mode:03o}: {user} cannot write it"
+                "{shown} belongs to {owner} and has the mode {mode:03o}: {user} cannot {what} it"
             )
         }
         Err(_) => format!("{user} cannot write {shown}: {error}"),

@@ -53,12 +53,14 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let (done, serve) = match commands::all().try_get_matches() {
-        Ok(matches) => (dispatch(&matches), settings_of_server(&matches)),
+    let matches = commands::all().try_get_matches();
+    let done = match &matches {
+        Ok(matches) => dispatch(matches),
         Err(usage) if usage.use_stderr() => usage.exit(),
-        Err(said) => (print::help(&said).map(|()| ExitCode::SUCCESS), None),
+        Err(said) => print::help(said).map(|()| ExitCode::SUCCESS),
     };
     done.unwrap_or_else(|error| {
+        let serve = matches.ok().as_ref().and_then(settings_of_server);
         complain(failure::lines(&error, serve.as_ref()));
         let config = error.is::<ConfigErrors>();
         ExitCode::from(if config { EXIT_CONFIG } else { 1 })

@@ -194,7 +194,10 @@ impl Redis {
     pub(crate) fn share(&self, client: SubscriberClient) -> Shared<'_> {
         self.client.store(Some(Arc::new(client)));
         self.metrics.connected.set(1);
-        self.outage.ended();
+        // Else the first limit that can be asked again ends the outage.
+        if self.breaker.is_closed() {
+            self.outage.ended();
+        }
         Shared(self)
     }
 
@@ -276,8 +279,11 @@ impl Redis {
         let run = async { timeout(COMMAND, run).await.unwrap_or_else(late) };
         let result = self.timed(operation, run).await;
         match result {
-            // Else it is a connection that may be given up before it is shared.
-            Ok(_) if self.is_connected() => self.outage.ended(),
+            // Else it is a connection that may be given up before it is shared. And a Redis that takes no writes
+            // still tells the time.
+            Ok(_) if self.is_connected() && operation != RedisOperation::Clock => {
+                self.outage.ended();
+            }
             Ok(_) => {}
             Err(_) => self.outage.failed(),
         }

@@ -126,7 +126,7 @@ static BY_FIRST: LazyLock<[Vec<(&'static str, Place)>; 256]> = LazyLock::new(|| 
 pub(super) fn is_secret(name: &str) -> bool {
     let letters: String =
         name.chars().filter(|c| c.is_alphabetic()).flat_map(char::to_lowercase).collect();
-    let (found, may_be_word) = look_at(&letters);
+    let (found, may_be_word) = look_at(&letters, |_| false);
     // Here and below, what copies is left to the few names that call for it.
     if may_be_word {
         // Whatever its case: `pIN` is no camel.
@@ -136,26 +136,33 @@ pub(super) fn is_secret(name: &str) -> bool {
             return true;
         }
     }
-    found && {
-        let rest = PLAIN.iter().fold(letters.clone(), |letters, plain| letters.replace(plain, ""));
-        rest.len() == letters.len() || look_at(&rest).0
-    }
+    found && look_at(&letters, |secret| is_plain(&letters, &secret)).0
 }
 
-/// Whether there is a secret in it, and whether there may be one that counts as a word alone.
-fn look_at(letters: &str) -> (bool, bool) {
-    let (mut found, mut may_be_word) = (letters.ends_with(PASS), false);
+/// Whether a part of a name is only a part of a word in [`PLAIN`]: `passw` is none of `surpass` in `surPassword`.
+fn is_plain(letters: &str, part: &Range<usize>) -> bool {
+    PLAIN.iter().any(|plain| {
+        let mut places = letters.match_indices(plain);
+        places.any(|(at, _)| at <= part.start && part.end <= at + plain.len())
+    })
+}
+
+/// Whether there is a secret in it that is not `left_out`, and whether there may be one that counts as a word alone.
+fn look_at(letters: &str, left_out: impl Fn(Range<usize>) -> bool) -> (bool, bool) {
+    let end = letters.len();
+    let mut found = letters.ends_with(PASS) && !left_out(end - PASS.len()..end);
+    let mut may_be_word = false;
     for (at, first) in letters.bytes().enumerate() {
         for (word, place) in &BY_FIRST[usize::from(first)] {
             let here = &letters.as_bytes()[at..];
             if here.starts_with(word.as_bytes()) {
-                match place {
-                    Anywhere => found = true,
-                    Ends | Word => {
-                        may_be_word = true;
-                        found |= *place == Ends && (at == 0 || here.len() == word.len());
-                    }
-                }
+                let counts = match place {
+                    Anywhere => true,
+                    Ends => at == 0 || here.len() == word.len(),
+                    Word => false,
+                };
+                may_be_word |= *place != Anywhere;
+                found |= counts && !left_out(at..at + word.len());
             }
         }
     }

@@ -32,8 +32,6 @@ const LAST_RETRY: Duration = Duration::from_secs(30);
 /// After an empty key set, which may be a mistake of the provider's: the pause before a second one counts. No
 /// longer than the keys' lifetime.
 const LOOK_AGAIN: Duration = Duration::from_secs(30);
-/// A node that never had keys counts as ready for so long: the first fetch may take a moment.
-const FIRST_KEYS: Duration = Duration::from_secs(5);
 
 /// Why keys were not fetched when an administrator said so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -133,12 +131,16 @@ impl Keys {
         fetched.as_ref().filter(|fetched| self.shared.is_current(fetched))?.keys.get(kid)
     }
 
-    /// Whether tokens can be checked: there are keys, and they are not too old.
+    /// Whether tokens can be checked: there are keys, and they are not too old. If they are, they are asked for: the
+    /// clock may have been set, and a node that is not ready gets no tokens that would ask.
     pub(super) fn are_usable(&self) -> bool {
-        match &*self.shared.fetched.load() {
-            Some(fetched) => self.shared.is_current(fetched) && fetched.keys.len() > 0,
-            None => Moment::now().since(self.shared.since) < FIRST_KEYS,
+        let fetched = self.shared.fetched.load();
+        let Some(fetched) = &*fetched else { return false };
+        let current = self.shared.is_current(fetched);
+        if !current {
+            self.shared.ask();
         }
+        current && fetched.keys.len() > 0
     }
 
     /// The time since the keys were fetched, or since the start where they never were; none where they stay.

@@ -118,6 +118,8 @@ pub(super) struct Revocations {
     lifetime: Duration,
     /// It was said that tokens live longer.
     warned: AtomicBool,
+    /// It was said that there are too many.
+    forgot: AtomicBool,
     /// By kind and name, each with its moment.
     kinds: [RwLock<Memory<Said>>; 5],
 }
@@ -128,6 +130,7 @@ impl Revocations {
         Self {
             lifetime,
             warned: AtomicBool::new(false),
+            forgot: AtomicBool::new(false),
             kinds: [(); 5].map(|()| RwLock::new(Memory::new(BOUND))),
         }
     }
@@ -165,8 +168,10 @@ impl Revocations {
         if let Some(newer) = known.get(name, now).filter(|known| known.at > at) {
             last = Said { at: newer.at, name: newer.name.clone() };
         }
-        if !known.insert(Arc::clone(name), last, left, now) {
-            tracing::warn!(bound = BOUND, "too many logouts: the one that ends first is forgotten");
+        if !known.insert(Arc::clone(name), last, left, now)
+            && !self.forgot.swap(true, Ordering::Relaxed)
+        {
+            tracing::warn!(bound = BOUND, "too many logouts: those that end first are forgotten");
         }
     }
 

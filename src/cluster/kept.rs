@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::time::{sleep, timeout};
+use tokio::{
+    task::yield_now,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::Cluster;
@@ -19,9 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Between two looks at what other nodes kept, and two tries to keep what the database did not.
 const LOOK: Duration = Duration::from_secs(2);
 /// A look goes back so far: what was kept may be seen late, by a transaction that took long.
-const OVERLAP: i64 = 60;
+const OVERLAP: i64 = 15;
 /// Between two deletions of what is over.
 const FORGET: Duration = Duration::from_secs(3600);
+/// Logouts that are kept, or learnt, in one go.
+const PAGE: usize = 1000;
 /// Logouts that wait for the database, at most.
 const BOUND: usize = 100_000;
 
@@ -62,16 +67,18 @@ impl Cluster {
             return;
         }
         let lifetime = self.validator.revocation_lifetime();
-        let kept: Vec<_> = late.iter().cloned().map(|logout| (logout, lifetime)).collect();
-        if let Ok(Ok(())) = timeout(PATIENCE, self.store.keep_logouts(&kept)).await {
+        let mut logouts = 0;
+        for page in late.chunks(PAGE) {
+            let kept: Vec<_> = page.iter().cloned().map(|logout| (logout, lifetime)).collect();
+            let Ok(Ok(())) = timeout(PATIENCE, self.store.keep_logouts(&kept)).await else { break };
             let mut unkept = self.unkept();
-            for logout in &late {
+            for logout in page {
                 unkept.remove(logout);
             }
-            tracing::info!(
-                logouts = late.len(),
-                "the database keeps logouts that it did not before"
-            );
+            logouts += page.len();
+        }
+        if logouts > 0 {
+            tracing::info!(logouts, "the database keeps logouts that it did not before");
         }
     }
 
@@ -80,7 +87,12 @@ impl Cluster {
         let asked = Instant::now();
         let kept = self.store.kept_logouts(since).await?;
         self.clock.hear_first(kept.now, asked);
-        self.learn(kept.logouts);
+        let mut logouts = kept.logouts.into_iter().peekable();
+        while logouts.peek().is_some() {
+            self.learn(logouts.by_ref().take(PAGE));
+            // Other tasks of this thread have their turn.
+            yield_now().await;
+        }
         Ok(i64::try_from(kept.now.as_secs()).unwrap_or(i64::MAX))
     }
 
@@ -103,9 +115,9 @@ pub(crate) async fn keep_logouts(cluster: Arc<Cluster>, stop: CancellationToken)
                 }
             }
             if forgotten.is_none_or(|last| last.elapsed() >= FORGET) {
-                match cluster.store.forget_logouts().await {
-                    Ok(_) => forgotten = Some(Instant::now()),
-                    Err(error) => tracing::debug!(%error, "logouts that are over stay"),
+                forgotten = Some(Instant::now());
+                if let Err(error) = cluster.store.forget_logouts().await {
+                    tracing::warn!(%error, "logouts that are over stay in the database for another hour");
                 }
             }
         }

@@ -456,7 +456,11 @@ impl Cluster {
         }
         if logouts > 0 {
             let connections = self.hub.close_of(|user| self.validator.is_revoked(user), REVOKED);
-            tracing::info!(logouts, connections, "logouts of other nodes close their connections");
+            tracing::info!(
+                logouts,
+                connections,
+                "logouts that were kept, or that other nodes told, close their connections"
+            );
         }
     }
 }

@@ -136,7 +136,7 @@ impl Reader<'_> {
             failures_per_minute: self.get("AUTH_FAILURES_PER_MINUTE"),
             refusals_per_minute: self.get("AUTH_REFUSALS_PER_MINUTE"),
             backchannel_failures_per_minute: self.get("BACKCHANNEL_FAILURES_PER_MINUTE"),
-            revocation_lifetime: self.get("REVOCATION_LIFETIME"),
+            revocation_lifetime: self.revocation_lifetime(),
             cache_size: self.get("TOKEN_CACHE_SIZE"),
             dev_key_file: self
                 .get::<Option<PathBuf>>("DEV_KEY_FILE")
@@ -144,14 +144,25 @@ impl Reader<'_> {
         }
     }
 
+    fn revocation_lifetime(&mut self) -> Duration {
+        let lifetime: Duration = self.get("REVOCATION_LIFETIME");
+        if lifetime < Duration::from_secs(1) {
+            self.faults.push(format!(
+                "REVOCATION_LIFETIME: {lifetime:?} is not allowed; allowed: at least 1s, and the lifetime of access tokens"
+            ));
+        }
+        lifetime
+    }
+
     /// After how long keys are fetched again, and after how long they are not used any more.
     fn keys_ages(&mut self) -> (Duration, Duration) {
         let lifetime: Duration = self.get("OIDC_JWKS_LIFETIME");
         let max_age: Option<Duration> = self.get("OIDC_JWKS_MAX_AGE");
         let max_age = max_age.unwrap_or_else(|| lifetime.saturating_mul(4));
-        if max_age < lifetime {
+        // Keys age from when they are asked for, and a fetch takes its time.
+        if max_age < lifetime.saturating_mul(2) {
             self.faults.push(format!(
-                "OIDC_JWKS_MAX_AGE: {max_age:?} is not allowed; allowed: at least OIDC_JWKS_LIFETIME, which is {lifetime:?}"
+                "OIDC_JWKS_MAX_AGE: {max_age:?} is not allowed; allowed: at least twice OIDC_JWKS_LIFETIME, which is {lifetime:?}"
             ));
         }
         (lifetime, max_age)
@@ -280,13 +291,13 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_used_for_four_lifetimes_or_as_long_as_is_set_but_not_less_than_one() {
+    fn keys_are_used_for_four_lifetimes_or_as_long_as_is_set_but_not_less_than_two() {
         let (lifetime, max_age) = ("OIDC_JWKS_LIFETIME", "OIDC_JWKS_MAX_AGE");
         for (settings, seconds) in [
             (&[][..], 4 * 3600),
             (&[(lifetime, "5m")], 4 * 300),
             (&[(lifetime, "5m"), (max_age, "1h")], 3600),
-            (&[(max_age, "1h")], 3600),
+            (&[(max_age, "2h")], 7200),
         ] {
             assert_eq!(
                 read(settings).unwrap().auth.keys_max_age.as_secs(),
@@ -294,7 +305,7 @@ mod tests {
                 "{settings:?}"
             );
         }
-        let fault = read(&[(max_age, "59m")]).unwrap_err();
+        let fault = read(&[(max_age, "119m")]).unwrap_err();
         assert!(fault.contains(max_age) && fault.contains(lifetime), "{fault}");
     }
 

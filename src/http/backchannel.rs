@@ -16,6 +16,7 @@ use crate::{
     auth::{AuthError, Logout, LogoutToken},
     metrics::LimitType,
     protocol::ErrorBody,
+    traces,
 };
 
 /// Bytes of a form, at most: a logout token is smaller than an access token.
@@ -37,23 +38,13 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
             Problem::too_many("Too many refused logout tokens", wait).into_response()
         }
         None => match read(&api, request).await {
-            Ok(token) => {
-                let (user, kept) = api.context.cluster.log_out(&token.logout).await;
-                let sid = match &token.logout {
-                    Logout::Session(sid) => Some(sid),
-                    _ => None,
-                };
-                if let Some(noted) = noted {
-                    noted.session(sid, token.subject.as_ref(), user);
-                }
-                match kept {
-                    Ok(()) => StatusCode::OK.into_response(),
-                    Err(error) => {
-                        api.validator.take_again(&token);
-                        Problem::unavailable(error.to_string()).into_response()
-                    }
-                }
-            }
+            // To its end, also where the provider hangs up: a token that was not kept may come again.
+            Ok(token) => match traces::spawn(end(Arc::clone(&api), token, noted)).await {
+                Ok(answer) => answer,
+                // The panic hook has logged it.
+                Err(_) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal())
+                    .into_response(),
+            },
             Err(problem) => {
                 if problem.status().is_client_error() {
                     api.limits.backchannel.count(address);
@@ -64,6 +55,25 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
     };
     answer.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
+}
+
+/// Ends what a token names.
+async fn end(api: Arc<Api>, token: LogoutToken, noted: Option<Noted>) -> Response {
+    let (user, kept) = api.context.cluster.log_out(&token.logout).await;
+    let sid = match &token.logout {
+        Logout::Session(sid) => Some(sid),
+        _ => None,
+    };
+    if let Some(noted) = noted {
+        noted.session(sid, token.subject.as_ref(), user);
+    }
+    match kept {
+        Ok(()) => StatusCode::OK.into_response(),
+        Err(error) => {
+            api.validator.take_again(&token);
+            Problem::unavailable(error.to_string()).into_response()
+        }
+    }
 }
 
 /// The token of a request.

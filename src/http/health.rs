@@ -65,7 +65,9 @@ async fn unready(api: &Api) -> Option<&'static str> {
         );
     }
     if !api.context.store.is_healthy().await {
-        return Some("the database does not answer");
+        return Some(
+            "the database does not answer, or takes no changes: the log and `switchboard doctor` say more",
+        );
     }
     let closed = "Redis does not answer, and RATE_LIMIT_FAIL_MODE is closed";
     (!api.limits.serve()).then_some(closed)
@@ -77,7 +79,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>, request: Request<Body>)
         return Problem::too_many("Too many scrapes", wait).into_response();
     }
     api.limits.scrapes.count(address);
-    api.context.store.measure();
+    api.context.store.measure().await;
     api.context.audit.measure();
     let in_flight = i64::try_from(api.context.hub.in_flight()).unwrap_or(i64::MAX);
     api.metrics.ws.requests_in_flight.set(in_flight);

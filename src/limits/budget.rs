@@ -75,7 +75,8 @@ impl<K: Hash + Eq + Clone> Budget<K> {
 
     /// Clients whose budget is not full.
     pub(super) fn len(&self) -> usize {
-        self.limiter.as_ref().map_or(0, RateLimiter::len)
+        // Those who are refused have a budget too, unless other nodes alone have counted them.
+        self.limiter.as_ref().map_or(0, RateLimiter::len).max(self.refused.len())
     }
 
     /// Forgets the clients whose budget is full again.

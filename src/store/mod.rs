@@ -163,7 +163,7 @@ impl Store {
             found: schema,
         };
         store.metrics.up.set(1);
-        store.measure();
+        store.measure().await;
         Ok(store)
     }
 
@@ -198,14 +198,12 @@ impl Store {
         }
     }
 
-    /// Whether the database answers; a server of Postgres also says whether it takes changes.
+    /// Whether the database answers, and takes changes.
     pub(crate) async fn is_healthy(&self) -> bool {
-        let is_healthy = match &self.database {
+        match &self.database {
             Database::Sqlite(sqlite) => sqlite.is_healthy().await,
             Database::Postgres(postgres) => postgres.is_up(),
-        };
-        self.metrics.up.set(is_healthy.into());
-        is_healthy
+        }
     }
 
     /// How many statements of a kind may be wanted at once: those that run, or a few more where that is one, so
@@ -219,14 +217,12 @@ impl Store {
         most.max(LEAST_WANTED)
     }
 
-    /// Sets the gauges of the pools, and of what is taken of them.
-    pub(crate) fn measure(&self) {
+    /// Sets the gauges of the database, of the pools, and of what is taken of them.
+    pub(crate) async fn measure(&self) {
+        self.metrics.up.set(self.is_healthy().await.into());
         match &self.database {
             Database::Sqlite(sqlite) => self.measure_shares(sqlite.shares()),
-            Database::Postgres(postgres) => {
-                self.metrics.up.set(postgres.is_up().into());
-                self.measure_shares(&postgres.shares());
-            }
+            Database::Postgres(postgres) => self.measure_shares(&postgres.shares()),
         }
     }
 

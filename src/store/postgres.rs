@@ -97,6 +97,7 @@ impl Postgres {
             connect_timeout: config.connect_timeout,
             pooled,
             shares: Arc::clone(&shares),
+            numbered: Arc::clone(&is_numbered),
             up: told,
         };
         tasks.push(AbortOnDropHandle::new(tokio::spawn(watcher.run(primary))));
@@ -249,6 +250,8 @@ struct Watcher {
     connect_timeout: Duration,
     pooled: Pooled,
     shares: Arc<ArcSwap<Shares<sqlx::Postgres>>>,
+    /// Whether the audit trail has its integer key.
+    numbered: Arc<AtomicBool>,
     up: watch::Sender<bool>,
 }
 
@@ -276,7 +279,7 @@ impl Watcher {
                     }
                     primary = found;
                 }
-                Err(error) => primary = self.until_back(error).await,
+                Err(error) => primary = self.until_back(&error).await,
             }
         }
     }
@@ -284,31 +287,56 @@ impl Watcher {
     /// Asks the server; returns another connection where this one has ended.
     async fn look(&self, primary: &mut Primary) -> Result<Option<Primary>, ConnectError> {
         match timeout(PATIENCE, primary.look()).await {
-            Ok(Ok(())) => Ok(None),
-            // This connection alone may have ended, and another server may have been promoted.
-            Ok(Err(_)) => self.servers.connect(RECONNECT).await.map(Some),
-            Err(_) => Err(late(PATIENCE).into()),
+            Ok(Ok(())) => return Ok(None),
+            Ok(Err(_)) => {}
+            Err(_) => return Err(late(PATIENCE).into()),
+        }
+        // This connection alone may have ended, or another server may have been promoted.
+        let histories = self.histories();
+        match Primary::connect_to(&primary.options, RECONNECT, &histories).await {
+            Ok(found) => Ok(Some(found)),
+            Err(_) => self.servers.connect_to(RECONNECT, &histories).await.map(Some),
         }
     }
 
     /// Asks the server, and beside it whoever has its address now: that may be another server, while the old one
-    /// still answers on the connection.
+    /// still answers on the connection. The other servers of a list are not asked: one that comes back, and was
+    /// not told that it is no primary any more, would be taken for one.
     async fn look_anew(&self, primary: &mut Primary) -> Result<Option<Primary>, ConnectError> {
-        match tokio::join!(self.look(primary), self.servers.connect(PATIENCE)) {
+        let (options, histories) = (primary.options.clone(), self.histories());
+        let anew = Primary::connect_to(&options, PATIENCE, &histories);
+        match tokio::join!(self.look(primary), anew) {
             (_, Ok(found)) => Ok(Some(found)),
             // Changes on the old server may be lost.
-            (_, Err(error)) if error.is_read_only() => Err(error),
+            (_, Err(error @ (ConnectError::ReadOnly { .. } | ConnectError::Schema { .. }))) => {
+                Err(error)
+            }
             (asked, Err(_)) => asked,
         }
     }
 
-    async fn until_back(&self, error: ConnectError) -> Primary {
-        tracing::error!(%error, "the database is down; requests are refused until it takes changes");
+    /// What the server has to have: an empty one takes changes as well, and is not the one that is meant.
+    fn histories(&self) -> [History; 2] {
+        histories(self.numbered.load(Ordering::Relaxed))
+    }
+
+    async fn until_back(&self, error: &ConnectError) -> Primary {
+        let mut said = error.to_string();
+        tracing::error!(
+            error = said,
+            "the database is down; requests are refused until it takes changes"
+        );
         self.up.send_replace(false);
         let primary = loop {
             sleep(BEAT).await;
-            if let Ok(primary) = self.servers.connect(self.connect_timeout).await {
-                break primary;
+            let found = self.servers.connect_to(self.connect_timeout, &self.histories()).await;
+            let error = match found {
+                Ok(primary) => break primary,
+                Err(error) => error.to_string(),
+            };
+            if error != said {
+                tracing::error!(error, "the database is still down");
+                said = error;
             }
         };
         self.replace_pools(&primary);

@@ -10,6 +10,8 @@ use crate::auth::Logout;
 
 /// Logouts in one statement.
 const PAGE: usize = 1000;
+/// Logouts that are read at most: those that end last.
+const MOST: i64 = 200_000;
 /// Seconds for which a logout stays after its time: a clock that was set forward by mistake deletes nothing.
 const MARGIN: i64 = 86_400;
 
@@ -64,12 +66,15 @@ impl Store {
         let sql = self.either(
             "SELECT clock.now, logout, ends \
              FROM (SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER) AS now) AS clock \
-             LEFT JOIN revocations ON ends > clock.now / 1000 AND kept >= $1",
+             LEFT JOIN revocations ON ends > clock.now / 1000 AND kept >= $1 \
+             ORDER BY ends DESC LIMIT $2",
             "SELECT clock.now, logout, ends \
              FROM (SELECT (extract(epoch FROM clock_timestamp()) * 1000)::bigint AS now) AS clock \
-             LEFT JOIN revocations ON ends > clock.now / 1000 AND kept >= $1",
+             LEFT JOIN revocations ON ends > clock.now / 1000 AND kept >= $1 \
+             ORDER BY ends DESC LIMIT $2",
         );
-        let rows: Vec<Row> = statement!(self, Reads, Select, query_as(sql, since), fetch_all)?;
+        let rows: Vec<Row> =
+            statement!(self, Reads, Select, query_as(sql, since, MOST), fetch_all)?;
         let now = rows.first().map_or(0, |row| row.0);
         let mut logouts = Vec::new();
         for (_, logout, ends) in rows {
@@ -87,13 +92,21 @@ impl Store {
     /// Deletes logouts whose time is over; returns how many.
     pub(crate) async fn forget_logouts(&self) -> Result<usize, StoreError> {
         let sql = self.either(
-            "DELETE FROM revocations WHERE ends < unixepoch() - $1 RETURNING 1",
-            "DELETE FROM revocations \
-             WHERE ends < extract(epoch FROM clock_timestamp())::bigint - $1 RETURNING 1",
+            "DELETE FROM revocations WHERE logout IN \
+             (SELECT logout FROM revocations WHERE ends < unixepoch() - $1 LIMIT $2) RETURNING 1",
+            "DELETE FROM revocations WHERE logout IN (SELECT logout FROM revocations \
+             WHERE ends < extract(epoch FROM clock_timestamp())::bigint - $1 LIMIT $2) RETURNING 1",
         );
-        let gone: Vec<i32> =
-            statement!(self, Changes, Delete, query_scalar(sql, MARGIN), fetch_all)?;
-        Ok(gone.len())
+        let page = i64::try_from(PAGE).unwrap_or(i64::MAX);
+        let mut all = 0;
+        loop {
+            let gone: Vec<i32> =
+                statement!(self, Changes, Delete, query_scalar(sql, MARGIN, page), fetch_all)?;
+            all += gone.len();
+            if gone.len() < PAGE {
+                return Ok(all);
+            }
+        }
     }
 }
 

@@ -13,11 +13,17 @@ use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use sqlx::{ConnectOptions as _, PgConnection, postgres::PgConnectOptions};
 use tokio::time::{sleep, timeout};
 
-use super::OpenError;
+use super::{
+    OpenError,
+    postgres::migrations_run,
+    schema::{self, History},
+};
 use crate::config::{PostgresUrl, StoreConfig};
 
 /// Time that a server has to answer before the next one of the URL is asked too.
 const HEAD_START: Duration = Duration::from_millis(100);
+/// The shortest time for an attempt at the start.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest wait between attempts at the start.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
@@ -38,6 +44,14 @@ pub enum ConnectError {
         place: String,
         /// Whether it follows another server.
         standby: bool,
+    },
+    /// A server with other tables than this program's: an empty one, say.
+    #[error("{place}: {error}")]
+    Schema {
+        /// Its host and port.
+        place: String,
+        /// What is wrong with them.
+        error: Box<OpenError>,
     },
     /// Each server of the list failed.
     #[error("{}", listed(.0))]
@@ -60,7 +74,7 @@ fn reason(standby: &bool) -> &'static str {
 
 fn listed(attempts: &[Attempt]) -> String {
     let one = |Attempt { place, error }: &Attempt| match error {
-        ConnectError::ReadOnly { .. } => error.to_string(),
+        ConnectError::ReadOnly { .. } | ConnectError::Schema { .. } => error.to_string(),
         error => format!("{place}: {error}"),
     };
     attempts.iter().map(one).collect::<Vec<_>>().join("; ")
@@ -70,7 +84,7 @@ impl ConnectError {
     /// Whether every server answers, and none takes changes.
     pub(super) fn is_read_only(&self) -> bool {
         match self {
-            Self::Failed(_) => false,
+            Self::Failed(_) | Self::Schema { .. } => false,
             Self::ReadOnly { .. } => true,
             Self::All(attempts) => attempts.iter().all(|attempt| attempt.error.is_read_only()),
         }
@@ -85,7 +99,7 @@ impl ConnectError {
                 cause.code().is_some_and(|code| matches!(&*code, "57P01" | "57P03" | "53300"))
             }
             Self::Failed(_) => false,
-            Self::ReadOnly { .. } => true,
+            Self::ReadOnly { .. } | Self::Schema { .. } => true,
             Self::All(attempts) => attempts.iter().any(|attempt| attempt.error.passes()),
         }
     }
@@ -115,12 +129,21 @@ impl Servers {
     /// Connects to the first server that takes changes, or fails when the time is over. A server that does not
     /// answer holds up the next one for [`HEAD_START`] only.
     pub(super) async fn connect(&self, limit: Duration) -> Result<Primary, ConnectError> {
+        self.connect_to(limit, &[]).await
+    }
+
+    /// The same with the first server that has these histories too.
+    pub(super) async fn connect_to(
+        &self,
+        limit: Duration,
+        histories: &[History],
+    ) -> Result<Primary, ConnectError> {
         let mut attempts = FuturesUnordered::new();
         let mut wait = Duration::ZERO;
         for (i, options) in self.0.iter().enumerate() {
             attempts.push(async move {
                 sleep(wait).await;
-                (i, Primary::connect(options, limit.saturating_sub(wait)).await)
+                (i, Primary::connect_to(options, limit.saturating_sub(wait), histories).await)
             });
             wait += HEAD_START;
         }
@@ -158,7 +181,8 @@ impl Servers {
         let started = Instant::now();
         let mut pause = Duration::from_millis(100);
         loop {
-            let error = match self.connect(config.connect_timeout).await {
+            let left = config.start_timeout.saturating_sub(started.elapsed()).max(SHORTEST);
+            let error = match self.connect(config.connect_timeout.min(left)).await {
                 Ok(primary) => return Ok(primary),
                 Err(error) => error,
             };
@@ -170,18 +194,16 @@ impl Servers {
             let left = limit.saturating_sub(started.elapsed());
             if left.is_zero() {
                 let place = url.to_string();
-                return Err(match error {
-                    ConnectError::Failed(_) => OpenError::Unreachable { place, limit, error },
-                    _ => OpenError::NoPrimary { place, limit, error },
+                return Err(match error.is_read_only() {
+                    false => OpenError::Unreachable { place, limit, error },
+                    true => OpenError::NoPrimary { place, limit, error },
                 });
             }
             pause = pause.min(left);
             let retry_ms = pause.as_millis();
-            match error {
-                ConnectError::Failed(_) => {
-                    tracing::warn!(%error, retry_ms, "no answer from the database yet");
-                }
-                _ => tracing::warn!(%error, retry_ms, "the database takes no changes yet"),
+            match error.is_read_only() {
+                false => tracing::warn!(%error, retry_ms, "no answer from the database yet"),
+                true => tracing::warn!(%error, retry_ms, "the database takes no changes yet"),
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -210,9 +232,21 @@ pub(super) struct Primary {
 
 impl Primary {
     async fn connect(options: &PgConnectOptions, limit: Duration) -> Result<Self, ConnectError> {
+        Self::connect_to(options, limit, &[]).await
+    }
+
+    /// Connects to a server that takes changes and has these histories.
+    pub(super) async fn connect_to(
+        options: &PgConnectOptions,
+        limit: Duration,
+        histories: &[History],
+    ) -> Result<Self, ConnectError> {
         let connecting = async {
             let mut connection = options.connect().await.map_err(named)?;
             let started = look(&mut connection, options).await?;
+            if let Err(error) = check(&mut connection, histories).await {
+                return Err(ConnectError::Schema { place: place(options), error: Box::new(error) });
+            }
             Ok(Self { connection, options: options.clone(), started })
         };
         timeout(limit, connecting).await.unwrap_or_else(|_| Err(late(limit).into()))
@@ -245,6 +279,15 @@ pub(super) async fn look(
         true => Err(ConnectError::ReadOnly { place: place(options), standby }),
         false => Ok(started),
     }
+}
+
+/// Whether a server has all of these histories.
+async fn check(connection: &mut PgConnection, histories: &[History]) -> Result<(), OpenError> {
+    if histories.is_empty() {
+        return Ok(());
+    }
+    let runs = migrations_run(connection).await?;
+    schema::settle(connection, &runs, histories, false).await.map(drop)
 }
 
 /// Host and port, or the folder of the socket.

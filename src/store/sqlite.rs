@@ -20,7 +20,10 @@ use sqlx::{
     ConnectOptions, SqliteConnection, SqlitePool,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use tokio::{sync::Mutex, time::sleep};
+use tokio::{
+    sync::Mutex,
+    time::{sleep, timeout},
+};
 
 use super::{
     OpenError, Progress,
@@ -100,7 +103,7 @@ impl Sqlite {
         let sqlite =
             Self { shares, audit, file: file.to_owned(), health: Mutex::default(), reopen };
         // What is wrong is logged at once, and not when somebody asks.
-        sqlite.can_write(&mut *sqlite.health.lock().await);
+        sqlite.can_write(&mut *sqlite.health.lock().await).await;
         Ok((sqlite, schema))
     }
 
@@ -118,15 +121,20 @@ impl Sqlite {
         }
         // A table has to be read: `SELECT 1` is answered without the file.
         let answer = sqlx::query("SELECT id FROM author LIMIT 1").execute(&self.audit);
-        let read = matches!(tokio::time::timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)));
-        let healthy = read && self.can_write(&mut health);
+        let read = matches!(timeout(Duration::from_secs(1), answer).await, Ok(Ok(_)));
+        let healthy = read && self.can_write(&mut health).await;
         health.known = Some((Instant::now(), healthy));
         healthy
     }
 
     /// Whether this user may write the file. A change of that is logged.
-    fn can_write(&self, health: &mut Health) -> bool {
-        let unwritable = unwritable(&self.file);
+    async fn can_write(&self, health: &mut Health) -> bool {
+        let file = self.file.clone();
+        // A disk may not answer.
+        let looking = tokio::task::spawn_blocking(move || unwritable(&file));
+        let Ok(Ok(unwritable)) = timeout(Duration::from_secs(1), looking).await else {
+            return false;
+        };
         if unwritable != health.unwritable {
             match &unwritable {
                 Some(Unwritable { says, fix }) => {

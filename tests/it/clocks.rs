@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::support::{
     Client, Closed,
     faketime::WallClock,
+    issuer::Issuer,
     process::Process,
     redis::{self, Redis},
 };
@@ -80,6 +81,26 @@ async fn a_socket_whose_token_expired_by_a_step_of_the_clock_changes_nothing() {
     assert_eq!(client.until_closed().await.1, Closed::Code(4003));
     let authors = node.ask(Method::GET, "/authors", &later).await.json::<Value>().await.unwrap();
     assert_eq!(authors.as_array().unwrap().len(), 1, "{authors}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_a_step_of_the_clock_makes_too_old_are_fetched_at_once() {
+    let issuer = Issuer::start().await;
+    let url = issuer.url();
+    let node = Node::start(0, &[("OIDC_ISSUER", &url), ("OIDC_JWKS_LIFETIME", "5m")]);
+    let ready = async || node.ask(Method::GET, "/health/ready", "").await.status().as_u16();
+    until(async || ready().await == 200).await;
+    let before = issuer.key_sets();
+    node.clock.set(HOUR);
+    until(async || issuer.key_sets() > before && ready().await == 200).await;
+}
+
+async fn until(happened: impl AsyncFn() -> bool) {
+    let since = Instant::now();
+    while !happened().await {
+        assert!(since.elapsed() < Duration::from_secs(5), "it does not happen");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

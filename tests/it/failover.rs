@@ -20,6 +20,7 @@ use crate::{
         load::{Load, compare},
         postgres::Cluster,
         process::{Process, finish, run},
+        programs::free_port,
         rest::{add_author, refused},
     },
 };
@@ -177,6 +178,24 @@ async fn an_address_that_leaves_a_server_that_still_takes_changes_is_followed() 
     add_author(&server, "back").await;
     assert_eq!(authors(&first).await, ["before", "back"]);
     assert_eq!(status(&server, "/health/ready").await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn an_empty_server_that_comes_first_in_the_list_is_never_used() {
+    let (first, empty) = block_in_place(|| (Cluster::start(), Cluster::start()));
+    let address = Address::of(SocketAddr::from(([127, 0, 0, 1], free_port()))).await;
+    let server = server(&url(&[address.addr, first.addr()])).await;
+    add_author(&server, "before").await;
+    // As a server that is made anew after it was lost.
+    address.move_to(empty.addr());
+    block_in_place(|| first.stop("fast"));
+    until_ready_is(&server, 503, SOON).await;
+    sleep(Duration::from_millis(700)).await;
+    is_refused(&server, "between").await;
+    block_in_place(|| first.start_again());
+    until_ready_is(&server, 200, SOON).await;
+    add_author(&server, "after").await;
+    assert_eq!(authors(&first).await, ["before", "after"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

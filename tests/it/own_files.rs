@@ -162,6 +162,9 @@ async fn a_database_that_cannot_be_written_is_not_ready_until_it_is_mended() {
     let place = Unwritable::new();
     let process = place.start();
     let token = token(place.data.path(), &["--user", "ann"]);
+    let metrics = format!("http://{}/metrics", process.addr);
+    let metrics = reqwest::get(metrics).await.unwrap().text().await.unwrap();
+    assert!(metrics.contains("\ndb_up 0\n"), "a scrape says so before anybody asks for health");
     assert_eq!(get(&process, "/health/ready", "").await, 503);
     assert_eq!(get(&process, "/health/live", "").await, 200);
     assert_eq!(get(&process, "/authors", &token).await, 200);

@@ -119,7 +119,8 @@ async fn operators_are_served_while_limits_fail_closed_and_have_a_limit_of_the_n
 async fn a_redis_that_answers_and_takes_no_writes_is_away() {
     let redis = Redis::start();
     let settings = Settings::new((redis.url(), "readonly".into()));
-    let node = nodes(1, &settings, &[CLOSED, ("READY_AFTER", "200ms")]).await.remove(0);
+    // Longer than the time from one thing that a node asks Redis by itself to the next.
+    let node = nodes(1, &settings, &[CLOSED, ("READY_AFTER", "1500ms")]).await.remove(0);
     let token = node.token("ann");
     // As a master without its replicas, or one that a failover has made a replica.
     block_in_place(|| redis.command("CONFIG SET min-replicas-to-write 1"));

@@ -83,15 +83,11 @@ async fn without_its_provider_keys_are_trusted_until_they_are_too_old() {
 }
 
 #[tokio::test]
-async fn a_node_that_never_had_keys_is_not_ready_after_a_while() {
+async fn a_node_that_never_had_keys_is_not_ready() {
     let mut issuer = Issuer::start().await;
     issuer.down().await;
     let server = trusting(&issuer, &[]).await;
-    let since = Instant::now();
-    while is_ready(&server).await {
-        assert!(since.elapsed() < Duration::from_secs(10), "it stays ready");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    assert!(!is_ready(&server).await);
     issuer.up().await;
     until_status(&server, &issuer.token(json!({})), 200).await;
     assert!(is_ready(&server).await);

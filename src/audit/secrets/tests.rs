@@ -85,6 +85,7 @@ fn names_of_secrets_are_known_in_any_case_and_form() {
         "recovery_code",
         "compassToken",
         "discardPassword",
+        "surPassword",
     ] {
         assert!(is_secret(name), "{name}");
     }
