@@ -95,16 +95,6 @@ impl Reader<'_> {
                 }
             }
         }
-        if all && !only.is_empty() {
-            self.faults.push(format!(
-                "{name}: {text:?} is not allowed, * is all of them; allowed: * alone, or the others"
-            ));
-        }
-        if !all && only.is_empty() && text.contains(',') {
-            self.faults.push(format!(
-                "{name}: {text:?} is not allowed, it has no entry; allowed: entries, or nothing"
-            ));
-        }
         if all { AllowList::All } else { AllowList::Only(only) }
     }
 }
@@ -315,8 +305,6 @@ mod tests {
             (Kind::Origin, "https://%2A.example", "no host", "https://app.example.com"),
             (Kind::Origin, "https://a.example:http", "no port", "https://a.example:8443"),
             (Kind::Origin, "https://a..b", "between two dots", "https://a.b"),
-            (Kind::Origin, "*,https://a.example", "all of them", "* alone, or the others"),
-            (Kind::Host, ",", "no entry", "entries, or nothing"),
             (Kind::Host, "'a.example'", "no quotes", "a.example"),
             (Kind::Host, "https://a.example/", "no scheme", "a.example"),
             (Kind::Host, "a.example/chat", "no path", "a.example"),
