@@ -97,7 +97,7 @@ impl Postgres {
             connect_timeout: config.connect_timeout,
             pooled,
             shares: Arc::clone(&shares),
-            numbered: Arc::clone(&is_numbered),
+            histories: histories(false),
             up: told,
         };
         tasks.push(AbortOnDropHandle::new(tokio::spawn(watcher.run(primary))));
@@ -250,8 +250,8 @@ struct Watcher {
     connect_timeout: Duration,
     pooled: Pooled,
     shares: Arc<ArcSwap<Shares<sqlx::Postgres>>>,
-    /// Whether the audit trail has its integer key.
-    numbered: Arc<AtomicBool>,
+    /// What a server has to have: an empty one takes changes as well, and is not the one that is meant.
+    histories: [History; 2],
     up: watch::Sender<bool>,
 }
 
@@ -292,10 +292,9 @@ impl Watcher {
             Err(_) => return Err(late(PATIENCE).into()),
         }
         // This connection alone may have ended, or another server may have been promoted.
-        let histories = self.histories();
-        match Primary::connect_to(&primary.options, RECONNECT, &histories).await {
+        match Primary::connect_to(&primary.options, RECONNECT, &self.histories).await {
             Ok(found) => Ok(Some(found)),
-            Err(_) => self.servers.connect_to(RECONNECT, &histories).await.map(Some),
+            Err(_) => self.servers.connect_to(RECONNECT, &self.histories).await.map(Some),
         }
     }
 
@@ -303,8 +302,8 @@ impl Watcher {
     /// still answers on the connection. The other servers of a list are not asked: one that comes back, and was
     /// not told that it is no primary any more, would be taken for one.
     async fn look_anew(&self, primary: &mut Primary) -> Result<Option<Primary>, ConnectError> {
-        let (options, histories) = (primary.options.clone(), self.histories());
-        let anew = Primary::connect_to(&options, PATIENCE, &histories);
+        let options = primary.options.clone();
+        let anew = Primary::connect_to(&options, PATIENCE, &self.histories);
         match tokio::join!(self.look(primary), anew) {
             (_, Ok(found)) => Ok(Some(found)),
             // Changes on the old server may be lost.
@@ -313,11 +312,6 @@ impl Watcher {
             }
             (asked, Err(_)) => asked,
         }
-    }
-
-    /// What the server has to have: an empty one takes changes as well, and is not the one that is meant.
-    fn histories(&self) -> [History; 2] {
-        histories(self.numbered.load(Ordering::Relaxed))
     }
 
     async fn until_back(&self, error: &ConnectError) -> Primary {
@@ -329,7 +323,7 @@ impl Watcher {
         self.up.send_replace(false);
         let primary = loop {
             sleep(BEAT).await;
-            let found = self.servers.connect_to(self.connect_timeout, &self.histories()).await;
+            let found = self.servers.connect_to(self.connect_timeout, &self.histories).await;
             let error = match found {
                 Ok(primary) => break primary,
                 Err(error) => error.to_string(),

@@ -90,6 +90,15 @@ impl ConnectError {
         }
     }
 
+    /// Whether no server answered in time.
+    fn is_late(&self) -> bool {
+        match self {
+            Self::Failed(sqlx::Error::Io(cause)) => cause.kind() == io::ErrorKind::TimedOut,
+            Self::All(attempts) => attempts.iter().all(|attempt| attempt.error.is_late()),
+            _ => false,
+        }
+    }
+
     /// Whether a server is not there yet, starts, has no connection left, or may be promoted.
     fn passes(&self) -> bool {
         match self {
@@ -180,12 +189,15 @@ impl Servers {
     ) -> Result<Primary, OpenError> {
         let started = Instant::now();
         let mut pause = Duration::from_millis(100);
+        let mut before = None;
         loop {
             let left = config.start_timeout.saturating_sub(started.elapsed()).max(SHORTEST);
             let error = match self.connect(config.connect_timeout.min(left)).await {
                 Ok(primary) => return Ok(primary),
                 Err(error) => error,
             };
+            // The last attempt has little time, and may say less than the one before.
+            let error = before.take().filter(|_| error.is_late()).unwrap_or(error);
             // A wrong password does not become right, nor a certificate that nobody vouches for.
             if !error.passes() {
                 return Err(error.into());
@@ -205,6 +217,7 @@ impl Servers {
                 false => tracing::warn!(%error, retry_ms, "no answer from the database yet"),
                 true => tracing::warn!(%error, retry_ms, "the database takes no changes yet"),
             }
+            before = Some(error);
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
         }

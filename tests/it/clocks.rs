@@ -98,7 +98,7 @@ async fn keys_that_a_step_of_the_clock_makes_too_old_are_fetched_at_once() {
 async fn until(happened: impl AsyncFn() -> bool) {
     let since = Instant::now();
     while !happened().await {
-        assert!(since.elapsed() < Duration::from_secs(5), "it does not happen");
+        assert!(since.elapsed() < Duration::from_secs(20), "it does not happen");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -184,6 +184,8 @@ async fn a_step_of_a_nodes_clock_makes_none_of_its_connections_older() {
     let [right, steps] = nodes(&redis.url(), "older", &data, [0, 0]);
     let token = |user| right.token(user, DAY);
     let _first = right.client(&token("first")).await;
+    // Nodes know Redis' time but for the way there.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     let _second = steps.client(&token("second")).await;
     steps.clock.set(HOUR);
     // Both enter their connections again.
