@@ -28,14 +28,16 @@ pub(super) const ISSUER: &str = "switchboard-dev";
 const KEY_ID: &str = "dev";
 const ALGORITHM: Algorithm = Algorithm::ES256;
 /// The claim that names the key itself: the `kid` of all development keys is the same.
-const KEY_CLAIM: &str = "dev_key";
+const KEY_CLAIM: &str = "key";
+/// Letters of its name: enough to tell keys apart, and each costs where a token is looked up.
+const KEY_NAME: usize = 6;
 
 /// Signs development tokens.
 pub struct DevIssuer {
     key: EncodingKey,
     client_id: String,
     /// The name of the public key.
-    thumbprint: String,
+    name: String,
     is_new: bool,
 }
 
@@ -65,10 +67,9 @@ impl DevIssuer {
         let key = EncodingKey::from_ec_pem(&pem).map_err(|error| {
             io::Error::other(format!("this is no EC private key in PKCS#8 PEM form: {error}"))
         })?;
-        let thumbprint = Jwk::from_encoding_key(&key, ALGORITHM)
-            .and_then(|public| public.thumbprint(ThumbprintHash::SHA256))
-            .map_err(io::Error::other)?;
-        Ok(Self { key, client_id: client_id.to_owned(), thumbprint, is_new: false })
+        let public = Jwk::from_encoding_key(&key, ALGORITHM).map_err(io::Error::other)?;
+        let name = name_of(&public).map_err(io::Error::other)?;
+        Ok(Self { key, client_id: client_id.to_owned(), name, is_new: false })
     }
 
     /// A token for a user. The subject is derived from the name, so that nodes agree on it.
@@ -79,11 +80,11 @@ impl DevIssuer {
             "azp": self.client_id,
             "typ": "Bearer",
             "sub": Uuid::new_v5(&Uuid::NAMESPACE_DNS, username.as_bytes()),
-            "jti": Uuid::new_v4(),
+            "jti": Uuid::new_v4().simple().to_string(),
             "preferred_username": username,
             "iat": now.as_secs(),
             "exp": (now + ttl).as_secs(),
-            KEY_CLAIM: self.thumbprint,
+            KEY_CLAIM: self.name,
             "resource_access": { self.client_id.as_str(): { "roles": roles } },
         });
         self.sign(&claims)
@@ -102,10 +103,17 @@ impl DevIssuer {
     }
 }
 
+/// The beginning of the thumbprint, as RFC 7638 has it.
+fn name_of(key: &Jwk) -> jsonwebtoken::errors::Result<String> {
+    let mut name = key.thumbprint(ThumbprintHash::SHA256)?;
+    name.truncate(KEY_NAME);
+    Ok(name)
+}
+
 /// Whether a token, whose signature does not fit a key, says that it was signed with another development key.
 pub(super) fn is_of_other_key(token: &str, key: &Jwk) -> bool {
     let Ok(token) = insecure_decode::<serde_json::Value>(token) else { return false };
-    let ours = key.thumbprint(ThumbprintHash::SHA256).ok();
+    let ours = name_of(key).ok();
     let named = token.claims.get(KEY_CLAIM).and_then(serde_json::Value::as_str);
     named.is_some() && named != ours.as_deref()
 }
