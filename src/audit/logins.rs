@@ -6,10 +6,11 @@
 
 use std::{
     collections::{HashSet, VecDeque},
-    hash::{BuildHasher, RandomState},
+    hash::BuildHasher,
     sync::{Arc, Mutex, PoisonError},
 };
 
+use foldhash::{fast, quality::RandomState};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -69,13 +70,13 @@ pub(super) struct Sessions {
 
 #[derive(Default)]
 struct Seen {
-    known: HashSet<u64>,
+    known: HashSet<u64, fast::RandomState>,
     order: VecDeque<u64>,
 }
 
 impl Sessions {
     pub(super) fn new() -> Self {
-        Self { bound: BOUND, hasher: RandomState::new(), seen: Mutex::default() }
+        Self { bound: BOUND, hasher: RandomState::default(), seen: Mutex::default() }
     }
 
     fn hash(&self, identity: &Identity, name: &Name<'_>) -> u64 {
