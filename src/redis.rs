@@ -76,8 +76,8 @@ pub(crate) struct Redis {
     outage: Outage,
 }
 
-/// Since when limits cannot be asked, which takes a script. A sign of life ends no outage: a Redis that may only be
-/// read answers those.
+/// Since when limits cannot be asked, which takes a script that writes. Nothing else ends an outage: a Redis that
+/// takes no writes answers all that only reads.
 struct Outage {
     begun: Instant,
     /// Milliseconds from `begun` to the first failure after the last success; [`NONE`](Self::NONE), or
@@ -279,11 +279,8 @@ impl Redis {
         let run = async { timeout(COMMAND, run).await.unwrap_or_else(late) };
         let result = self.timed(operation, run).await;
         match result {
-            // Else it is a connection that may be given up before it is shared. And a Redis that takes no writes
-            // still tells the time.
-            Ok(_) if self.is_connected() && operation != RedisOperation::Clock => {
-                self.outage.ended();
-            }
+            // Else it is a connection that may be given up before it is shared.
+            Ok(_) if self.is_connected() && operation.writes() => self.outage.ended(),
             Ok(_) => {}
             Err(_) => self.outage.failed(),
         }

@@ -330,6 +330,13 @@ label!(
     }
 );
 
+impl RedisOperation {
+    /// Whether a script of it may write.
+    pub(crate) fn writes(self) -> bool {
+        !matches!(self, Self::Connections | Self::Clock)
+    }
+}
+
 /// The series of Redis, which stay at 0 without one.
 #[derive(Clone)]
 pub(crate) struct RedisMetrics {

@@ -125,7 +125,17 @@ async fn a_redis_that_answers_and_takes_no_writes_is_away() {
     // As a master without its replicas, or one that a failover has made a replica.
     block_in_place(|| redis.command("CONFIG SET min-replicas-to-write 1"));
     refused(get(&node, &token).await, 503, "unavailable").await;
-    until_ready(node.addr, false).await;
+    within("outage", async {
+        while ready(node.addr).await.0 != 503 {
+            // What only reads is answered all the while.
+            assert_eq!(
+                ask(&node, node.addr, Method::GET, "/admin/connections").await.status(),
+                200
+            );
+            sleep(Duration::from_millis(100)).await;
+        }
+    })
+    .await;
     assert_eq!(node.metric("redis_connected").await, 1.0);
     block_in_place(|| redis.command("CONFIG SET min-replicas-to-write 0"));
     within("answer", async { while get(&node, &token).await.status() != 200 {} }).await;
