@@ -38,18 +38,19 @@ pub(crate) fn make_file(file: &Path) -> io::Result<()> {
 /// Takes the rights of other users away from a folder and from files; returns those that others can still use.
 /// A folder that has more than our files keeps its rights: other programs may need them.
 pub(crate) fn tighten(folder: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
-    let files = files.iter().map(|file| (&**file, !is_of_another(file, folder)));
-    let all = files.chain([(folder, !is_shared(folder))]);
-    all.filter(|(path, ours)| is_open(path) && !(*ours && close(path)))
-        .map(|(path, _)| path.to_owned())
-        .collect()
+    open_but_for(folder, files, close)
 }
 
 /// Those that others can use and that [`tighten`] cannot change.
 pub(crate) fn left_open(folder: &Path, files: &[PathBuf]) -> Vec<PathBuf> {
+    open_but_for(folder, files, is_own)
+}
+
+/// Those that others can use, but for those of ours that are `mended`.
+fn open_but_for(folder: &Path, files: &[PathBuf], mended: fn(&Path) -> bool) -> Vec<PathBuf> {
     let files = files.iter().map(|file| (&**file, !is_of_another(file, folder)));
     let all = files.chain([(folder, !is_shared(folder))]);
-    all.filter(|(path, ours)| is_open(path) && !(*ours && is_own(path)))
+    all.filter(|(path, ours)| is_open(path) && !(*ours && mended(path)))
         .map(|(path, _)| path.to_owned())
         .collect()
 }

@@ -131,8 +131,8 @@ impl Keys {
         fetched.as_ref().filter(|fetched| self.shared.is_current(fetched))?.keys.get(kid)
     }
 
-    /// Whether tokens can be checked: there are keys, and they are not too old. If they are, they are asked for: the
-    /// clock may have been set, and a node that is not ready gets no tokens that would ask.
+    /// Whether tokens can be checked: there are keys, and they are not too old. Keys that are too old are fetched now:
+    /// the clock may have been set, and a node that is not ready gets no token whose check would fetch them.
     pub(super) fn are_usable(&self) -> bool {
         let fetched = self.shared.fetched.load();
         let Some(fetched) = &*fetched else { return false };

@@ -39,12 +39,9 @@ pub(super) async fn logout(State(api): State<Arc<Api>>, request: Request<Body>) 
         }
         None => match read(&api, request).await {
             // To its end, also where the provider hangs up: a token that was not kept may come again.
-            Ok(token) => match traces::spawn(end(Arc::clone(&api), token, noted)).await {
-                Ok(answer) => answer,
-                // The panic hook has logged it.
-                Err(_) => Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal())
-                    .into_response(),
-            },
+            Ok(token) => traces::spawn(end(Arc::clone(&api), token, noted))
+                .await
+                .unwrap_or_else(|_| Problem::internal().into_response()),
             Err(problem) => {
                 if problem.status().is_client_error() {
                     api.limits.backchannel.count(address);

@@ -136,10 +136,7 @@ pub(super) async fn logout(
         }
         Ok(StatusCode::NO_CONTENT)
     };
-    traces::spawn(ending).await.unwrap_or_else(|_| {
-        // The panic hook has logged it.
-        Err(Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal()))
-    })
+    traces::spawn(ending).await.unwrap_or_else(|_| Err(Problem::internal()))
 }
 
 const ENDED: &str = "The refresh token is not valid, or its session has ended";

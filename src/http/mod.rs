@@ -209,8 +209,7 @@ fn finish(routes: Router, api: &Arc<Api>) -> Router {
             let metrics = Arc::clone(&api.metrics);
             move |_| {
                 metrics.errors.panicked("http");
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal())
-                    .into_response()
+                Problem::internal().into_response()
             }
         }))
         .layer(from_fn_with_state(Arc::clone(api), observe::observe))

@@ -28,6 +28,11 @@ impl Problem {
         Self { status, body: Box::new(body), header: None }
     }
 
+    /// A panic: the hook has logged it.
+    pub(super) fn internal() -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, ErrorBody::internal())
+    }
+
     pub(super) fn status(&self) -> StatusCode {
         self.status
     }
