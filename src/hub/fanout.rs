@@ -90,7 +90,7 @@ impl Hub {
     fn run(self: &Arc<Self>, mut waiting: MutexGuard<'_, Waiting>) {
         if !mem::replace(&mut waiting.running, true) {
             drop(waiting);
-            let running = Running { hub: Arc::clone(self), done: false };
+            let running = Running { hub: Arc::clone(self), delivers: false };
             spawn(running.deliver());
         }
     }
@@ -110,11 +110,13 @@ impl Hub {
 /// Delivers until nothing waits.
 struct Running {
     hub: Arc<Hub>,
-    done: bool,
+    /// Not before it begins, while it waits, and at its end: a panic then is none of its own.
+    delivers: bool,
 }
 
 impl Running {
     async fn deliver(mut self) {
+        self.delivers = true;
         while let Some((push, to)) = self.next() {
             let recipients = self.hub.recipients(&to);
             for chunk in recipients.chunks(CHUNK) {
@@ -122,7 +124,9 @@ impl Running {
                     self.hub.deliver(outbox, &push);
                 }
                 // Also after the last: many small pushes would fill the lane of a client that is quick enough.
+                self.delivers = false;
                 yield_now().await;
+                self.delivers = true;
             }
         }
     }
@@ -130,8 +134,8 @@ impl Running {
     fn next(&mut self) -> Option<(Push, Recipients)> {
         let mut waiting = self.hub.fanout.waiting();
         let next = waiting.pushes.pop_front();
-        self.done = next.is_none();
-        waiting.running = !self.done;
+        self.delivers = next.is_some();
+        waiting.running = self.delivers;
         waiting.bytes -= next.as_ref().map_or(0, |(push, _)| push.bytes());
         drop(waiting);
         self.hub.fanout.taken.notify_waiters();
@@ -142,7 +146,7 @@ impl Running {
 /// After a panic another one goes on. At the end of the server nobody does.
 impl Drop for Running {
     fn drop(&mut self) {
-        if !self.done && thread::panicking() {
+        if self.delivers && thread::panicking() {
             let mut waiting = self.hub.fanout.waiting();
             waiting.running = false;
             if !waiting.pushes.is_empty() {

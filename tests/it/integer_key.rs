@@ -218,6 +218,27 @@ async fn create_author(process: &Process, place: &Place, name: &str) -> u16 {
 /// The column in which rows are numbered.
 const COLUMN: &str = "SELECT attname::text FROM pg_attribute
     WHERE attname = 'number' AND attrelid = 'user_actions'::regclass";
+/// How numbering is held where a process is to be killed, what is true there, and how it is let go.
+type Hold = (&'static str, &'static str, &'static str);
+/// After the first rows.
+const FIRST_ROWS: Hold = (
+    "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS
+        'BEGIN PERFORM pg_advisory_xact_lock(1); RETURN NEW; END';
+     DO $$ BEGIN EXECUTE format(
+        'CREATE TRIGGER hold BEFORE UPDATE ON user_actions FOR EACH ROW WHEN (NEW.timestamp > %L)
+         EXECUTE FUNCTION hold()', now() - interval '25000 seconds'); END $$;
+     SELECT pg_advisory_lock(1)",
+    "SELECT count(*) / 3000 FROM user_actions
+     WHERE number IS NOT NULL AND timestamp < now() - interval '1 hour'",
+    "SELECT pg_advisory_unlock(1); DROP TRIGGER hold ON user_actions; DROP FUNCTION hold",
+);
+/// With an index half built: it waits for older snapshots.
+const INDEX: Hold = (
+    "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1",
+    "SELECT count(*) FROM pg_class WHERE relname = 'user_actions_number'",
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+     WHERE datname = current_database() AND query LIKE 'CREATE UNIQUE INDEX%'; ROLLBACK",
+);
 /// Rows of a node of this release.
 const ROWS: &str = "SELECT count(*) FROM user_actions WHERE resource = '/authors'";
 
@@ -229,17 +250,15 @@ async fn a_long_trail_is_numbered_while_both_releases_write_and_processes_are_ki
     let settings = [("DATABASE_URL", &*place.url), ("AUDIT_BATCH_TIMEOUT", "100ms")];
     let upgrade = async {
         // Killed with a part of the rows numbered, and while an index is built.
-        let done = [
-            "SELECT count(*) FROM user_actions WHERE number IS NOT NULL AND timestamp < now() - interval '1 hour'",
-            "SELECT count(*) * 9999 FROM pg_class WHERE relname = 'user_actions_number'",
-        ];
-        for (i, done) in (0..).zip(done) {
+        for (i, (hold, done, release)) in (0..).zip([FIRST_ROWS, INDEX]) {
+            let mut holder = PgConnection::connect(&place.url).await.unwrap();
+            holder.execute(hold).await.unwrap();
             let process = block_in_place(|| Process::start(place.data.path(), &settings));
             assert_eq!(create_author(&process, &place, &format!("Ann {i}")).await, 201);
             let since = Instant::now();
             // The column is not there at once.
             while place.execute(COLUMN).await.is_empty()
-                || number(&place, done).await < 3000
+                || number(&place, done).await == 0
                 || number(&place, ROWS).await <= i
             {
                 assert!(since.elapsed() < PATIENCE);
@@ -247,6 +266,7 @@ async fn a_long_trail_is_numbered_while_both_releases_write_and_processes_are_ki
             }
             process.signal("-KILL");
             assert_eq!(block_in_place(|| process.end()).code, None);
+            holder.execute(release).await.unwrap();
             assert!(!place.is_numbered().await);
         }
         let ran = block_in_place(|| run(&["migrate"], &place.settings()));

@@ -69,6 +69,22 @@ async fn every_connection_has_the_pushes_in_the_order_in_which_they_were_accepte
     assert_eq!(hub.fanout.waiting().bytes, 0);
 }
 
+/// A panic that is none of its own ends the runtime with pushes waiting.
+#[test]
+fn nobody_goes_on_when_a_panic_ends_the_runtime() {
+    let server = std::thread::spawn(|| {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(async {
+            let (hub, _outboxes) = hub(CONNECTIONS);
+            (0..3).for_each(|i| hub.push(push(i), Recipients::All { except: None }));
+            yield_now().await;
+            panic!("of the test");
+        });
+    });
+    let ended = server.join().unwrap_err();
+    assert_eq!(ended.downcast_ref(), Some(&"of the test"));
+}
+
 #[tokio::test]
 async fn a_change_waits_to_begin_while_too_many_pushes_are_on_their_way() {
     let (hub, _outboxes) = hub(CONNECTIONS);
