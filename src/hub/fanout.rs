@@ -110,7 +110,7 @@ impl Hub {
 /// Delivers until nothing waits.
 struct Running {
     hub: Arc<Hub>,
-    /// Not before it begins, while it waits, and at its end: a panic then is none of its own.
+    /// True while it runs. A panic at any other time is not its own.
     delivers: bool,
 }
 
@@ -143,7 +143,7 @@ impl Running {
     }
 }
 
-/// After a panic another one goes on. At the end of the server nobody does.
+/// After a panic of its own, a new task delivers the rest. When the runtime ends, none does.
 impl Drop for Running {
     fn drop(&mut self) {
         if self.delivers && thread::panicking() {

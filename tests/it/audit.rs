@@ -35,7 +35,7 @@ fn what(row: &Value) -> Value {
 }
 
 async fn a_change_over_websocket_is_a_row_with_all_that_is_known(database: Database) {
-    // Not in a hurry: what is late goes to the spool.
+    // With a short AUDIT_BATCH_TIMEOUT, a late row would go to the spool.
     let server = database.server(&[]).await;
     let headers = [("user-agent", "tests/1"), ("x-correlation-id", "of-the-upgrade")];
     let mut client = Client::try_open(server.addr, "/web", &headers).await.unwrap();

@@ -38,7 +38,7 @@ async fn a_user_with_many_connections_leaves_places_to_others() {
     for _ in 0..5 {
         let mut client = server.client("ann").await;
         ask(&mut client, GATE, 16).await;
-        // One at first: two that begin at the same time may have a place too many.
+        // The first connection alone: two requests that begin at the same time may take a place too many.
         gate.until_begun(6).await;
         of_ann.push(client);
     }

@@ -218,7 +218,7 @@ async fn create_author(process: &Process, place: &Place, name: &str) -> u16 {
 /// The column in which rows are numbered.
 const COLUMN: &str = "SELECT attname::text FROM pg_attribute
     WHERE attname = 'number' AND attrelid = 'user_actions'::regclass";
-/// How numbering is held where a process is to be killed, what is true there, and how it is let go.
+/// Three statements: one stops numbering at a point, one counts above 0 once it is there, one lets it go on.
 type Hold = (&'static str, &'static str, &'static str);
 /// After the first rows.
 const FIRST_ROWS: Hold = (

@@ -31,8 +31,8 @@ async fn fail(node: &TestServer, from: &str) -> u16 {
     get(node, from, "garbage").await.status().as_u16()
 }
 
-/// Waits until a node refuses even a good token of an address: it fails no more, so that nothing is counted. A
-/// new one each time: the node would let a token in that it knows.
+/// Waits until a node refuses even a good token of an address: a good token counts no failure. It is a new
+/// token each time, since the node lets in a token that it knows.
 async fn until_refused(node: &TestServer, from: &str) {
     let refused = async {
         while get(node, from, &node.token("ann")).await.status() != 429 {

@@ -69,7 +69,7 @@ async fn every_connection_has_the_pushes_in_the_order_in_which_they_were_accepte
     assert_eq!(hub.fanout.waiting().bytes, 0);
 }
 
-/// A panic that is none of its own ends the runtime with pushes waiting.
+/// A panic elsewhere ends the runtime while pushes wait.
 #[test]
 fn nobody_goes_on_when_a_panic_ends_the_runtime() {
     let server = std::thread::spawn(|| {
